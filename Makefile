@@ -1,0 +1,60 @@
+# Every target prints what it does. `demo`, `test`, `check` and `bench` set up first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+STAMP  := $(VENV)/.overspill-setup
+PACKAGES := rabbitmq-server mosquitto mosquitto-clients dataset-fashion-mnist
+
+.PHONY: help setup system demo test check bench lock clean
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: system $(STAMP) ## install missing apt packages and the locked Python environment
+
+system:
+	@echo "==> system packages: $(PACKAGES)"
+	@deploy/install-system-packages.sh $(PACKAGES)
+
+$(STAMP): requirements/dev.lock requirements/setup.lock pyproject.toml
+	@echo "==> Python environment in $(VENV), from requirements/dev.lock"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/setup.lock
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## the whole system on real images; ARGS='--json FILE' for a script
+	@echo "==> overspill demo $(ARGS)"
+	@$(BIN)/overspill demo $(ARGS)
+
+test: setup ## all tests; ARGS='tests/unit' for some
+	@echo "==> pytest $(ARGS)"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## format, lint, types and the import contracts
+	@echo "==> ruff format, ruff check, mypy, lint-imports"
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup ## every benchmark, each beside its limit
+	@for name in path local pool; do \
+		echo "==> python -m benchmarks.$$name $(ARGS)"; \
+		$(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes \
+	--no-emit-find-links --custom-compile-command "make lock" pyproject.toml
+lock: $(STAMP) ## resolve pyproject.toml into requirements/*.lock
+	@echo "==> requirements/*.lock"
+	@$(UV_COMPILE) --extra all --group dev -o requirements/dev.lock
+	@for extra in edge cloud fleet; do \
+		$(UV_COMPILE) --extra $$extra -c requirements/dev.lock -o requirements/$$extra.lock; done
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-find-links \
+		--custom-compile-command "make lock" requirements/setup.in -o requirements/setup.lock
+
+clean: ## remove the environment, caches and what the demo left
+	@echo "==> removing $(VENV), caches and build output"
+	@rm -rf $(VENV) .overspill build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,131 @@
+"""What a bundle says of itself. Pure: parsed bytes in, validated values out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+MANIFEST_FILE: Final = "manifest.json"
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Version = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+FileName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ManifestError(ValueError):
+    """The manifest cannot be used; says which field and why."""
+
+
+class Part(BaseModel):
+    """A frozen part of a manifest; unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ImageRecipe(Part):
+    """How an encoded image becomes the tensor `input`.
+
+    Decoded, converted to `channels` (1 grey, 3 RGB), resized (bilinear) to
+    `height` × `width`, then `pixel * scale + offset` as float32 of shape
+    [1, height, width, channels].
+    """
+
+    kind: Literal["image"] = "image"
+    input: str
+    width: Annotated[int, Field(ge=1, le=8192)]
+    height: Annotated[int, Field(ge=1, le=8192)]
+    channels: Literal[1, 3]
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+class Decision(Part):
+    """How an answer and its confidence are read from one output.
+
+    `score` over the output: `max_softmax`, `margin` or `entropy` (1 − normalised
+    entropy), all in 0..1 and higher is surer; `value` takes the output's first item as the
+    confidence itself. An answer under `threshold` is hard.
+    """
+
+    output: str
+    activation: Literal["logits", "probabilities"] = "logits"
+    score: Literal["max_softmax", "margin", "entropy", "value"] = "max_softmax"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Limits(Part):
+    """Above these a request is oversized for the edge model."""
+
+    max_payload_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    max_pixels: Annotated[int, Field(ge=1)] = 4_000_000
+
+
+class Golden(Part):
+    """Inputs and outputs a bundle must reproduce before it may serve.
+
+    The `.npz` holds `in_{input}` and `out_{output}` arrays with the examples along
+    the first axis; each is run one at a time.
+    """
+
+    file: FileName
+    tolerance: Annotated[float, Field(ge=0)] = 0.05
+
+
+class FileEntry(Part):
+    """One file of the bundle, as packed."""
+
+    sha256: Digest
+    size_bytes: Annotated[int, Field(ge=0)]
+
+
+class Manifest(Part):
+    """A model version: what it is, how to feed it, how to read it, when to doubt it."""
+
+    format: Literal[1]
+    name: Name
+    version: Version
+    model_file: FileName
+    task: Literal["classify", "detect", "other"] = "other"
+    preprocess: ImageRecipe | None = None
+    labels: list[str] = Field(default_factory=list)
+    decision: Decision | None = None
+    limits: Limits = Field(default_factory=Limits)
+    golden: Golden | None = None
+    files: dict[FileName, FileEntry] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_are_files(self) -> Self:
+        if self.model_file == MANIFEST_FILE:
+            raise ValueError("model_file cannot be the manifest")
+        return self
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        ManifestError: too long, not JSON, or a field is missing or wrong.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(
+            f"manifest of {len(data)} bytes is over {MAX_MANIFEST_BYTES}"
+        )
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "manifest"
+        raise ManifestError(f"{where}: {fault['msg']}") from error

@@ -1,0 +1,211 @@
+"""The signed statement of one packed bundle: its digest and those of its chunks.
+
+Nothing of a bundle is unpacked before its seal was opened with a trusted key, and
+no chunk is kept whose digest the seal does not name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
+
+from bundle.manifest import Digest, Name, Version
+from bundle.trust import (
+    TrustedKeys,
+    Untrusted,
+    open_document,
+    read_document,
+    sign_document,
+)
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+CHUNK_BYTES: Final = 128 * 1024
+MIN_CHUNK_BYTES: Final = 1024
+MAX_CHUNK_BYTES: Final = 1024 * 1024
+MAX_PACKED_BYTES: Final = 640 * 1024 * 1024
+MAX_CHUNKS: Final = 16 * 1024
+MAX_SEAL_BYTES: Final = 2 * 1024 * 1024
+
+
+class SealRejected(ValueError):
+    """A seal, or what it should seal, cannot be trusted; says why."""
+
+
+class Seal(BaseModel):
+    """What a packed bundle is, down to the digest of each chunk.
+
+    Chunk `i` is the bytes `[i * chunk_bytes, (i + 1) * chunk_bytes)` of the packed
+    file; the last may be shorter.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: Literal["overspill.seal"] = "overspill.seal"
+    format: Literal[1] = 1
+    name: Name
+    version: Version
+    size_bytes: Annotated[StrictInt, Field(ge=1, le=MAX_PACKED_BYTES)]
+    sha256: Digest
+    chunk_bytes: Annotated[StrictInt, Field(ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)] = (
+        CHUNK_BYTES
+    )
+    chunks: Annotated[tuple[Digest, ...], Field(max_length=MAX_CHUNKS)]
+
+    @model_validator(mode="after")
+    def _chunks_cover(self) -> Self:
+        want = -(-self.size_bytes // self.chunk_bytes)
+        if len(self.chunks) != want:
+            raise ValueError(
+                f"{self.size_bytes} bytes make {want} chunks of {self.chunk_bytes}, "
+                f"but {len(self.chunks)} are listed"
+            )
+        return self
+
+    def chunk_span(self, index: int) -> tuple[int, int]:
+        """Where chunk `index` lies in the packed file: offset and length in bytes.
+
+        Raises:
+            SealRejected: there is no such chunk.
+        """
+        if not 0 <= index < len(self.chunks):
+            raise SealRejected(
+                f"{self.name} {self.version} has chunks 0 to {len(self.chunks) - 1}, "
+                f"not {index}"
+            )
+        offset = index * self.chunk_bytes
+        return offset, min(self.chunk_bytes, self.size_bytes - offset)
+
+    def check_chunk(self, index: int, data: bytes) -> None:
+        """Return if `data` is chunk `index`.
+
+        Raises:
+            SealRejected: no such chunk, wrong length or wrong digest.
+        """
+        _, length = self.chunk_span(index)
+        if len(data) != length:
+            raise SealRejected(
+                f"chunk {index} of {self.name} {self.version} has {length} bytes, "
+                f"got {len(data)}"
+            )
+        if hashlib.sha256(data).hexdigest() != self.chunks[index]:
+            raise SealRejected(
+                f"chunk {index} of {self.name} {self.version} is not what was sealed"
+            )
+
+
+def make_seal(
+    packed: Path, name: str, version: str, *, chunk_bytes: int = CHUNK_BYTES
+) -> Seal:
+    """Digest a packed bundle.
+
+    Args:
+        packed: the tar that `pack` wrote.
+        name: the manifest's own name.
+        version: the manifest's own version.
+        chunk_bytes: the size of a chunk on the wire.
+
+    Raises:
+        SealRejected: the file is empty or too big, or a name is not valid.
+        OSError: the file cannot be read.
+    """
+    whole = hashlib.sha256()
+    chunks: list[str] = []
+    with packed.open("rb") as file:
+        while data := file.read(chunk_bytes):
+            whole.update(data)
+            chunks.append(hashlib.sha256(data).hexdigest())
+        size = file.tell()
+    try:
+        return Seal(
+            name=name,
+            version=version,
+            size_bytes=size,
+            sha256=whole.hexdigest(),
+            chunk_bytes=chunk_bytes,
+            chunks=tuple(chunks),
+        )
+    except ValidationError as error:
+        raise SealRejected(f"cannot seal {packed}: {_first_fault(error)}") from error
+
+
+def sign_seal(seal: Seal, private_key: Ed25519PrivateKey) -> bytes:
+    """The seal as a signed document."""
+    return sign_document(seal.model_dump(mode="json"), private_key)
+
+
+def open_seal(data: bytes, trusted: TrustedKeys) -> Seal:
+    """The seal in a signed document, if a trusted key signed it.
+
+    Args:
+        data: what `sign_seal` gave.
+        trusted: raw public keys by key id (`bundle.trust.load_public_keys`).
+
+    Raises:
+        SealRejected: too long, malformed, unsigned, signed by strangers only,
+            or changed after it was signed.
+    """
+    try:
+        signed = open_document(data, trusted, max_bytes=MAX_SEAL_BYTES)
+    except Untrusted as error:
+        raise SealRejected(f"seal refused: {error}") from error
+    return _validate(signed)
+
+
+def read_unverified(data: bytes) -> Seal:
+    """What a seal claims, its signature **not verified**: for the keeper of the store.
+
+    Raises:
+        SealRejected: too long or malformed.
+    """
+    try:
+        signed, _ = read_document(data, max_bytes=MAX_SEAL_BYTES)
+    except Untrusted as error:
+        raise SealRejected(f"seal refused: {error}") from error
+    return _validate(signed)
+
+
+def verify_packed(packed: Path, seal: Seal) -> None:
+    """Return if the file is what was sealed, to the byte.
+
+    Raises:
+        SealRejected: its size or digest is another.
+        OSError: the file cannot be read.
+    """
+    size = packed.stat().st_size
+    if size != seal.size_bytes:
+        raise SealRejected(
+            f"bundle {seal.name} {seal.version} has {size} bytes, "
+            f"sealed were {seal.size_bytes}"
+        )
+    with packed.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != seal.sha256:
+        raise SealRejected(
+            f"bundle {seal.name} {seal.version} has digest {digest[:16]}…, "
+            f"sealed was {seal.sha256[:16]}…"
+        )
+
+
+def _validate(signed: dict[str, object]) -> Seal:
+    try:
+        return Seal.model_validate(signed)
+    except ValidationError as error:
+        raise SealRejected(f"seal refused: {_first_fault(error)}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in fault["loc"]) or "seal"
+    return f"{where}: {fault['msg']}"

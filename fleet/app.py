@@ -1,0 +1,267 @@
+"""Wires the fleet together: what operators can do, and the daemon that listens to agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+
+from broker.amqp import AmqpLink, LinkDown
+from broker.topology import TELEMETRY_QUEUE, standing_queues
+from fleet.adapters.hints import hint_once, send_hints
+from fleet.adapters.registry import Publication, Registry
+from fleet.adapters.registry_db import FleetDatabase, PublishedVersion
+from fleet.core.devices import Device
+from fleet.core.orders import check_version, read_agents
+from fleet.core.rollouts import (
+    Rollout,
+    RolloutProgress,
+    current,
+    next_generation,
+    progress,
+)
+from fleet.loops.convergence import converge
+from fleet.loops.inventory import Inventory
+from fleet.settings import FleetSettings
+from lifecycle.clock import Clock, SystemClock
+
+log = structlog.get_logger(__name__)
+
+DESIRED_AT_ONCE: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A rollout that began, and the agents it changes something for now."""
+
+    rollout: Rollout
+    agents: tuple[str, ...]
+
+
+class Fleet:
+    """What an operator can do. Opened by `with`; every call blocks.
+
+    Args:
+        settings: where the fleet's state lies.
+        clock: gives the times that are written.
+    """
+
+    def __init__(self, settings: FleetSettings, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        self.registry = Registry(
+            settings.registry, settings.signing_key, settings.public_key
+        )
+        self.database = FleetDatabase(
+            settings.database, timeout_s=settings.database_timeout_s
+        )
+
+    def __enter__(self) -> Self:
+        """Make the home if it is not there, and open the database.
+
+        Raises:
+            DatabaseUnavailable: it cannot be used.
+            OSError: the home cannot be made.
+        """
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        self.database.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the database."""
+        self.database.close()
+
+    def publish(self, source_dir: Path) -> Publication:
+        """Pack, sign and store a bundle, and remember when.
+
+        Raises:
+            BundleRejected: the folder is no bundle.
+            AlreadyPublished: its name and version are taken by other bytes.
+            KeyRejected: the signing key cannot be used.
+            DatabaseUnavailable: stored, but not remembered; publish again.
+            OSError: the disk is full, or a folder cannot be written.
+        """
+        publication = self.registry.publish(source_dir)
+        seal = publication.seal
+        with self.database.writing() as ledger:
+            ledger.keep_version(
+                PublishedVersion(
+                    model=seal.name,
+                    version=seal.version,
+                    sha256=seal.sha256,
+                    size_bytes=seal.size_bytes,
+                    key_id=publication.key_id,
+                    published_at_ms=self.clock.wall_ms(),
+                )
+            )
+        return publication
+
+    def versions(self) -> list[PublishedVersion]:
+        """Every version that workers can serve, by model and time of publishing."""
+        served = {(each.name, each.version) for each in self.registry.published()}
+        with self.database.reading() as ledger:
+            return [
+                each
+                for each in ledger.versions()
+                if (each.model, each.version) in served
+            ]
+
+    def start_rollout(
+        self,
+        model: str,
+        version: str,
+        agents: str | None = None,
+        *,
+        written: Callable[[int, int], None] = lambda _done, _of: None,
+    ) -> Started:
+        """Make a version the desired one.
+
+        Args:
+            model: a published model.
+            version: one of its published versions.
+            agents: `a,b,c`; None means every agent, also those that come later.
+            written: called with how many of how many agents are done.
+
+        Raises:
+            BadOrder: unknown model, version or agent.
+            DatabaseUnavailable: nothing was changed.
+            OSError: the registry cannot be written; the daemon completes it later.
+        """
+        published: dict[str, list[str]] = {}
+        for each in self.registry.published():
+            published.setdefault(each.name, []).append(each.version)
+        check_version(model, version, published)
+        with self.database.writing() as ledger:
+            known = ledger.devices()
+            rollout = Rollout(
+                generation=next_generation(ledger.rollouts(), known.values()),
+                model=model,
+                version=version,
+                started_at_ms=self.clock.wall_ms(),
+                targets=read_agents(agents, known),
+            )
+            ledger.keep_rollout(rollout)
+        # After the commit: a document must never name a generation that a crash
+        # takes back and the next rollout would be given again.
+        reached = [agent for agent in known if rollout.reaches(agent)]
+        for start in range(0, len(reached), DESIRED_AT_ONCE):
+            some = reached[start : start + DESIRED_AT_ONCE]
+            converge(self.database, self.registry, some)
+            written(start + len(some), len(reached))
+        return Started(rollout, tuple(reached))
+
+    def tell(
+        self, agents: Sequence[str], told: Callable[[int], None] = lambda _: None
+    ) -> str | None:
+        """Hint to agents that their desired state changed.
+
+        Returns:
+            Why they could not be told, or None. They ask by themselves later.
+        """
+        if self.settings.amqp_url is None:
+            return "no RabbitMQ is configured (OVERSPILL_FLEET_AMQP_URL)"
+        if not agents:
+            return None
+        try:
+            asyncio.run(
+                hint_once(
+                    self.settings.amqp_url,
+                    agents,
+                    timeout_s=self.settings.hint_timeout_s,
+                    told=told,
+                )
+            )
+        except LinkDown as error:
+            return str(error)
+        return None
+
+    def progress(self, *, every: bool = False) -> list[RolloutProgress]:
+        """How far rollouts are, newest first.
+
+        Args:
+            every: also those that newer ones have superseded.
+        """
+        with self.database.reading() as ledger:
+            rollouts, devices = ledger.rollouts(), ledger.devices()
+        now_ms, silent_s = self.clock.wall_ms(), self.settings.silent_after_s
+        if not every:
+            return current(rollouts, devices, now_ms=now_ms, silent_after_s=silent_s)
+        return [
+            progress(each, rollouts, devices, now_ms=now_ms, silent_after_s=silent_s)
+            for each in reversed(rollouts)
+        ]
+
+    def progress_of(self, rollout: Rollout) -> RolloutProgress:
+        """How far one rollout is."""
+        with self.database.reading() as ledger:
+            rollouts, devices = ledger.rollouts(), ledger.devices()
+        return progress(
+            rollout,
+            rollouts,
+            devices,
+            now_ms=self.clock.wall_ms(),
+            silent_after_s=self.settings.silent_after_s,
+        )
+
+    def devices(self) -> list[Device]:
+        """Every agent that ever reported, by name."""
+        with self.database.reading() as ledger:
+            return list(ledger.devices().values())
+
+
+async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
+    """Listen to agents until `stop` is set; RabbitMQ may come and go.
+
+    What was taken when `stop` is set is written within `drain_s`; the rest stays in
+    the queue.
+    """
+    settings = fleet.settings
+
+    async def hint(agents: Sequence[str]) -> None:
+        try:
+            await send_hints(link, agents, timeout_s=settings.publish_timeout_s)
+        except LinkDown as error:
+            log.info("agents were not told", agents=len(agents), reason=str(error))
+
+    inventory = Inventory(
+        fleet.database,
+        fleet.registry,
+        clock=fleet.clock,
+        hint=hint,
+        prefetch=settings.telemetry_prefetch,
+        silent_after_s=settings.silent_after_s,
+    )
+    link = AmqpLink(
+        amqp_url,
+        name="fleet",
+        queues=[each for each in standing_queues() if each.name == TELEMETRY_QUEUE],
+        consume={TELEMETRY_QUEUE: settings.telemetry_prefetch},
+        on_delivery=inventory.take,
+    )
+    # A `rollout start` that died half way left documents behind its rollout.
+    await asyncio.to_thread(_heal, fleet)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(link.run()), group.create_task(inventory.run())]
+        await stop.wait()
+        log.info("stopping")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(settings.drain_s):
+                await link.stop_consuming()
+                await inventory.settled()
+        for task in tasks:
+            task.cancel()
+
+
+def _heal(fleet: Fleet) -> None:
+    converge(fleet.database, fleet.registry, [each.agent for each in fleet.devices()])

@@ -1,0 +1,1 @@
+"""The commands of an operator; each module is one `typer` app."""

@@ -1,0 +1,151 @@
+"""How every command speaks: results on standard output, the rest on standard error.
+
+A failure is one line and exit code 1. With `--json`, standard output holds one JSON
+document and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from broker.link import BadUrl
+from bundle.pack import BundleRejected
+from bundle.seal import SealRejected
+from bundle.store import AlreadyPublished
+from bundle.trust import KeyRejected
+from fleet.adapters.registry_db import DatabaseUnavailable
+from fleet.app import Fleet
+from fleet.core.orders import BadOrder
+from fleet.settings import FleetSettings
+
+EXPECTED: Final = (
+    AlreadyPublished,
+    BadOrder,
+    BadUrl,
+    BundleRejected,
+    DatabaseUnavailable,
+    KeyRejected,
+    OSError,
+    SealRejected,
+)
+
+Home = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        help="The fleet's folder. Default: OVERSPILL_FLEET_HOME, else "
+        "~/.local/share/overspill/fleet.",
+        file_okay=False,
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document, for scripts.")
+]
+AmqpUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--amqp-url",
+        help="RabbitMQ, as amqp://user:password@host:port/vhost. Default: "
+        "OVERSPILL_FLEET_AMQP_URL, which other users of this machine cannot read.",
+    ),
+]
+
+
+def read_settings(home: Path | None, amqp_url: str | None = None) -> FleetSettings:
+    """The settings of the environment, with what the command line says above them."""
+    said: dict[str, Any] = {"home": home, "amqp_url": amqp_url}
+    try:
+        return FleetSettings(
+            **{name: value for name, value in said.items() if value is not None}
+        )
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        name = "_".join(str(part) for part in fault["loc"])
+        fail(f"OVERSPILL_FLEET_{name.upper()}: {fault['msg']}")
+
+
+@contextmanager
+def opened(settings: FleetSettings) -> Iterator[Fleet]:
+    """The fleet, with every expected failure told in one line."""
+    with telling_failures(), Fleet(settings) as fleet:
+        yield fleet
+
+
+@contextmanager
+def telling_failures() -> Iterator[None]:
+    """Turn what an operator can mend into one line and exit code 1."""
+    try:
+        yield
+    except EXPECTED as error:
+        fail(_sentence(error))
+
+
+def fail(reason: str) -> NoReturn:
+    """Say why, and end the command with exit code 1.
+
+    Raises:
+        typer.Exit: always.
+    """
+    sys.stderr.write(f"error: {' '.join(reason.split())}\n")
+    raise typer.Exit(1)
+
+
+def warn(text: str) -> None:
+    """Say something that is no failure."""
+    sys.stderr.write(f"warning: {text}\n")
+
+
+def note(text: str) -> None:
+    """Say what was done."""
+    sys.stdout.write(f"{text}\n")
+
+
+def print_json(document: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+    """The one JSON document of a command."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def tables() -> Console:
+    """Where tables go. They are as wide as they need when nobody looks."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def progress_console() -> Console:
+    """Where progress goes: standard error, so that it never mixes with a result."""
+    return Console(stderr=True)
+
+
+def age(now_ms: int, then_ms: int | None) -> str:
+    """How long ago, for a person."""
+    if then_ms is None:
+        return "never"
+    seconds = max(0, now_ms - then_ms) / 1000
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(size_bytes: int) -> str:
+    """A number of bytes, for a person."""
+    if size_bytes < 10_000:
+        return f"{size_bytes} B"
+    if size_bytes < 10_000_000:
+        return f"{size_bytes / 1000:.1f} kB"
+    return f"{size_bytes / 1_000_000:.1f} MB"
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return str(error)

@@ -1,0 +1,1 @@
+"""Decisions about rollouts and devices: no I/O, no clock."""

@@ -1,0 +1,1 @@
+"""Endless tasks of the daemon."""

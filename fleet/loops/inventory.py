@@ -1,0 +1,170 @@
+"""Reports from the queue into the database, many to a commit, acknowledged after it.
+
+Who reports is what the routing key says, which the broker enforced; never what the
+payload says. A report that cannot be read is counted, logged and acknowledged: it
+would be no better the next time. A database that cannot be written keeps reports
+unacknowledged until it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from broker.backoff import Backoff
+from broker.codec import WireError, decode
+from broker.messages import Report
+from broker.topics import BadId, check_id, read_agent
+from fleet.adapters.registry import Registry
+from fleet.adapters.registry_db import DatabaseUnavailable, FleetDatabase
+from fleet.core.devices import observe
+from fleet.loops.convergence import keep_progress, write_desired
+from lifecycle.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+MOST_AT_ONCE: Final = 256
+
+
+class Delivered(Protocol):
+    """The part of an AMQP delivery that is needed here."""
+
+    routing_key: str
+    body: bytes
+
+    async def ack(self) -> None:
+        """Tell the broker to forget it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one agent said of itself."""
+
+    agent: str
+    report: Report
+
+
+class Inventory:
+    """Takes deliveries, writes what they say, and tells agents what changed for them.
+
+    Args:
+        database: open.
+        registry: where desired documents lie.
+        clock: gives the time of arrival.
+        hint: tells agents that their desired state changed. It does not raise when
+            they cannot be told: they ask by themselves later.
+        prefetch: how many deliveries may be held.
+        silent_after_s: an agent not heard of for so long is silent.
+        backoff: how long to wait when the database cannot be written.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it stands on; all but two by name
+        self,
+        database: FleetDatabase,
+        registry: Registry,
+        *,
+        clock: Clock,
+        hint: Callable[[Sequence[str]], Awaitable[None]],
+        prefetch: int = 200,
+        silent_after_s: float = 90.0,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.malformed = 0
+        self._database = database
+        self._registry = registry
+        self._clock = clock
+        self._hint = hint
+        self._silent_after_s = silent_after_s
+        self._backoff = backoff or Backoff()
+        self._taken: asyncio.Queue[Delivered] = asyncio.Queue(maxsize=prefetch)
+
+    async def take(self, delivery: Delivered) -> None:
+        """Hold a delivery until it is written; waits when too many are held."""
+        await self._taken.put(delivery)
+
+    async def settled(self) -> None:
+        """Return once every delivery taken so far is written and acknowledged."""
+        await self._taken.join()
+
+    async def run(self) -> None:
+        """Write what was taken, for ever."""
+        while True:
+            batch = [await self._taken.get()]
+            while len(batch) < MOST_AT_ONCE and not self._taken.empty():
+                batch.append(self._taken.get_nowait())
+            said = [each for delivery in batch for each in self._read(delivery)]
+            changed = await self._write(said)
+            # Ack last: a crash here writes the same again, but forgets nothing.
+            for delivery in batch:
+                await delivery.ack()
+                self._taken.task_done()
+            if changed:
+                await self._hint(changed)
+
+    def _read(self, delivery: Delivered) -> list[Said]:
+        agent = read_agent(delivery.routing_key)
+        try:
+            check_id("agent", agent or "")
+            envelope = decode(delivery.body, Report)
+        except (BadId, WireError) as error:
+            self._count_malformed(delivery.routing_key, str(error))
+            return []
+        for bad in envelope.bad:
+            self._count_malformed(delivery.routing_key, bad.reason)
+        return [Said(agent or "", report) for report in envelope.items]
+
+    def _count_malformed(self, routing_key: str, reason: str) -> None:
+        self.malformed += 1
+        log.warning(
+            "report dropped: cannot be read",
+            routing_key=routing_key[:200],
+            reason=reason,
+            malformed=self.malformed,
+        )
+
+    async def _write(self, said: Sequence[Said]) -> tuple[str, ...]:
+        if not said:
+            return ()
+        while True:
+            try:
+                changed = await asyncio.to_thread(self._record, said)
+            except (DatabaseUnavailable, OSError) as error:
+                wait_s = self._backoff.next_s()
+                log.error(
+                    "reports wait: the fleet's state cannot be written",
+                    reason=str(error),
+                    waiting=len(said),
+                    retry_in_s=round(wait_s, 2),
+                )
+                await asyncio.sleep(wait_s)
+            else:
+                self._backoff.reset()
+                return changed
+
+    def _record(self, said: Sequence[Said]) -> tuple[str, ...]:
+        now_ms = self._clock.wall_ms()
+        reporting = {each.agent for each in said}
+        with self._database.writing() as ledger:
+            known = {agent: ledger.device(agent) for agent in reporting}
+            for agent in sorted(reporting):
+                if known[agent] is None:
+                    log.info("new agent", agent=agent)
+            for each in said:
+                known[each.agent] = observe(
+                    known[each.agent], each.agent, each.report, now_ms
+                )
+            for device in known.values():
+                if device is not None:
+                    ledger.keep_device(device)
+            keep_progress(
+                ledger,
+                reporting,
+                now_ms=now_ms,
+                silent_after_s=self._silent_after_s,
+            )
+            return write_desired(ledger, self._registry, reporting)

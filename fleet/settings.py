@@ -1,0 +1,78 @@
+"""Every knob of the fleet's programs, in one place. Environment: `OVERSPILL_FLEET_*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_home() -> Path:
+    """Where the fleet's state lies when nobody says otherwise."""
+    return Path.home() / ".local" / "share" / "overspill" / "fleet"
+
+
+class FleetSettings(BaseSettings):
+    """What the daemon and the operators' commands need to know."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="OVERSPILL_FLEET_", frozen=True, extra="ignore"
+    )
+
+    home: Path = Field(
+        default_factory=default_home,
+        description="folder of fleet.db, registry/ and keys/; workers serve registry/",
+    )
+    amqp_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="amqp://user:password@host:port/vhost of RabbitMQ; without it "
+        "agents learn of a rollout at their next poll",
+    )
+    hint_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=3.0, description="how long `rollout start` tries to reach RabbitMQ"
+    )
+    publish_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=5.0, description="how long the daemon waits for one confirm"
+    )
+    silent_after_s: Annotated[float, Field(gt=0)] = Field(
+        default=90.0, description="an agent not heard of for so long is silent"
+    )
+    telemetry_prefetch: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=200, description="reports held at once, and committed together"
+    )
+    drain_s: Annotated[float, Field(ge=0)] = Field(
+        default=5.0, description="how long SIGTERM waits for reports already taken"
+    )
+    database_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=10.0, description="how long to wait while another process writes"
+    )
+    log_level: str = Field(default="info", description="debug, info, warning or error")
+
+    @field_validator("home")
+    @classmethod
+    def _at_home(cls, home: Path) -> Path:
+        # A unit file or a .env has no shell to read the tilde.
+        return home.expanduser()
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.home / "fleet.db"
+
+    @property
+    def registry(self) -> Path:
+        """The `BundleStore` that workers serve."""
+        return self.home / "registry"
+
+    @property
+    def signing_key(self) -> Path:
+        """The private key, 0600, made by the first publish."""
+        return self.home / "keys" / "signing.key"
+
+    @property
+    def public_key(self) -> Path:
+        """What agents must trust."""
+        return self.home / "keys" / "signing.pub"

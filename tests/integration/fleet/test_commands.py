@@ -1,0 +1,422 @@
+"""What an operator types, against a home of its own and no RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from broker.codec import decode
+from broker.messages import Desired, Report, SlotReport
+from bundle.pack import unpack
+from bundle.seal import open_seal, verify_packed
+from bundle.store import BundleStore
+from bundle.trust import load_public_keys
+from fleet.__main__ import app
+from fleet.adapters.registry_db import FleetDatabase
+from fleet.app import Fleet, run_daemon
+from fleet.core.devices import observe
+from fleet.core.rollouts import Rollout
+from fleet.settings import FleetSettings
+from lifecycle.clock import SystemClock
+
+Say = Callable[..., Result]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OVERSPILL_FLEET_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("OVERSPILL_FLEET_AMQP_URL", raising=False)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def say(home: Path) -> Say:
+    def said(*words: str | Path) -> Result:
+        return CliRunner().invoke(app, [str(each) for each in words])
+
+    return said
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Callable[[str], Path]:
+    def made(version: str, name: str = "fashion") -> Path:
+        folder = tmp_path / f"{name}-{version}"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.tflite").write_bytes(version.encode() * 1000)
+        (folder / "manifest.json").write_text(
+            json.dumps(
+                {
+                    "format": 1,
+                    "name": name,
+                    "version": version,
+                    "model_file": "model.tflite",
+                }
+            )
+        )
+        return folder
+
+    return made
+
+
+Source = Callable[[str], Path]
+
+
+def report(home: Path, agent: str, *slots: SlotReport) -> None:
+    """As the daemon writes what an agent says."""
+    now_ms = SystemClock().wall_ms()
+    said = Report(agent=agent, at_ms=1, slots=list(slots), facts={"runtime": "litert"})
+    with FleetDatabase(home / "fleet.db") as database, database.writing() as ledger:
+        ledger.keep_device(observe(ledger.device(agent), agent, said, now_ms))
+
+
+def slot(active: str | None, generation: int = 0, **more: Any) -> SlotReport:
+    return SlotReport(model="fashion", active=active, generation=generation, **more)
+
+
+def desired(home: Path, agent: str) -> list[tuple[str, str, int]]:
+    data = BundleStore(home / "registry").read_desired(agent)
+    assert data is not None
+    (document,) = decode(data, Desired).items
+    return [(each.model, each.version, each.generation) for each in document.models]
+
+
+def failure(result: Result) -> str:
+    """The one line of a failed command."""
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    lines = [
+        line for line in result.stderr.splitlines() if not line.startswith("warning: ")
+    ]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def test_a_published_version_is_listed_and_can_be_verified_and_unpacked(
+    say: Say, source: Source, home: Path, tmp_path: Path
+) -> None:
+    result = say("model", "publish", source("1"))
+    assert result.exit_code == 0, result.output
+    assert str(home / "keys" / "signing.pub") in result.stdout.replace("\n", "")
+    assert (home / "keys" / "signing.key").stat().st_mode & 0o777 == 0o600
+
+    (listed,) = json.loads(say("model", "list", "--json").stdout)
+    assert (listed["model"], listed["version"]) == ("fashion", "1")
+    assert "fashion" in say("model", "list").stdout
+
+    store = BundleStore(home / "registry")
+    trusted = load_public_keys(home / "keys" / "signing.pub")
+    seal = open_seal(store.read_seal("fashion", "1"), trusted)
+    packed = tmp_path / "pulled.tar"
+    packed.write_bytes(
+        b"".join(
+            store.read_chunk("fashion", "1", index) for index in range(len(seal.chunks))
+        )
+    )
+    verify_packed(packed, seal)
+    manifest = unpack(packed, tmp_path / "slot", seal=seal)
+    assert (manifest.name, manifest.version) == ("fashion", "1")
+    assert list((home / "registry").glob(".pack-*")) == []
+
+
+def test_publishing_twice_changes_nothing_and_needs_no_second_key(
+    say: Say, source: Source
+) -> None:
+    first = json.loads(say("model", "publish", source("1"), "--json").stdout)
+    second = json.loads(say("model", "publish", source("1"), "--json").stdout)
+    assert (first["new"], first["key_made"]) == (True, True)
+    assert (second["new"], second["key_made"]) == (False, False)
+    assert first["sha256"] == second["sha256"]
+    assert first["key_id"] == second["key_id"]
+    assert "already published" in say("model", "publish", source("1")).stdout
+
+
+def test_other_contents_under_a_published_version_are_refused(
+    say: Say, source: Source
+) -> None:
+    folder = source("1")
+    say("model", "publish", folder)
+    (folder / "model.tflite").write_bytes(b"other")
+    assert "give this one a new version" in failure(say("model", "publish", folder))
+    assert len(json.loads(say("model", "list", "--json").stdout)) == 1
+
+
+def test_a_folder_that_is_no_bundle_is_refused_in_one_line(
+    say: Say, source: Source, tmp_path: Path
+) -> None:
+    assert "manifest.json" in failure(say("model", "publish", tmp_path / "absent"))
+    folder = source("1")
+    (folder / "model.tflite").unlink()
+    assert "model.tflite is named by the manifest" in failure(
+        say("model", "publish", folder)
+    )
+
+
+def test_a_signing_key_that_others_can_read_is_not_used(
+    say: Say, source: Source, home: Path
+) -> None:
+    say("model", "publish", source("1"))
+    (home / "keys" / "signing.key").chmod(0o644)
+    assert "chmod 600" in failure(say("model", "publish", source("2")))
+
+
+def test_a_rollout_reaches_every_known_agent(
+    say: Say, source: Source, home: Path
+) -> None:
+    say("model", "publish", source("1"))
+    report(home, "a", slot(None))
+    report(home, "b", slot(None))
+    result = say("rollout", "start", "fashion", "1", "--json")
+    assert result.exit_code == 0
+    begun = json.loads(result.stdout)
+    assert begun["targets"] is None
+    assert [each["agent"] for each in begun["agents"]] == ["a", "b"]
+    assert "OVERSPILL_FLEET_AMQP_URL" in begun["hint_error"]
+    assert "learn at their next poll" in result.stderr
+    for agent in "ab":
+        assert desired(home, agent) == [("fashion", "1", begun["generation"])]
+
+
+def test_a_rollout_to_some_leaves_the_others_where_they_are(
+    say: Say, source: Source, home: Path
+) -> None:
+    for version in "12":
+        say("model", "publish", source(version))
+    for agent in "abc":
+        report(home, agent, slot(None))
+    say("rollout", "start", "fashion", "1")
+    say("rollout", "start", "fashion", "2", "--agents", "a,c")
+    assert [desired(home, agent)[0][1] for agent in "abc"] == ["2", "1", "2"]
+    # Back again: a later rollout of the earlier version.
+    say("rollout", "start", "fashion", "1", "--agents", "a")
+    assert desired(home, "a") == [("fashion", "1", 3)]
+
+
+def test_two_models_are_desired_side_by_side(
+    say: Say, source: Callable[..., Path], home: Path
+) -> None:
+    say("model", "publish", source("1"))
+    say("model", "publish", source("9", "boots"))
+    report(home, "a")
+    say("rollout", "start", "fashion", "1")
+    say("rollout", "start", "boots", "9")
+    assert desired(home, "a") == [("boots", "9", 2), ("fashion", "1", 1)]
+
+
+def test_status_tells_state_reason_version_and_age_of_each_agent(
+    say: Say, source: Source, home: Path
+) -> None:
+    for version in "12":
+        say("model", "publish", source(version))
+    for agent in "abc":
+        report(home, agent, slot("1"))
+    say("rollout", "start", "fashion", "1")
+    begun = json.loads(say("rollout", "start", "fashion", "2", "--json").stdout)
+    generation = begun["generation"]
+    report(home, "a", slot("2", generation, state="swapped"))
+    report(
+        home,
+        "b",
+        slot("1", generation, state="refused", reason="golden input 3 differs"),
+    )
+
+    (status,) = json.loads(say("rollout", "status", "--json").stdout)["rollouts"]
+    assert (status["model"], status["version"]) == ("fashion", "2")
+    assert status["state"] == "in_progress"
+    told = {each.pop("agent"): each for each in status["agents"]}
+    assert all(0 <= each.pop("last_report_age_s") < 15 for each in told.values())
+    assert told == {
+        "a": {"state": "updated", "version": "2", "reason": None},
+        "b": {
+            "state": "refused",
+            "version": "1",
+            "reason": "golden input 3 differs",
+        },
+        "c": {"state": "pending", "version": "1", "reason": None},
+    }
+    table = say("rollout", "status").stdout
+    assert "golden input 3 differs" in table
+    assert "1 of 3 updated" in table
+
+    every = json.loads(say("rollout", "status", "--all", "--json").stdout)["rollouts"]
+    assert [each["state"] for each in every] == ["in_progress", "superseded"]
+
+
+@contextmanager
+def agent_that(home: Path, answers: Callable[[int], SlotReport]) -> Iterator[None]:
+    """An agent `a` that reports once it is desired to serve something newer."""
+    before = BundleStore(home / "registry").read_desired("a")
+
+    def obey() -> None:
+        give_up = time.monotonic() + 15
+        while BundleStore(home / "registry").read_desired("a") == before:
+            if time.monotonic() > give_up:
+                return
+            time.sleep(0.02)
+        ((_, _, generation),) = desired(home, "a")
+        report(home, "a", answers(generation))
+
+    thread = threading.Thread(target=obey)
+    thread.start()
+    yield
+    thread.join(15)
+
+
+def test_waiting_ends_with_the_rollout(say: Say, source: Source, home: Path) -> None:
+    for version in "12":
+        say("model", "publish", source(version))
+    report(home, "a", slot(None))
+
+    with agent_that(home, lambda generation: slot("1", generation)):
+        done = say("rollout", "start", "fashion", "1", "--wait", "10", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["state"] == "done"
+
+    late = say("rollout", "start", "fashion", "2", "--wait", "0.3")
+    assert late.exit_code == 1
+    assert "is not done after 0.3 s: 0 of 1 agents updated" in late.stderr
+
+    def refusal(generation: int) -> SlotReport:
+        return slot("1", generation, state="refused", reason="unsupported operator")
+
+    with agent_that(home, refusal):
+        failed = say("rollout", "start", "fashion", "2", "--wait", "10")
+    assert failed.exit_code == 1
+    assert "failed: a: unsupported operator" in failed.stderr
+
+
+def test_what_is_unknown_is_refused_and_the_known_are_named(
+    say: Say, source: Source, home: Path
+) -> None:
+    assert "nothing is published yet" in failure(say("rollout", "start", "x", "1"))
+    say("model", "publish", source("1"))
+    assert "published are fashion" in failure(say("rollout", "start", "x", "1"))
+    assert "published are 1" in failure(say("rollout", "start", "fashion", "7"))
+    report(home, "a")
+    assert "known are a" in failure(
+        say("rollout", "start", "fashion", "1", "--agents", "a,typo")
+    )
+    assert json.loads(say("rollout", "status", "--json").stdout) == {"rollouts": []}
+
+
+@pytest.mark.parametrize("url", ["amqp://f:x@127.0.0.1:{}/", "amqp://f@no.invalid/"])
+def test_an_unreachable_rabbitmq_only_delays_a_rollout(
+    url: str, say: Say, source: Source, home: Path, free_port: int
+) -> None:
+    say("model", "publish", source("1"))
+    report(home, "a", slot(None))
+    result = say(
+        "rollout", "start", "fashion", "1", "--amqp-url", url.format(free_port)
+    )
+    assert result.exit_code == 0, result.output
+    assert "warning: agents were not told and learn at their next poll" in result.stderr
+    assert desired(home, "a") == [("fashion", "1", 1)]
+
+
+def test_a_url_of_something_else_is_refused(
+    say: Say, source: Source, home: Path
+) -> None:
+    say("model", "publish", source("1"))
+    report(home, "a")
+    result = say("rollout", "start", "fashion", "1", "--amqp-url", "http://x")
+    assert "does not name an AMQP broker" in failure(result)
+
+
+def test_devices_are_listed_with_what_they_serve(say: Say, home: Path) -> None:
+    assert "no agent has reported yet" in say("device", "list").stdout
+    assert json.loads(say("device", "list", "--json").stdout) == []
+    report(home, "cam-1", slot("1"))
+    (listed,) = json.loads(say("device", "list", "--json").stdout)
+    assert listed["agent"] == "cam-1"
+    assert listed["facts"] == {"runtime": "litert"}
+    assert listed["slots"][0]["active"] == "1"
+    assert listed["reports"] == 1
+    table = say("device", "list").stdout
+    assert "cam-1" in table
+    assert "fashion 1" in table
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model", "publish", "."],
+        ["model", "list"],
+        ["rollout", "start", "fashion", "1"],
+        ["rollout", "status"],
+        ["device", "list"],
+    ],
+)
+def test_a_home_that_is_no_folder_is_one_clear_line(
+    words: list[str], say: Say, home: Path
+) -> None:
+    home.write_text("a file")
+    failure(say(*words))
+
+
+def test_a_daemon_without_a_broker_to_listen_to_says_what_to_set(say: Say) -> None:
+    assert "OVERSPILL_FLEET_AMQP_URL" in failure(say("fleet", "run"))
+    assert "log level" in failure(
+        say("fleet", "run", "--amqp-url", "amqp://h", "--log-level", "loud")
+    )
+
+
+def test_a_rollout_that_died_before_its_documents_is_completed_by_the_daemon(
+    home: Path, free_port: int
+) -> None:
+    home.mkdir()
+    report(home, "a", slot(None))
+    with Fleet(FleetSettings(home=home)) as fleet:
+        with fleet.database.writing() as ledger:
+            ledger.keep_rollout(Rollout(1, "fashion", "1", started_at_ms=1))
+
+        async def run() -> None:
+            stop = asyncio.Event()
+            stop.set()
+            await run_daemon(fleet, f"amqp://f:x@127.0.0.1:{free_port}/", stop)
+
+        asyncio.run(run())
+    assert desired(home, "a") == [("fashion", "1", 1)]
+
+
+@pytest.mark.timeout(60)  # A real process starts, imports and ends.
+def test_the_daemon_outlives_an_absent_broker_and_ends_clean_on_sigterm(
+    home: Path, free_port: int
+) -> None:
+    environment = {
+        **os.environ,
+        "OVERSPILL_FLEET_AMQP_URL": f"amqp://fleet:secret@127.0.0.1:{free_port}/",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "fleet", "fleet", "run"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as daemon:
+        try:
+            assert daemon.stderr is not None
+            lines: list[dict[str, Any]] = []
+            for line in daemon.stderr:
+                lines.append(json.loads(line))
+                if lines[-1]["event"] == "link down":
+                    break
+            daemon.send_signal(signal.SIGTERM)
+            rest = daemon.stderr.read()
+            assert daemon.wait(20) == 0
+        finally:
+            daemon.kill()
+    assert f"127.0.0.1:{free_port}" in lines[-1]["error"]
+    assert json.loads(rest.splitlines()[-1])["event"] == "fleet stopped"
+    assert "secret" not in rest + str(lines)

@@ -1,0 +1,167 @@
+"""The fleet's database, as a file that several processes open."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from broker.messages import SlotReport
+from fleet.adapters.registry_db import (
+    DatabaseUnavailable,
+    FleetDatabase,
+    PublishedVersion,
+)
+from fleet.core.devices import Device
+from fleet.core.rollouts import (
+    AgentProgress,
+    AgentState,
+    Rollout,
+    RolloutState,
+    next_generation,
+)
+
+NOW_MS = 1_700_000_000_000
+
+
+def version(number: str, at_ms: int = NOW_MS) -> PublishedVersion:
+    return PublishedVersion("fashion", number, "0" * 64, 100, "f" * 16, at_ms)
+
+
+def test_what_was_written_is_there_after_reopening(tmp_path: Path) -> None:
+    device = Device(
+        "a",
+        NOW_MS,
+        NOW_MS + 5,
+        (SlotReport(model="fashion", active="1", state="refused", reason="é\0"),),
+        {"answered": 2**60},
+        {"runtime": "litert"},
+        3,
+    )
+    first = Rollout(1, "fashion", "1", NOW_MS)
+    second = Rollout(2, "fashion", "2", NOW_MS, frozenset({"b", "a"}))
+    with FleetDatabase(tmp_path / "f.db") as database, database.writing() as ledger:
+        ledger.keep_device(device)
+        ledger.keep_version(version("1"))
+        ledger.keep_rollout(first)
+        ledger.keep_rollout(second)
+    with FleetDatabase(tmp_path / "f.db") as database, database.reading() as ledger:
+        assert ledger.devices() == {"a": device}
+        assert ledger.device("b") is None
+        assert ledger.versions() == [version("1")]
+        assert ledger.rollouts() == [first, second]
+
+
+def test_an_error_inside_undoes_all_of_it(tmp_path: Path) -> None:
+    with FleetDatabase(tmp_path / "f.db") as database:
+        with pytest.raises(RuntimeError, match="a crash"):
+            keep_and_crash(database)
+        with database.reading() as ledger:
+            assert ledger.versions() == []
+
+
+def keep_and_crash(database: FleetDatabase) -> None:
+    with database.writing() as ledger:
+        ledger.keep_version(version("1"))
+        raise RuntimeError("a crash")
+
+
+def test_publishing_again_keeps_the_first_time(tmp_path: Path) -> None:
+    with FleetDatabase(tmp_path / "f.db") as database:
+        for at_ms in (NOW_MS, NOW_MS + 9):
+            with database.writing() as ledger:
+                ledger.keep_version(version("1", at_ms))
+        with database.reading() as ledger:
+            assert ledger.versions() == [version("1", NOW_MS)]
+
+
+def test_a_result_is_news_once_and_its_time_is_when_it_changed(tmp_path: Path) -> None:
+    came = AgentProgress("a", AgentState.REFUSED, "1", "bad digest", NOW_MS)
+    with FleetDatabase(tmp_path / "f.db") as database, database.writing() as ledger:
+        new = Rollout(1, "fashion", "2", NOW_MS)
+        ledger.keep_rollout(new)
+        assert ledger.keep_result(new.generation, came, NOW_MS) is True
+        assert ledger.keep_result(new.generation, came, NOW_MS + 9) is False
+        assert ledger.results()[new.generation, "a"].since_ms == NOW_MS
+        failed = RolloutState.FAILED
+        assert ledger.keep_state(new.generation, failed, NOW_MS) is True
+        assert ledger.keep_state(new.generation, failed, NOW_MS + 9) is False
+
+
+def test_processes_that_open_and_write_at_once_all_succeed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [
+        context.Process(target=start_rollouts, args=(tmp_path / "f.db",))
+        for _ in range(3)
+    ]
+    for each in writers:
+        each.start()
+    for each in writers:
+        each.join(15)
+    assert [each.exitcode for each in writers] == [0, 0, 0]
+    with FleetDatabase(tmp_path / "f.db") as database, database.reading() as ledger:
+        generations = [each.generation for each in ledger.rollouts()]
+    assert generations == list(range(1, 31))
+
+
+def start_rollouts(path: Path) -> None:
+    with FleetDatabase(path) as database:
+        for _ in range(10):
+            with database.writing() as ledger:
+                generation = next_generation(ledger.rollouts(), ())
+                ledger.keep_rollout(Rollout(generation, "fashion", "1", NOW_MS))
+
+
+def test_a_reader_sees_the_state_before_an_unfinished_write(tmp_path: Path) -> None:
+    with FleetDatabase(tmp_path / "f.db") as database:
+        with database.writing() as writing:
+            writing.keep_version(version("1"))
+            with database.reading() as reading:
+                assert reading.versions() == []
+        with database.reading() as reading:
+            assert len(reading.versions()) == 1
+
+
+def test_a_writer_that_waits_too_long_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "f.db"
+    with (
+        FleetDatabase(path) as database,
+        FleetDatabase(path, timeout_s=0.1) as other,
+        database.writing(),
+        pytest.raises(DatabaseUnavailable, match=r"locked.*try again"),
+        other.writing(),
+    ):
+        pytest.fail("two writers at once")
+
+
+def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "f.db"
+    path.write_bytes(b"a letter to my aunt" * 100)
+    with (
+        pytest.raises(DatabaseUnavailable, match="choose another home"),
+        FleetDatabase(path),
+    ):
+        pytest.fail("opened a letter")
+    assert path.read_bytes().startswith(b"a letter")
+
+
+def test_a_schema_of_the_future_is_refused_by_number(tmp_path: Path) -> None:
+    path = tmp_path / "f.db"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with (
+        pytest.raises(DatabaseUnavailable, match="schema 99, this program knows 1"),
+        FleetDatabase(path),
+    ):
+        pytest.fail("opened the future")
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DatabaseUnavailable, match="check the folder"),
+        FleetDatabase(tmp_path / "absent" / "f.db"),
+    ):
+        pytest.fail("opened nothing")

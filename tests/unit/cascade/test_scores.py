@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from cascade.scores import (
+    Activation,
+    NoClasses,
+    NotANumber,
+    Score,
+    confidence,
+    confidences,
+    softmax,
+    top_label,
+)
+
+SCORES: tuple[Score, ...] = ("max_softmax", "margin", "entropy", "value")
+RELATIVE: tuple[Score, ...] = ("max_softmax", "margin", "entropy")
+logits = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 4), st.integers(1, 12)),
+    elements=st.floats(-1e4, 1e4, width=32),
+)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@given(output=logits, temperature=st.floats(0.05, 20))
+def test_every_score_of_any_finite_output_is_between_nothing_and_certain(
+    score: Score, output: np.ndarray, temperature: float
+) -> None:
+    each = confidences(output, score=score, temperature=temperature)
+    assert each.shape == (output.shape[0],)
+    assert (each >= 0).all()
+    assert (each <= 1).all()
+
+
+@given(output=logits)
+def test_probabilities_sum_to_one_and_keep_the_order_of_the_logits(
+    output: np.ndarray,
+) -> None:
+    p = softmax(output)
+    assert np.allclose(p.sum(axis=-1), 1)
+    assert (p.argmax(axis=-1) == output.argmax(axis=-1)).all()
+
+
+def test_scores_of_a_known_answer_are_the_textbook_ones() -> None:
+    p = np.array([[0.7, 0.2, 0.1]])
+    entropy = -(p * np.log(p)).sum() / np.log(3)
+    wanted = {"max_softmax": 0.7, "margin": 0.5, "entropy": 1 - entropy}
+    for score in RELATIVE:
+        from_p = confidence(p, score=score, activation="probabilities")
+        from_logits = confidence(np.log(p) + 5, score=score)
+        assert from_p == pytest.approx(wanted[score])
+        assert from_logits == pytest.approx(wanted[score])
+
+
+@pytest.mark.parametrize("score", RELATIVE)
+def test_a_higher_temperature_is_less_sure(score: Score) -> None:
+    output = np.array([3.0, 1.0, 0.0])
+    sure = [confidence(output, score=score, temperature=t) for t in (0.5, 1.0, 4.0)]
+    assert sure == sorted(sure, reverse=True)
+    assert sure[0] > sure[-1]
+
+
+def test_temperature_means_the_same_for_logits_and_for_their_probabilities() -> None:
+    raw = np.array([3.0, 1.0, 0.0])
+    cooled = confidence(raw, temperature=2.5)
+    same = confidence(softmax(raw), activation="probabilities", temperature=2.5)
+    assert same == pytest.approx(cooled)
+
+
+@pytest.mark.parametrize("activation", ["logits", "probabilities"])
+def test_a_tie_has_no_margin_and_the_first_label(activation: Activation) -> None:
+    tie = np.array([[0.4, 0.4, 0.2]])
+    assert confidence(tie, score="margin", activation=activation) == 0
+    assert top_label(tie) == 0
+
+
+@pytest.mark.parametrize("score", RELATIVE)
+def test_one_class_of_logits_is_certain_and_a_lone_sigmoid_is_its_own_confidence(
+    score: Score,
+) -> None:
+    assert confidence(np.array([[-3.0]]), score=score) == 1
+    sigmoid = np.array([[0.3]])
+    assert confidence(sigmoid, score=score, activation="probabilities") == 0.3
+
+
+@pytest.mark.parametrize("score", RELATIVE)
+def test_uniform_outputs_are_the_least_sure(score: Score) -> None:
+    floor = {"max_softmax": 0.25, "margin": 0.0, "entropy": 0.0}[score]
+    assert confidence(np.ones(4), score=score) == pytest.approx(floor)
+    nothing = confidence(np.zeros(4), score=score, activation="probabilities")
+    assert nothing <= floor + 1e-12
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("score", SCORES)
+def test_an_output_that_is_not_a_number_is_an_error_that_counts(
+    score: Score, bad: float
+) -> None:
+    with pytest.raises(NotANumber, match="1 of 3"):
+        confidence(np.array([1.0, bad, 0.0]), score=score)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1, 0), (0, 10)])
+def test_an_empty_output_is_an_error(shape: tuple[int, ...]) -> None:
+    with pytest.raises(NoClasses, match="empty"):
+        confidence(np.zeros(shape))
+
+
+def test_several_rows_are_as_sure_as_their_least_sure() -> None:
+    output = np.array([[[9.0, 0.0], [0.1, 0.0]]])
+    assert confidence(output) == pytest.approx(confidence(np.array([0.1, 0.0])))
+
+
+def test_value_is_the_first_item_of_all_held_to_the_unit_interval() -> None:
+    assert confidence(np.array([[0.8, 0.1], [0.2, 0.9]]), score="value") == 0.8
+    assert confidence(np.array(1.7), score="value") == 1.0
+    assert confidence(np.array([-2.0, 5.0]), score="value") == 0.0

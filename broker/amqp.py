@@ -1,0 +1,526 @@
+"""AMQP connections that endure: one consumes, one publishes. The only user of aio-pika.
+
+A delivery is acknowledged by hand and only on the channel that brought it; a publish
+is persistent, confirmed and timed. Deliveries are consumed at the level of aiormq,
+below aio-pika's message objects, which cost half of a worker's time for each message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from functools import partial
+from typing import Any, Final
+
+import aio_pika
+import structlog
+from aiormq.abc import AbstractChannel as Channel
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    DeliveryError,
+    ProbableAuthenticationError,
+)
+from pamqp.commands import Basic
+from yarl import URL
+
+from broker.backoff import Backoff
+from broker.link import (
+    BadUrl,
+    LinkDown,
+    PublishTimeout,
+    Standing,
+    why_unreachable,
+    without_password,
+)
+from broker.topology import TOPIC_EXCHANGE, Queue
+
+__all__ = [
+    "AmqpLink",
+    "BadUrl",
+    "Delivery",
+    "LinkDown",
+    "NoSuchQueue",
+    "PublishTimeout",
+]
+
+log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 10.0
+SETUP_TIMEOUT_S: Final = 60.0
+CALL_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 2.0
+PERSISTENT: Final = 2
+
+# What aio-pika lets through when a connection is gone or a call is refused; an
+# invalid channel state is a RuntimeError.
+_LOST: Final = (AMQPError, OSError, EOFError, RuntimeError)
+
+
+class NoSuchQueue(LookupError):
+    """The broker has no queue of that name."""
+
+
+class Delivery:
+    """One message from a queue, to be acknowledged or rejected once.
+
+    Attributes:
+        queue: the queue it came from.
+        routing_key: as published; names the sender, which the broker enforced.
+        body: the payload.
+        headers: the message's headers.
+        redelivered: whether it was delivered before.
+        received_at: when it arrived, in seconds of `time.monotonic`.
+    """
+
+    __slots__ = (
+        "_channel",
+        "_settled",
+        "_tag",
+        "body",
+        "headers",
+        "queue",
+        "received_at",
+        "redelivered",
+        "routing_key",
+    )
+
+    def __init__(
+        self, queue: str, message: DeliveredMessage, received_at: float
+    ) -> None:
+        self.queue = queue
+        self.routing_key = message.routing_key or ""
+        self.body = message.body
+        self.headers: Mapping[str, Any] = message.header.properties.headers or {}
+        self.redelivered = bool(message.redelivered)
+        self.received_at = received_at
+        self._channel = message.channel
+        self._tag = message.delivery_tag or 0
+        self._settled = False
+
+    @property
+    def live(self) -> bool:
+        """Whether it can still be settled: not yet, and its channel is open."""
+        return not (self._settled or self._channel.is_closed)
+
+    async def ack(self) -> None:
+        """Tell the broker to forget it.
+
+        Does nothing when it was settled before or its channel is gone: the broker
+        has then queued it again, and a tag means nothing on another channel.
+        """
+        if self._settle():
+            with contextlib.suppress(*_LOST):
+                await self._channel.basic_ack(self._tag, wait=False)
+
+    async def reject(self, requeue: bool) -> None:
+        """Give it back, to be delivered again (`requeue`) or dead-lettered.
+
+        Does nothing when it was settled before or its channel is gone.
+        """
+        if self._settle():
+            with contextlib.suppress(*_LOST):
+                await self._channel.basic_reject(self._tag, requeue=requeue, wait=False)
+
+    def _settle(self) -> bool:
+        if not self.live:
+            return False
+        self._settled = True
+        return True
+
+
+class AmqpLink:
+    """Two connections that consume and publish, and come back by themselves.
+
+    Args:
+        url: `amqp://user:password@host:5672/vhost` (`%2F` is the vhost `/`), or
+            `amqps://…?cafile=/path.pem`.
+        name: shown at the broker beside the connections.
+        queues: declared and bound on each connect, before anything is consumed.
+        consume: prefetch for each queue to consume; each has a channel of its own.
+        on_delivery: takes one delivery over, and is cancelled when the channel dies:
+            it should hand over and return. What it raises is logged, and the delivery
+            stays unacknowledged until its connection ends.
+        on_change: called with True when both connections work, and with False when
+            either is lost.
+        heartbeat_s: seconds; a silent broker is given up after about three of them.
+        backoff: waits between tries.
+
+    Raises:
+        BadUrl: `url` does not name an AMQP broker.
+    """
+
+    def __init__(  # noqa: PLR0913 - the contract of a link; all but two by name
+        self,
+        url: str,
+        *,
+        name: str,
+        queues: Sequence[Queue] = (),
+        consume: Mapping[str, int] | None = None,
+        on_delivery: Callable[[Delivery], Awaitable[None]] | None = None,
+        on_change: Callable[[bool], None] | None = None,
+        heartbeat_s: int = 10,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._url = _read_url(url).update_query(heartbeat=heartbeat_s)
+        self._where = f"{self._url.scheme}://{self._url.host}:{self._url.port}"
+        self._name = name
+        self._queues = tuple(queues)
+        self._consume = dict(consume or {})
+        if self._consume and on_delivery is None:
+            raise ValueError("a link that consumes needs on_delivery")
+        self._on_delivery = on_delivery
+        self._on_change = on_change
+        self._inward = Standing(f"{name}: consuming", self._changed, backoff)
+        self._outward = Standing(f"{name}: publishing", self._changed, backoff)
+        self._was_up = False
+        self._inlet: aio_pika.Connection | None = None
+        self._outlet: Channel | None = None
+        self._inspector: Channel | None = None
+        self._inspecting = asyncio.Lock()
+        self._consumers: list[tuple[Channel, str]] = []
+        self._stopped = False
+
+    @property
+    def up(self) -> bool:
+        """Whether both connections work, all queues are declared and consumed."""
+        return self._inward.up and self._outward.up
+
+    @property
+    def last_error(self) -> str | None:
+        """What keeps the link down, and what to do; None while it is up."""
+        return self._inward.last_error or self._outward.last_error
+
+    async def wait_up(self) -> None:
+        """Return once both connections work."""
+        while not self.up:
+            await self._inward.wait_up()
+            await self._outward.wait_up()
+
+    async def run(self) -> None:
+        """Connect and stay connected; only cancellation ends it."""
+        for library in ("aiormq", "aio_pika"):
+            # They log each failure in their own words; ours say it once.
+            logging.getLogger(library).setLevel(logging.CRITICAL)
+        async with asyncio.TaskGroup() as sides:
+            sides.create_task(_endure(self._inward, self._consume_once))
+            sides.create_task(_endure(self._outward, self._publish_once))
+
+    async def publish(
+        self,
+        routing_key: str,
+        body: bytes,
+        *,
+        exchange: str = TOPIC_EXCHANGE,
+        headers: Mapping[str, Any] | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        """Publish a persistent message and return when the broker has confirmed it.
+
+        Raises:
+            LinkDown: there is no connection, it was lost before the confirm, or the
+                broker refused the message.
+            PublishTimeout: no confirm within `timeout_s` seconds.
+            ValueError: `routing_key` is over 255 bytes.
+        """
+        outlet = self._outlet
+        if outlet is None:
+            raise LinkDown(self._down())
+        properties = Basic.Properties(
+            delivery_mode=PERSISTENT, headers=dict(headers) if headers else None
+        )
+        try:
+            with _only_own_cancellation():
+                await outlet.basic_publish(
+                    body,
+                    exchange=exchange,
+                    routing_key=routing_key,
+                    properties=properties,
+                    timeout=timeout_s,
+                )
+        except TimeoutError:
+            raise PublishTimeout(
+                f"{self._where} did not confirm a message within {timeout_s:g} s: it "
+                "may be over its memory or disk limit; publish again later"
+            ) from None
+        except DeliveryError as error:
+            raise LinkDown(
+                f"{self._where} refused a message for {routing_key!r}: a queue that "
+                "takes it is full or has no leader; publish again later"
+            ) from error
+        except _LOST as error:
+            raise LinkDown(self._down() + f" ({_text(error)})") from error
+
+    async def stop_consuming(self) -> None:
+        """Take no further deliveries, for good; those taken can still be settled."""
+        self._stopped = True
+        for channel, tag in self._consumers:
+            with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
+                await channel.basic_cancel(tag, timeout=CALL_TIMEOUT_S)
+
+    async def depth(self, queue: str) -> int:
+        """How many messages of `queue` are ready to be delivered.
+
+        Raises:
+            NoSuchQueue: the broker does not have it.
+            LinkDown: there is no connection.
+        """
+        connection = self._inlet
+        if connection is None:
+            raise LinkDown(self._down())
+        try:
+            async with self._inspecting, asyncio.timeout(CALL_TIMEOUT_S):
+                with _only_own_cancellation():
+                    if self._inspector is None or self._inspector.is_closed:
+                        self._inspector = await _open_channel(connection)
+                    found = await self._inspector.queue_declare(queue, passive=True)
+        except ChannelNotFoundEntity:
+            raise NoSuchQueue(f"{self._where} has no queue {queue!r}") from None
+        except _LOST as error:
+            raise LinkDown(self._down() + f" ({_text(error)})") from error
+        return found.message_count or 0
+
+    def _down(self) -> str:
+        why = self.last_error or "the connection was lost or not made yet"
+        return f"no link to {self._where}: {why}"
+
+    def _changed(self, _: bool) -> None:
+        if self.up == self._was_up:
+            return
+        self._was_up = self.up
+        if self._on_change is not None:
+            self._on_change(self._was_up)
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, purpose: str) -> AsyncIterator[aio_pika.Connection]:
+        connection = aio_pika.Connection(
+            self._url.update_query(name=f"{self._name}: {purpose}")
+        )
+        try:
+            try:
+                with _only_own_cancellation():
+                    # aio-pika's own timeout leaves out the wait of a blocked broker.
+                    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                        await connection.connect()
+            except _LOST as error:
+                raise LinkDown(self._why_unconnected(error)) from error
+            yield connection
+        finally:
+            with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await connection.close()
+
+    async def _publish_once(self) -> None:
+        async with self._connected("publish") as connection:
+            with _only_own_cancellation():
+                async with asyncio.timeout(SETUP_TIMEOUT_S):
+                    outlet = await _open_channel(connection, confirms=True)
+            self._outlet = outlet
+            self._outward.rise()
+            try:
+                await self._until_ended(connection, [outlet])
+            finally:
+                self._outlet = None
+                self._outward.fall()
+
+    async def _consume_once(self) -> None:
+        async with self._connected("consume") as connection:
+            with _only_own_cancellation():
+                async with asyncio.timeout(SETUP_TIMEOUT_S):
+                    self._inspector = await _open_channel(connection)
+                    for queue in self._queues:
+                        await self._declare(self._inspector, queue)
+            self._inlet = connection
+            cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            try:
+                with _only_own_cancellation():
+                    async with asyncio.timeout(SETUP_TIMEOUT_S):
+                        await self._start_consumers(connection, cancelled)
+                self._inward.rise()
+                channels = [channel for channel, _ in self._consumers]
+                await self._until_ended(connection, channels, cancelled)
+            finally:
+                self._inlet = self._inspector = None
+                self._consumers = []
+                self._inward.fall()
+
+    async def _declare(self, channel: Channel, queue: Queue) -> None:
+        try:
+            await channel.queue_declare(
+                queue.name, durable=True, arguments=dict(queue.arguments)
+            )
+            await channel.queue_bind(queue.name, queue.exchange, queue.routing_key)
+        except ChannelPreconditionFailed as error:
+            raise LinkDown(
+                f"queue {queue.name!r} exists at {self._where} with other arguments "
+                f"({_text(error)}): empty and delete it, then it is declared anew"
+            ) from error
+        except ChannelAccessRefused as error:
+            raise LinkDown(
+                f"user {self._url.user!r} may not declare queue {queue.name!r} at "
+                f"{self._where} ({_text(error)}): load the rendered definitions"
+            ) from error
+        except ChannelNotFoundEntity as error:
+            raise LinkDown(
+                f"{self._where} lacks the exchange {queue.exchange!r} of queue "
+                f"{queue.name!r}: load the rendered definitions"
+            ) from error
+
+    async def _start_consumers(
+        self, connection: aio_pika.Connection, cancelled: asyncio.Future[None]
+    ) -> None:
+        for queue, prefetch in self._consume.items():
+            if self._stopped:
+                return
+            channel = await _open_channel(connection)
+            channel.on_consumer_cancel_callbacks.add(
+                partial(self._on_cancelled, queue, cancelled)
+            )
+            await channel.basic_qos(prefetch_count=prefetch)
+            try:
+                ok = await channel.basic_consume(queue, partial(self._receive, queue))
+            except (ChannelNotFoundEntity, ChannelAccessRefused) as error:
+                raise LinkDown(
+                    f"cannot consume queue {queue!r} at {self._where} "
+                    f"({_text(error)}): declare it or give user {self._url.user!r} "
+                    "permission to read it"
+                ) from error
+            self._consumers.append((channel, str(ok.consumer_tag)))
+
+    async def _receive(self, queue: str, message: DeliveredMessage) -> None:
+        delivery = Delivery(queue, message, time.monotonic())
+        try:
+            await self._on_delivery(delivery)  # type: ignore[misc] # set when consuming
+        except LinkDown as error:
+            # Its channel went too, or it stays unacknowledged: it comes again.
+            log.info("a delivery was dropped", queue=queue, error=str(error))
+        except Exception:
+            log.exception("a delivery was not handled", link=self._name, queue=queue)
+
+    def _on_cancelled(
+        self, queue: str, cancelled: asyncio.Future[None], _: object
+    ) -> None:
+        if not cancelled.done():
+            cancelled.set_exception(
+                LinkDown(
+                    f"{self._where} cancelled the consumer of queue {queue!r}: it was "
+                    "deleted or lost its leader; it will be declared again"
+                )
+            )
+
+    async def _until_ended(
+        self,
+        connection: aio_pika.Connection,
+        channels: Sequence[Channel],
+        *others: asyncio.Future[None],
+    ) -> None:
+        """Hold the connection until it or a channel ends, which raises LinkDown."""
+        transport = connection.transport
+        if transport is None:
+            raise LinkDown(f"{self._where} closed the connection")
+        ends = [transport.connection.closing, *(each.closing for each in channels)]
+        try:
+            done, _ = await asyncio.wait(
+                [*others, *ends], return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            for end in ends:
+                end.cancel()
+        raise LinkDown(self._why_ended(done))
+
+    def _why_ended(self, done: set[asyncio.Future[Any]]) -> str:
+        errors = [end.exception() for end in done if not end.cancelled()]
+        for error in errors:
+            if isinstance(error, LinkDown):
+                return str(error)
+        known = dict.fromkeys(_text(error) for error in errors if error is not None)
+        return (
+            f"{self._where} closed the connection ({'; '.join(known) or 'no reason'})"
+        )
+
+    def _why_unconnected(self, error: BaseException) -> str:
+        if isinstance(error, (AuthenticationError, ProbableAuthenticationError)):
+            return (
+                f"{self._where} refused user {self._url.user!r}: check the user and "
+                "password in the URL, and that the broker knows the user"
+            )
+        # aiormq keeps only the text of a socket's error, so look behind its own.
+        cause = error.__cause__ or error.__context__
+        if isinstance(error, AMQPError) and not isinstance(cause, OSError):
+            return (
+                f"{self._where} refused the connection ({_text(error)}): check the "
+                f"vhost {self._url.path!r} and the permissions of {self._url.user!r}"
+            )
+        return why_unreachable(self._where, cause or error)
+
+
+async def _endure(standing: Standing, once: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await once()
+        except LinkDown as error:
+            reason = str(error)
+        except _LOST as error:
+            reason = f"the broker ended a call: {_text(error)}"
+        else:
+            reason = "the connection ended"
+        await standing.pause(reason)
+
+
+async def _open_channel(
+    connection: aio_pika.Connection, *, confirms: bool = False
+) -> Channel:
+    channel = connection.channel(publisher_confirms=confirms)
+    await channel.initialize()
+    return await channel.get_underlay_channel()
+
+
+@contextlib.contextmanager
+def _only_own_cancellation() -> Iterator[None]:
+    """Let a cancellation through only when this task was cancelled.
+
+    aiormq answers calls that wait on a closing channel with a CancelledError, which
+    would end a task that nobody has cancelled.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise LinkDown("the connection was lost during a call") from None
+
+
+def _read_url(url: str) -> URL:
+    try:
+        read = URL(url)
+    except ValueError as error:
+        raise BadUrl(f"not the URL of an AMQP broker ({error})") from error
+    if read.scheme not in {"amqp", "amqps"} or not read.host:
+        raise BadUrl(
+            f"{without_password(url)!r} does not name an AMQP broker; write "
+            "amqp://user:password@host:5672/vhost, or amqps:// for TLS"
+        )
+    return (
+        read if read.port else read.with_port(5671 if read.scheme == "amqps" else 5672)
+    )
+
+
+def _text(error: BaseException | None) -> str:
+    """What the broker said, without AMQP's number for it."""
+    parts = [str(part) for part in getattr(error, "args", ()) if isinstance(part, str)]
+    return "; ".join(parts) or type(error).__name__

@@ -1,0 +1,131 @@
+"""What a link to a broker is, whatever it speaks: up or down, and why.
+
+A link endures: it is down until it is up, says in one sentence what keeps it down,
+and nothing but cancellation ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from broker.backoff import Backoff
+
+log = structlog.get_logger(__name__)
+
+STABLE_S: Final = 5.0
+
+
+class LinkDown(Exception):
+    """There is no connection to the broker; keep the message and try again later."""
+
+
+class PublishTimeout(LinkDown):
+    """The broker did not confirm in time; it may or may not have the message."""
+
+
+class BadUrl(ValueError):
+    """A URL that does not name a broker."""
+
+
+class Standing:
+    """Whether a link is up, since when, and what last kept it down."""
+
+    def __init__(
+        self,
+        name: str,
+        on_change: Callable[[bool], None] | None,
+        backoff: Backoff | None,
+    ) -> None:
+        self.name = name
+        self.last_error: str | None = None
+        self._on_change = on_change
+        self._backoff = backoff or Backoff()
+        self._up = asyncio.Event()
+        self._since_s = 0.0
+
+    @property
+    def up(self) -> bool:
+        """Whether the link works now."""
+        return self._up.is_set()
+
+    async def wait_up(self) -> None:
+        """Return once the link works."""
+        await self._up.wait()
+
+    def rise(self) -> None:
+        """The link works from now on."""
+        self._since_s = asyncio.get_running_loop().time()
+        self.last_error = None
+        self._up.set()
+        log.info("link up", link=self.name)
+        self._tell(up=True)
+
+    def fall(self) -> None:
+        """The link has stopped working; a link that was not up stays silent."""
+        if not self._up.is_set():
+            return
+        # A link that is lost at once has not worked: it goes on backing off.
+        if self.stable:
+            self._backoff.reset()
+        self._up.clear()
+        self._tell(up=False)
+
+    @property
+    def stable(self) -> bool:
+        """Whether the link is up and has been for a while."""
+        held_s = asyncio.get_running_loop().time() - self._since_s
+        return self._up.is_set() and held_s >= STABLE_S
+
+    async def pause(self, error: str) -> None:
+        """Say what keeps the link down, once for each cause, and wait before a retry."""
+        wait_s = self._backoff.next_s()
+        report = log.warning if error != self.last_error else log.debug
+        report("link down", link=self.name, error=error, retry_in_s=round(wait_s, 2))
+        self.last_error = error
+        await asyncio.sleep(wait_s)
+
+    def _tell(self, *, up: bool) -> None:
+        if self._on_change is None:
+            return
+        try:
+            self._on_change(up)
+        except Exception:
+            log.exception("a link's on_change failed", link=self.name, up=up)
+
+
+def why_unreachable(where: str, error: BaseException) -> str:
+    """Why no connection came about and what to do, in one sentence.
+
+    Args:
+        where: the broker, without a password.
+        error: what the attempt raised.
+    """
+    if isinstance(error, socket.gaierror):
+        return f"{where} has no address ({error.strerror}): correct the host name"
+    if isinstance(error, ConnectionRefusedError):
+        return f"nothing listens at {where}: start the broker or correct the port"
+    if isinstance(error, ssl.SSLError):
+        return (
+            f"TLS with {where} failed ({error.reason or error}): check that its "
+            "certificate names this host and is signed by the CA that was given"
+        )
+    if isinstance(error, TimeoutError):
+        return (
+            f"{where} did not answer in time: it is unreachable, overloaded or over "
+            "its memory limit"
+        )
+    if isinstance(error, FileNotFoundError):
+        return f"cannot connect to {where}: {error.filename or error} does not exist"
+    return f"cannot connect to {where}: {str(error) or type(error).__name__}"
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown, whether or not it is well formed."""
+    head, at, tail = url.rpartition("@")
+    return f"{head.partition('//')[0]}//…@{tail}" if at else url

@@ -1,0 +1,397 @@
+"""One MQTT 3.1.1 connection that endures. The only user of aiomqtt.
+
+Messages are handed over in the reader's own callback, before they are acknowledged,
+and nothing here is queued: what is published is confirmed, refused or timed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import aiomqtt
+import structlog
+from typing_extensions import override
+
+from broker.backoff import Backoff
+from broker.link import (
+    BadUrl,
+    LinkDown,
+    PublishTimeout,
+    Standing,
+    why_unreachable,
+    without_password,
+)
+
+__all__ = ["BadUrl", "LinkDown", "MqttLink", "MqttTarget", "PublishTimeout"]
+
+log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 10.0
+SUBSCRIBE_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 2.0
+# Nagle's algorithm meets delayed acknowledgements: 44 ms a round trip instead of 2.
+NODELAY: Final = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+
+_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+_REFUSED: Final = 0x80
+# CONNACK 4 and 5 as MQTT 3.1.1 numbers them and as paho translates them.
+_BAD_CREDENTIALS: Final = frozenset({4, 5, 0x86, 0x87})
+
+
+@dataclass(frozen=True, slots=True)
+class MqttTarget:
+    """Where a broker is and who we are to it."""
+
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    ca_file: str | None = None
+
+    @classmethod
+    def from_url(cls, url: str) -> MqttTarget:
+        """Read `mqtt://user:password@host:1883` or `mqtts://host?ca_file=/path.pem`.
+
+        Raises:
+            BadUrl: it names no broker.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise BadUrl(f"not the URL of an MQTT broker ({error})") from error
+        if parts.scheme not in _PORTS or not parts.hostname:
+            raise BadUrl(
+                f"{without_password(url)!r} does not name an MQTT broker; write "
+                "mqtt://user:password@host:1883, or mqtts:// for TLS"
+            )
+        ca_files = parse_qs(parts.query).get("ca_file", [None])
+        return cls(
+            host=parts.hostname,
+            port=port or _PORTS[parts.scheme],
+            username=None if parts.username is None else unquote(parts.username),
+            password=None if parts.password is None else unquote(parts.password),
+            tls=parts.scheme == "mqtts",
+            ca_file=ca_files[0],
+        )
+
+    @override
+    def __str__(self) -> str:
+        return f"{'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.port}"
+
+
+class _Client(aiomqtt.Client):
+    """aiomqtt's client, made safe to lose and to cancel while it connects.
+
+    aiomqtt connects in a thread; a cancelled connect goes on there, comes up later
+    and then holds the session that its successor wants. And a connection that is
+    lost before `__aenter__` has returned is taken for a good one.
+    """
+
+    entered = False
+    lost = False
+    abandoned = False
+
+    @override
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        if self.lost:
+            raise aiomqtt.MqttError("it closed the connection at once")
+        self.entered = True
+        return self
+
+    @override
+    def _client_connect(self) -> None:
+        super()._client_connect()
+        if self.abandoned:
+            # In the loop, after what paho has just scheduled there.
+            self._loop.call_soon_threadsafe(self.abandon)
+
+    @override
+    def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:
+        self.lost = True
+        if self.entered:
+            super()._on_disconnect(*args, **kwargs)
+
+    def abandon(self) -> None:
+        """Let go of a connection that was not made to the end."""
+        self.abandoned = True
+        self._client.disconnect()
+        self._client.loop_write()
+
+
+class MqttLink:
+    """A connection that subscribes, publishes at QoS 1 and comes back by itself.
+
+    Args:
+        target: the broker.
+        client_id: this client's session at the broker; one connection at a time.
+        subscriptions: filters subscribed at QoS 1 on each connect.
+        on_message: called with topic and payload inside the event loop; must not
+            block. What it raises is logged and costs that message only.
+        on_change: called with True once every subscription is granted, and with
+            False when the link is lost.
+        persistent: whether the broker keeps the session while the link is down.
+        window: publishes in flight at once; further ones wait their turn.
+        keepalive_s: seconds of silence after which either side gives up.
+        backoff: waits between tries.
+    """
+
+    def __init__(  # noqa: PLR0913 - the contract of a link; all but one by name
+        self,
+        target: MqttTarget,
+        *,
+        client_id: str,
+        subscriptions: Sequence[str] = (),
+        on_message: Callable[[str, bytes], None],
+        on_change: Callable[[bool], None] | None = None,
+        persistent: bool = True,
+        window: int = 20,
+        keepalive_s: int = 10,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._target = target
+        self._client_id = client_id
+        self._subscriptions = tuple(subscriptions)
+        self._on_message = on_message
+        self._persistent = persistent
+        self._window_size = window
+        self._keepalive_s = keepalive_s
+        self._standing = Standing(f"{target} as {client_id}", on_change, backoff)
+        self._slots = asyncio.Semaphore(window)
+        self._client: _Client | None = None
+        self._waiting: set[asyncio.Timeout] = set()
+        self._unconfirmed = 0
+        self._stalled = asyncio.Event()
+        self._asking: str | None = None
+        self._queue_type = _direct_queue(self._deliver)
+
+    @property
+    def up(self) -> bool:
+        """Whether the link is connected and subscribed."""
+        return self._standing.up
+
+    @property
+    def last_error(self) -> str | None:
+        """What keeps the link down, and what to do; None while it is up."""
+        return self._standing.last_error
+
+    async def wait_up(self) -> None:
+        """Return once the link is connected and subscribed."""
+        await self._standing.wait_up()
+
+    async def run(self) -> None:
+        """Connect and stay connected; only cancellation ends it."""
+        # aiomqtt's own words for what ours say once.
+        logging.getLogger("mqtt").setLevel(logging.CRITICAL)
+        while True:
+            reason = "the connection ended"
+            try:
+                await self._connect_once()
+            except LinkDown as error:
+                reason = str(error)
+            await self._standing.pause(reason)
+
+    async def publish(
+        self, topic: str, payload: bytes, *, timeout_s: float = 10.0
+    ) -> None:
+        """Publish at QoS 1 and return when the broker has acknowledged.
+
+        Raises:
+            LinkDown: there is no connection, or it was lost before the
+                acknowledgement; the broker may or may not have the message.
+            PublishTimeout: no acknowledgement within `timeout_s` seconds.
+            ValueError: `topic` holds a wildcard, or `payload` is over 256 MB.
+        """
+        client = self._client
+        if client is None:
+            raise LinkDown(self._down())
+        deadline = asyncio.timeout(timeout_s)
+        try:
+            async with deadline:
+                self._waiting.add(deadline)
+                async with self._slots:
+                    if client is not self._client:
+                        raise LinkDown(self._down())
+                    # `inf`: aiomqtt's own timeout would cost a task each.
+                    await client.publish(topic, payload, qos=1, timeout=math.inf)
+        except TimeoutError:
+            if client is not self._client:
+                raise LinkDown(self._down()) from None
+            self._count_unconfirmed()
+            raise PublishTimeout(
+                f"{self._target} did not acknowledge a message within {timeout_s:g} s; "
+                "send it again later"
+            ) from None
+        except aiomqtt.MqttError as error:
+            raise LinkDown(f"{self._target} is going down: {error}") from error
+        finally:
+            self._waiting.discard(deadline)
+
+    def _down(self) -> str:
+        why = self.last_error or "the connection was lost or not made yet"
+        return f"no link to {self._target}: {why}"
+
+    def _count_unconfirmed(self) -> None:
+        # Each leaves a message and a place in paho's window until the connection
+        # ends, so a broker that confirms nothing must not be fed for ever.
+        self._unconfirmed += 1
+        if self._unconfirmed * 2 >= self._window_size:
+            self._stalled.set()
+
+    async def _connect_once(self) -> None:
+        """Connect, subscribe and hold the connection; raises LinkDown at its end."""
+        client = self._new_client()
+        try:
+            await client.__aenter__()
+        except BaseException as error:
+            client.abandon()
+            if isinstance(error, (aiomqtt.MqttError, OSError, ValueError)):
+                raise LinkDown(self._why_unconnected(error)) from error
+            raise
+        client.timeout = CLOSE_TIMEOUT_S
+        try:
+            await self._serve(client)
+        finally:
+            self._client = None
+            self._standing.fall()
+            self._fail_waiting()
+            with contextlib.suppress(aiomqtt.MqttError):
+                await client.__aexit__(None, None, None)
+
+    def _new_client(self) -> _Client:
+        target = self._target
+        client = _Client(
+            target.host,
+            target.port,
+            username=target.username,
+            password=target.password,
+            identifier=self._client_id,
+            queue_type=self._queue_type,
+            protocol=aiomqtt.ProtocolVersion.V311,
+            clean_session=not self._persistent,
+            timeout=CONNECT_TIMEOUT_S,
+            keepalive=self._keepalive_s,
+            max_inflight_messages=self._window_size,
+            tls_params=(
+                aiomqtt.TLSParameters(ca_certs=target.ca_file) if target.tls else None
+            ),
+            socket_options=NODELAY,
+        )
+        client.pending_calls_threshold = self._window_size + len(self._subscriptions)
+        return client
+
+    async def _serve(self, client: _Client) -> None:
+        self._unconfirmed = 0
+        self._stalled.clear()
+        try:
+            async with asyncio.TaskGroup() as watchers:
+                watchers.create_task(_until_lost(client))
+                watchers.create_task(self._until_stalled())
+                await self._subscribe(client)
+                self._client = client
+                self._standing.rise()
+        except* (aiomqtt.MqttError, LinkDown, OSError) as caught:
+            raise LinkDown(self._why_lost(caught.exceptions[0])) from caught
+
+    async def _until_stalled(self) -> None:
+        await self._stalled.wait()
+        raise LinkDown(
+            f"{self._target} acknowledged none of {self._unconfirmed} messages in "
+            "time: it may be over its memory or disk limit; look at its log"
+        )
+
+    async def _subscribe(self, client: _Client) -> None:
+        for topic in self._subscriptions:
+            self._asking = topic
+            granted = await client.subscribe(topic, qos=1, timeout=SUBSCRIBE_TIMEOUT_S)
+            if any(_code(each) >= _REFUSED for each in granted):
+                raise LinkDown(self._refused_topic(topic))
+        self._asking = None
+
+    def _refused_topic(self, topic: str) -> str:
+        return (
+            f"{self._target} did not grant a subscription to {topic!r}: give user "
+            f"{self._target.username!r} permission to read it and its session queue"
+        )
+
+    def _fail_waiting(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for deadline in self._waiting:
+            if not deadline.expired():
+                deadline.reschedule(now)
+
+    def _deliver(self, message: aiomqtt.Message) -> None:
+        try:
+            self._on_message(message.topic.value, message.payload)
+        except Exception:
+            log.exception(
+                "a message was not handled",
+                link=self._standing.name,
+                topic=message.topic.value,
+            )
+
+    def _why_unconnected(self, error: Exception) -> str:
+        target = self._target
+        if isinstance(error, aiomqtt.exceptions.MqttConnectError):
+            code = _code(error.rc)
+            if code in _BAD_CREDENTIALS:
+                return (
+                    f"{target} refused user {target.username!r}: check the user and "
+                    "password in the URL, and that the broker knows the user"
+                )
+            return f"{target} refused client id {self._client_id!r}: {error}"
+        if isinstance(error, aiomqtt.MqttError) and error.__context__ is None:
+            return self._why_lost(error)
+        # aiomqtt keeps only the text of the cause, so look behind its error.
+        reason = why_unreachable(str(target), error.__context__ or error)
+        return f"{reason} (does it speak TLS there?)" if target.tls else reason
+
+    def _why_lost(self, error: Exception) -> str:
+        if isinstance(error, LinkDown):
+            return str(error)
+        if self._asking is not None:
+            # RabbitMQ refuses a subscription by closing the connection.
+            return self._refused_topic(self._asking)
+        reason = f"the connection to {self._target} was lost"
+        if self._standing.stable:
+            return reason
+        return (
+            f"{reason} soon after connecting: another client may use the client id "
+            f"{self._client_id!r}, or user {self._target.username!r} may not publish "
+            "to the topic that was used"
+        )
+
+
+async def _until_lost(client: _Client) -> None:
+    # Messages go to `_deliver`; the iterator itself only ever reports the loss.
+    async for message in client.messages:
+        log.error("a message came by a way that is not used", topic=message.topic.value)
+
+
+def _direct_queue(
+    deliver: Callable[[aiomqtt.Message], None],
+) -> type[asyncio.Queue[aiomqtt.Message]]:
+    """A "queue" that hands each message over at once: no task and no wait for each."""
+
+    class Direct(asyncio.Queue[aiomqtt.Message]):
+        @override
+        def put_nowait(self, item: aiomqtt.Message) -> None:
+            deliver(item)
+
+    return Direct
+
+
+def _code(answer: object) -> int:
+    """An MQTT return code, which paho gives bare or wrapped."""
+    value = getattr(answer, "value", answer)
+    return value if isinstance(value, int) else 0

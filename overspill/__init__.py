@@ -1,0 +1,1 @@
+"""Distribution and command: the `overspill` program and what it starts."""

@@ -1,0 +1,301 @@
+"""The AMQP link against a real RabbitMQ."""
+
+import asyncio
+import time
+from typing import Any
+
+import aio_pika
+import pytest
+from typing_extensions import override
+from yarl import URL
+
+from broker import topology
+from broker.amqp import AmqpLink, BadUrl, LinkDown, NoSuchQueue
+from broker.backoff import Backoff
+from broker.messages import Priority
+from broker.node import Node
+from tests.integration.broker.links import Heard, amqp, quick, running, until
+
+pytestmark = pytest.mark.integration
+
+
+def norm_queue(model: str) -> tuple[topology.Queue, str]:
+    queue = topology.request_queue(model, Priority.NORM)
+    return queue, f"e1.agent-1.up.req.{model}.norm"
+
+
+async def test_a_confirmed_message_is_delivered_with_all_that_was_sent(
+    rabbit: Node,
+) -> None:
+    heard = Heard()
+    queue, key = norm_queue("plain")
+    async with amqp(
+        rabbit.amqp_url("worker"), queues=[queue], consume={queue.name: 5}, heard=heard
+    ) as link:
+        before = time.monotonic()
+        await link.publish(key, b"body", headers={"x-why": "test", "n": 3})
+        delivery = await heard.delivery()
+        assert delivery.queue == queue.name
+        assert delivery.routing_key == key
+        assert delivery.body == b"body"
+        assert delivery.headers["x-why"] == "test"
+        assert not delivery.redelivered
+        assert before <= delivery.received_at <= time.monotonic()
+        await delivery.ack()
+        await delivery.ack()
+    assert heard.changes == [True, False]
+
+
+async def test_what_was_acknowledged_is_gone_and_the_rest_comes_again(
+    rabbit: Node,
+) -> None:
+    first, second = Heard(), Heard()
+    queue, key = norm_queue("again")
+    url = rabbit.amqp_url("worker")
+    consume = {"queues": [queue], "consume": {queue.name: 10}}
+    async with amqp(url, heard=first, **consume) as link:
+        for body in (b"0", b"1", b"2"):
+            await link.publish(key, body)
+        deliveries = [await first.delivery() for _ in range(3)]
+        await deliveries[1].ack()
+        # Not yet gone for certain: an acknowledgement has no answer.
+        await link.publish(key, b"3")
+        deliveries.append(await first.delivery())
+
+    async with amqp(url, heard=second, **consume) as link:
+        again = [await second.delivery() for _ in range(3)]
+        assert sorted(each.body for each in again) == [b"0", b"2", b"3"]
+        assert all(each.redelivered for each in again)
+        # The old tags mean other messages here: settling them must do nothing.
+        for stale in deliveries:
+            await stale.ack()
+            await stale.reject(requeue=False)
+        assert link.up
+        for each in again:
+            await each.ack()
+    assert second.deliveries.empty()
+
+
+async def test_a_channel_that_dies_brings_its_deliveries_again(rabbit: Node) -> None:
+    heard = Heard()
+    queue, key = norm_queue("revived")
+    async with amqp(
+        rabbit.amqp_url("worker"), queues=[queue], consume={queue.name: 5}, heard=heard
+    ) as link:
+        await link.publish(key, b"once")
+        lost = await heard.delivery()
+        # An unknown tag makes the broker close the channel.
+        await lost._channel.basic_ack(99)
+        again = await heard.delivery()
+        assert again.body == b"once"
+        assert again.redelivered
+        await lost.ack()
+        await again.ack()
+        await until(lambda: link.up)
+    assert heard.changes == [True, False, True, False]
+
+
+async def test_a_rejected_delivery_comes_again_when_it_is_requeued(
+    rabbit: Node,
+) -> None:
+    heard = Heard()
+    queue, key = norm_queue("requeued")
+    async with amqp(
+        rabbit.amqp_url("worker"), queues=[queue], consume={queue.name: 5}, heard=heard
+    ) as link:
+        await link.publish(key, b"x")
+        await (await heard.delivery()).reject(requeue=True)
+        again = await heard.delivery()
+        assert again.redelivered
+        await again.ack()
+
+
+async def test_a_queue_that_is_deleted_is_declared_and_consumed_again(
+    rabbit: Node,
+) -> None:
+    heard = Heard()
+    queue, key = norm_queue("deleted")
+    async with amqp(
+        rabbit.amqp_url("worker"), queues=[queue], consume={queue.name: 5}, heard=heard
+    ) as link:
+        async with await aio_pika.connect(rabbit.amqp_url("admin")) as admin:
+            channel = await admin.channel()
+            await channel.queue_delete(queue.name)
+        await until(lambda: len(heard.changes) >= 3)
+        await link.publish(key, b"after")
+        delivery = await heard.delivery()
+        assert delivery.body == b"after"
+        await delivery.ack()
+
+
+async def test_each_queue_has_its_own_prefetch(rabbit: Node) -> None:
+    heard = Heard()
+    one, key = norm_queue("narrow")
+    other, other_key = norm_queue("wide")
+    async with amqp(
+        rabbit.amqp_url("worker"),
+        queues=[one, other],
+        consume={one.name: 2, other.name: 4},
+        heard=heard,
+    ) as link:
+        for _ in range(6):
+            await link.publish(key, b"")
+            await link.publish(other_key, b"")
+        held = [await heard.delivery() for _ in range(6)]
+        assert sorted(each.queue for each in held) == [one.name] * 2 + [other.name] * 4
+        assert await link.depth(one.name) == 4
+        assert await link.depth(other.name) == 2
+        for each in held:
+            await each.ack()
+        for _ in range(6):
+            await (await heard.delivery()).ack()
+
+
+async def test_after_stop_consuming_what_is_held_can_still_be_settled(
+    rabbit: Node,
+) -> None:
+    heard = Heard()
+    queue, key = norm_queue("drained")
+    url = rabbit.amqp_url("worker")
+    async with amqp(url, queues=[queue], consume={queue.name: 5}, heard=heard) as link:
+        await link.publish(key, b"held")
+        held = await heard.delivery()
+        await link.stop_consuming()
+        await link.publish(key, b"left")
+        await held.ack()
+        assert await link.depth(queue.name) == 1
+        assert heard.deliveries.empty()
+    heard = Heard()
+    async with amqp(url, queues=[queue], consume={queue.name: 5}, heard=heard):
+        left = await heard.delivery()
+        assert left.body == b"left"
+        await left.ack()
+
+
+async def test_the_depth_of_a_queue_that_is_not_there_is_no_number(
+    rabbit: Node,
+) -> None:
+    async with amqp(
+        rabbit.amqp_url("worker"), queues=topology.standing_queues()
+    ) as link:
+        with pytest.raises(NoSuchQueue, match=r"infer\.nowhere\.norm"):
+            await link.depth("infer.nowhere.norm")
+        assert await link.depth(topology.GET_QUEUE) >= 0
+        assert link.up
+
+
+async def test_a_queue_with_other_arguments_is_named_and_not_hammered(
+    rabbit: Node,
+) -> None:
+    queue, _ = norm_queue("odd")
+    async with await aio_pika.connect(rabbit.amqp_url("admin")) as admin:
+        channel = await admin.channel()
+        await channel.declare_queue(queue.name, durable=True)
+        tries: list[float] = []
+
+        class Counting(Backoff):
+            @override
+            def next_s(self) -> float:
+                tries.append(time.monotonic())
+                return 0.5
+
+        link = AmqpLink(
+            rabbit.amqp_url("worker"), name="test", queues=[queue], backoff=Counting()
+        )
+        async with running(link.run):
+            await until(lambda: len(tries) >= 2)
+            assert not link.up
+            assert repr(queue.name) in str(link.last_error)
+            assert "delete it" in str(link.last_error)
+            await channel.queue_delete(queue.name)
+            await until(lambda: link.up)
+            assert link.last_error is None
+        assert len(tries) < 10
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param({"password": "wrong"}, "password", id="wrong password"),
+        pytest.param({"user": "guest", "password": "guest"}, "password", id="guest"),
+        pytest.param({"path": "/nowhere"}, "nowhere", id="unknown vhost"),
+        pytest.param({"port": 1}, "nothing listens", id="nothing there"),
+        pytest.param({"host": "no-such-host.invalid"}, "host name", id="no address"),
+    ],
+)
+async def test_what_keeps_the_link_down_is_said_and_tried_again(
+    rabbit: Node, change: dict[str, Any], words: str
+) -> None:
+    url = URL(rabbit.amqp_url("worker"))
+    for part, value in change.items():
+        url = getattr(url, f"with_{part}")(value)
+    link = AmqpLink(str(url), name="test", backoff=quick())
+    async with running(link.run):
+        await until(lambda: link.last_error)
+        assert words in str(link.last_error)
+        assert rabbit.info.passwords["worker"] not in str(link.last_error)
+        with pytest.raises(LinkDown):
+            await link.publish("e1.a.dn.res", b"", timeout_s=30)
+        with pytest.raises(LinkDown):
+            await link.depth("x")
+
+
+async def test_a_worker_may_not_declare_what_is_not_its_own(rabbit: Node) -> None:
+    queue = topology.Queue("mqtt-subscription-agent-1qos1", "amq.topic", "e1.agent-1.#")
+    link = AmqpLink(
+        rabbit.amqp_url("worker"), name="test", queues=[queue], backoff=quick()
+    )
+    async with running(link.run):
+        await until(lambda: link.last_error)
+        assert "may not declare" in str(link.last_error)
+
+
+async def test_a_handler_that_fails_costs_only_its_own_delivery(rabbit: Node) -> None:
+    heard = Heard()
+    queue, key = norm_queue("failing")
+
+    async def fail_first(delivery: Any) -> None:
+        if delivery.body == b"bad" and not delivery.redelivered:
+            raise RuntimeError("a handler's own fault")
+        await heard.on_delivery(delivery)
+
+    link = AmqpLink(
+        rabbit.amqp_url("worker"),
+        name="test",
+        queues=[queue],
+        consume={queue.name: 5},
+        on_delivery=fail_first,
+        backoff=quick(),
+    )
+    async with running(link.run):
+        await link.wait_up()
+        await link.publish(key, b"bad")
+        await link.publish(key, b"good")
+        assert (await heard.delivery()).body == b"good"
+        assert link.up
+
+
+async def test_many_publishes_at_once_are_all_confirmed(rabbit: Node) -> None:
+    heard = Heard()
+    queue, key = norm_queue("many")
+    async with amqp(
+        rabbit.amqp_url("worker"), queues=[queue], consume={queue.name: 50}, heard=heard
+    ) as link:
+        async with asyncio.TaskGroup() as publishes:
+            for number in range(300):
+                publishes.create_task(link.publish(key, number.to_bytes(2, "big")))
+        seen = set()
+        for _ in range(300):
+            delivery = await heard.delivery()
+            seen.add(delivery.body)
+            await delivery.ack()
+        assert len(seen) == 300
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://h", "amqp://", "mqtt://h", "amqp://u:secret@"]
+)
+def test_a_url_that_names_no_broker_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(BadUrl) as refusal:
+        AmqpLink(url, name="test")
+    assert "secret" not in str(refusal.value)

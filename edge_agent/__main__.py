@@ -1,0 +1,206 @@
+"""`overspill-agent`: run the daemon, or ask the one that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from broker.codec import explain
+from broker.link import BadUrl
+from bundle.pack import BundleRejected
+from bundle.seal import SealRejected
+from bundle.trust import KeyRejected
+from edge_agent.adapters.control import ControlError, ask
+from edge_agent.adapters.embedded_broker import PortTaken
+from edge_agent.adapters.outbox import OutboxUnusable
+from edge_agent.settings import AgentSettings
+from lifecycle.logs import configure_logs
+from lifecycle.signals import stop_on_signals
+
+app = typer.Typer(
+    help="Answer devices with a local model, and spill what is too hard to the cloud.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+USER_ERRORS = (
+    BadUrl,
+    BundleRejected,
+    ControlError,
+    KeyRejected,
+    OutboxUnusable,
+    PortTaken,
+    SealRejected,
+    OSError,
+)
+
+StateDir = Annotated[
+    Path | None,
+    typer.Option(help="The agent's folder: outbox, models, control socket."),
+]
+
+
+class UserError(Exception):
+    """Said in one line, without a traceback."""
+
+
+def _settings(**given: Any) -> AgentSettings:  # noqa: ANN401 - what typer read
+    chosen = {name: value for name, value in given.items() if value not in (None, [])}
+    try:
+        return AgentSettings(**chosen)
+    except ValidationError as error:
+        raise UserError(
+            f"settings: {explain(error)} "
+            "(options, or OVERSPILL_AGENT_… in the environment)"
+        ) from error
+
+
+@app.command()
+def run(  # noqa: PLR0913, PLR0917 - each is an option
+    agent_id: Annotated[
+        str | None,
+        typer.Option(help="This agent's identity; the host's name if unset."),
+    ] = None,
+    cloud_url: Annotated[
+        str | None,
+        typer.Option(help="The cloud's broker: mqtt://user:password@host:port."),
+    ] = None,
+    local_url: Annotated[
+        str | None,
+        typer.Option(help="The devices' broker; unset, the agent embeds its own."),
+    ] = None,
+    embedded_port: Annotated[
+        int | None, typer.Option(help="Where the embedded broker listens.")
+    ] = None,
+    bundle: Annotated[
+        list[Path] | None,
+        typer.Option(help="A bundle to serve from the first start. Repeatable."),
+    ] = None,
+    trusted_keys: Annotated[
+        Path | None, typer.Option(help="Public keys that may sign bundles.")
+    ] = None,
+    state_dir: StateDir = None,
+    log_level: Annotated[
+        str, typer.Option(help="debug, info, warning, error.")
+    ] = "info",
+) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C.
+
+    Every knob is an OVERSPILL_AGENT_… variable too; options win.
+    """
+    settings = _settings(
+        agent_id=agent_id,
+        cloud_url=cloud_url,
+        local_url=local_url,
+        embedded_port=embedded_port,
+        bundles=bundle,
+        trusted_keys=trusted_keys,
+        state_dir=state_dir,
+    )
+    try:
+        configure_logs(log_level)
+    except KeyError as error:
+        raise UserError(f"unknown log level {log_level!r}") from error
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: AgentSettings) -> None:
+    from edge_agent.app import Agent  # noqa: PLC0415 - `status` needs none of it
+
+    stop = stop_on_signals()
+    async with Agent(settings) as agent:
+        await agent.run(stop)
+
+
+@app.command()
+def status(
+    state_dir: StateDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For a script.")] = False,
+) -> None:
+    """Show the running daemon's links, models, outbox and counters."""
+    path = _settings(state_dir=state_dir).control_socket
+    reply = asyncio.run(ask(path, {"do": "status"}, timeout_s=10.0))
+    if as_json:
+        typer.echo(json.dumps(reply, indent=2))
+    else:
+        _show_status(reply)
+
+
+def _show_status(reply: dict[str, Any]) -> None:
+    cloud, local, outbox = reply["cloud"], reply["local"], reply["outbox"]
+    typer.echo(f"agent   {reply['agent']}")
+    typer.echo(f"cloud   {_link(cloud, 'configured')}")
+    typer.echo(f"devices {_link(local, 'serving')}")
+    for name, model in reply["models"].items():
+        line = (
+            f"model   {name} {model['serving'] or '(none serving)'}, {model['state']}"
+        )
+        typer.echo(line + (f": {model['reason']}" if model["reason"] else ""))
+    if not reply["models"]:
+        typer.echo("model   none: every request spills")
+    age = "" if outbox["oldest_s"] is None else f", oldest {outbox['oldest_s']:.1f} s"
+    typer.echo(
+        f"outbox  {outbox['open']} open ({outbox['open_bytes']} bytes){age}; "
+        f"{outbox['untold']} untold; ended: {outbox['answered']} answered, "
+        f"{outbox['failed']} failed, {outbox['expired']} expired"
+    )
+    counters = {name: n for name, n in reply["counters"].items() if n}
+    typer.echo("counts  " + ", ".join(f"{n} {name}" for name, n in counters.items()))
+
+
+def _link(link: dict[str, Any], there: str) -> str:
+    if not link[there]:
+        return "not configured"
+    return "up" if link["up"] else f"down: {link['error'] or 'connecting'}"
+
+
+@app.command()
+def infer(
+    file: Annotated[
+        Path, typer.Argument(help="A PNG, JPEG, JSON or MessagePack file.")
+    ],
+    model: Annotated[str, typer.Option(help="Which model to ask.")],
+    state_dir: StateDir = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 120.0,
+) -> None:
+    """Send one request through the running daemon and print the answer as JSON."""
+    path = _settings(state_dir=state_dir).control_socket
+    try:
+        payload = base64.b64encode(file.read_bytes()).decode()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    reply = asyncio.run(
+        ask(
+            path,
+            {"do": "infer", "model": model, "payload": payload},
+            timeout_s=timeout,
+        )
+    )
+    typer.echo(reply["answer"])
+    if json.loads(reply["answer"])["status"] != "answered":
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one line on standard error."""
+    try:
+        app()
+    except (UserError, *USER_ERRORS) as error:
+        sys.stderr.write(f"overspill-agent: {error}\n")
+        raise SystemExit(1) from None
+    except sqlite3.Error as error:
+        sys.stderr.write(f"overspill-agent: the outbox failed: {error}\n")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,477 @@
+"""The durable record of spills. Accepted means committed; nothing accepted is evicted.
+
+Rows wait a few milliseconds for others, then share one fsync, and `accepted` follows.
+A spill whose answer comes before that was never accepted: its answer is itself the
+acknowledgement, so it is given at once, and the row that is written later only lets
+a resent id hear the same again. Every other outcome is committed before it is told.
+
+One thread owns the file. Times are milliseconds of the agent's own clock
+(`lifecycle.clock.SteadyTime`), so that rows outlive the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Self, TypeAlias, TypeVar
+
+import structlog
+
+from edge_agent.adapters.spill_table import (
+    Counts,
+    Ended,
+    OutboxUnusable,
+    Recorded,
+    SpillTable,
+)
+from edge_agent.core.delivery import Channel, Key, Outcome, Spill, Stage
+
+__all__ = [
+    "Committed",
+    "Counts",
+    "Outbox",
+    "OutboxFailed",
+    "OutboxFull",
+    "OutboxUnusable",
+    "Overtaken",
+    "Recorded",
+    "enduring",
+]
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+FAILURE_PAUSE_S: Final = 1.0
+GROUP_ROWS: Final = 512
+UNWRITTEN_ROWS: Final = 10_000
+
+
+class OutboxFull(Exception):
+    """A spill cannot be kept safely; the device is refused and told why."""
+
+
+class OutboxFailed(Exception):
+    """The file could not be read or written just now; try again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The row is on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overtaken:
+    """The spill ended before its row was committed."""
+
+
+Accepted: TypeAlias = asyncio.Future[Committed | Overtaken | Recorded]
+
+
+@dataclass(slots=True)
+class _Fresh:
+    """A row that waits for its group."""
+
+    spill: Spill
+    accepted: Accepted
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What became of a group.
+
+    Attributes:
+        known: the ids that were not new, and what is recorded of them.
+        freed: the sizes of open rows that ended with it.
+        free_bytes: of the disk, before it.
+    """
+
+    known: dict[Key, Recorded | None]
+    freed: tuple[int, ...]
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Settling:
+    """An outcome that waits to be committed before it is told."""
+
+    ended: Ended
+    first: asyncio.Future[bool]
+
+
+class Outbox:
+    """Spills in SQLite (WAL). Use as `async with Outbox(path) as outbox`.
+
+    Args:
+        path: the database file; its folder exists.
+        group_commit_ms: how long the first of a group waits for others.
+        max_rows: open spills above which `accept` refuses.
+        max_bytes: bytes of open requests above which `accept` refuses.
+        disk_reserve_bytes: free bytes below which `accept` refuses.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        group_commit_ms: float = 5.0,
+        max_rows: int = 1_000_000,
+        max_bytes: int = 1024**3,
+        disk_reserve_bytes: int = 0,
+    ) -> None:
+        self._path = path
+        self._group_s = group_commit_ms / 1000.0
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._reserve = disk_reserve_bytes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
+        self._open_rows = 0
+        self._open_bytes = 0
+        self._free_bytes = 1 << 62
+        self._fresh: dict[Key, _Fresh] = {}
+        self._overtaken: dict[Key, tuple[Spill, Ended]] = {}
+        self._group: asyncio.TimerHandle | None = None
+        self._settling: list[_Settling] = []
+        self._settles_under_way = False
+        self._written: set[asyncio.Future[object]] = set()
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        """Open the file.
+
+        Raises:
+            OutboxUnusable: it cannot be opened.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._table = await self._in_thread(SpillTable.open, self._path)
+        try:
+            counts = await self.counts()
+        except OutboxFailed as error:
+            await self._in_thread(self._table.close)
+            raise OutboxUnusable(
+                f"{error}; check that the disk has space and works"
+            ) from error
+        self._open_rows, self._open_bytes = counts.open, counts.open_bytes
+        self._free_bytes = await self._in_thread(_free_bytes, self._path)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Commit what is pending and close the file."""
+        self._hand_over()
+        self._settle_group()
+        while self._written:
+            await asyncio.wait(self._written)
+        self._closed = True
+        await self._in_thread(self._table.close)
+        self._thread.shutdown()
+
+    # --- accept -------------------------------------------------------------------
+
+    def accept(self, spill: Spill) -> Accepted:
+        """Take a row for the next group commit.
+
+        The future gives `Committed` once the row is on the disk, `Overtaken` when
+        the spill ended first, or what is `Recorded` when the id is not new.
+
+        Raises:
+            OutboxFull: at once when a limit is reached; through the future when
+                the disk refuses the write.
+        """
+        accepted: Accepted = self._loop.create_future()
+        twin = self._fresh.get(spill.key)
+        if twin is not None:
+            # The same id twice in one group: the second is a resend of the first.
+            accepted.set_result(Recorded(Stage.OPEN, twin.spill.encoding))
+            return accepted
+        self._check_room(len(spill.request))
+        self._open_rows += 1
+        self._open_bytes += len(spill.request)
+        self._fresh[spill.key] = _Fresh(spill, accepted)
+        if len(self._fresh) >= GROUP_ROWS:
+            self._hand_over()
+        else:
+            self._start_group()
+        return accepted
+
+    def _check_room(self, size: int) -> None:
+        if self._open_rows >= self._max_rows:
+            raise OutboxFull(f"the outbox holds {self._open_rows} requests, its limit")
+        if self._open_bytes + size > self._max_bytes:
+            raise OutboxFull(
+                f"the outbox holds {self._open_bytes} bytes of its {self._max_bytes}"
+            )
+        if self._free_bytes < self._reserve:
+            # Nothing is written while it refuses, so nothing else looks again.
+            self._free_bytes = _free_bytes(self._path)
+        if self._free_bytes < self._reserve:
+            raise OutboxFull(
+                f"the disk has {self._free_bytes} bytes free, less than the "
+                f"{self._reserve} kept in reserve"
+            )
+
+    def _start_group(self) -> None:
+        if self._group is None:
+            self._group = self._loop.call_later(self._group_s, self._hand_over)
+
+    def _hand_over(self) -> None:
+        """Give the group to the thread."""
+        if self._group is not None:
+            self._group.cancel()
+            self._group = None
+        if self._closed or not (self._fresh or self._overtaken):
+            return
+        fresh, self._fresh = self._fresh, {}
+        overtaken, self._overtaken = self._overtaken, {}
+        writing = self._loop.run_in_executor(
+            self._thread, self._write_group, list(fresh.values()), overtaken
+        )
+        self._track(writing)
+        writing.add_done_callback(
+            lambda done: self._group_written(fresh, overtaken, done)
+        )
+
+    def _write_group(
+        self, fresh: list[_Fresh], overtaken: dict[Key, tuple[Spill, Ended]]
+    ) -> _Written:
+        """In the thread: one transaction, with an fsync if anything is accepted."""
+        free = _free_bytes(self._path)
+        with self._table.transaction("FULL" if fresh else "NORMAL"):
+            known = {
+                each.spill.key: self._table.find(each.spill.key)
+                for each in fresh
+                if not self._table.insert(each.spill)
+            }
+            freed = [self._table.insert_ended(*each) for each in overtaken.values()]
+        return _Written(known, tuple(size for size in freed if size is not None), free)
+
+    def _group_written(
+        self,
+        fresh: dict[Key, _Fresh],
+        overtaken: dict[Key, tuple[Spill, Ended]],
+        done: asyncio.Future[_Written],
+    ) -> None:
+        try:
+            written = done.result()
+        except Exception as error:  # noqa: BLE001 - whatever it was, a device waits
+            why = OutboxFull(f"the outbox could not be written: {error}")
+            for each in fresh.values():
+                self._give_back(len(each.spill.request))
+                if not each.accepted.done():
+                    each.accepted.set_exception(why)
+            self._keep_unwritten(overtaken, error)
+            return
+        self._free_bytes = written.free_bytes
+        for size in written.freed:
+            self._give_back(size)
+        for key, each in fresh.items():
+            if key in written.known:
+                self._give_back(len(each.spill.request))
+            if not each.accepted.done():
+                each.accepted.set_result(written.known.get(key) or Committed())
+
+    def _keep_unwritten(
+        self, overtaken: dict[Key, tuple[Spill, Ended]], error: Exception
+    ) -> None:
+        """Try again later to write what was told already, within a bound."""
+        log.error("outbox_not_written", error=str(error), waiting=len(overtaken))
+        room = max(0, UNWRITTEN_ROWS - len(self._overtaken))
+        self._overtaken = {
+            **dict(list(overtaken.items())[:room]),
+            **self._overtaken,
+        }
+        if self._overtaken and self._group is None:
+            self._group = self._loop.call_later(FAILURE_PAUSE_S, self._hand_over)
+
+    # --- settle -------------------------------------------------------------------
+
+    def settle(
+        self,
+        key: Key,
+        outcome: Outcome,
+        answer: bytes,
+        *,
+        ended_ms: float,
+        told: bool = False,
+    ) -> asyncio.Future[bool]:
+        """Record the outcome of an open spill.
+
+        Gives whether it is the first; True at once for a spill that was not yet
+        accepted, otherwise once the outcome is committed (which is tried for ever).
+        """
+        first: asyncio.Future[bool] = self._loop.create_future()
+        stage = Stage.TOLD if told else Stage.SETTLED
+        ended = Ended(key, outcome, answer, ended_ms, stage)
+        fresh = self._fresh.pop(key, None)
+        if fresh is not None:
+            self._give_back(len(fresh.spill.request))
+            if not fresh.accepted.done():
+                fresh.accepted.set_result(Overtaken())
+            self._overtaken[key] = (fresh.spill, ended)
+            self._start_group()
+            first.set_result(True)
+            return first
+        self._settling.append(_Settling(ended, first))
+        if not self._settles_under_way:
+            self._settles_under_way = True
+            self._loop.call_soon(self._settle_group)
+        return first
+
+    def _settle_group(self) -> None:
+        """Commit what has ended since the last such commit, all at once."""
+        group, self._settling = self._settling, []
+        if self._closed or not group:
+            self._settles_under_way = False
+            return
+        self._settles_under_way = True
+        ending = self._loop.run_in_executor(
+            self._thread, self._end_group, [each.ended for each in group]
+        )
+        self._track(ending)
+        ending.add_done_callback(lambda done: self._group_ended(group, done))
+
+    def _end_group(self, group: list[Ended]) -> list[int | None]:
+        with self._table.transaction("NORMAL"):
+            return [self._table.end(each) for each in group]
+
+    def _group_ended(
+        self, group: list[_Settling], done: asyncio.Future[list[int | None]]
+    ) -> None:
+        try:
+            freed = done.result()
+        except sqlite3.Error as error:
+            # The outcome is known and must be recorded before anybody is told.
+            log.error("outcome_not_recorded", error=str(error), waiting=len(group))
+            self._settling = group + self._settling
+            self._loop.call_later(FAILURE_PAUSE_S, self._settle_group)
+            return
+        for each, size in zip(group, freed, strict=True):
+            if size is not None:
+                self._give_back(size)
+            if not each.first.done():
+                each.first.set_result(size is not None)
+        self._settle_group()
+
+    def _give_back(self, size: int) -> None:
+        self._open_rows -= 1
+        self._open_bytes -= size
+
+    # --- the rest -----------------------------------------------------------------
+
+    async def find(self, key: Key) -> Recorded | None:
+        """What is recorded of an id, if anything.
+
+        Raises:
+            OutboxFailed: the file cannot be read now; so do all below.
+        """
+        if key in self._fresh:
+            return Recorded(Stage.OPEN, self._fresh[key].spill.encoding)
+        if key in self._overtaken:
+            spill, ended = self._overtaken[key]
+            return Recorded(ended.stage, spill.encoding, ended.outcome, ended.answer)
+        return await self._run(lambda: self._table.find(key))
+
+    async def get(self, key: Key) -> Spill | None:
+        """The open spill of that id."""
+        if key in self._fresh:
+            return self._fresh[key].spill
+        return await self._run(lambda: self._table.get(key))
+
+    async def mark_told(self, keys: Sequence[Key]) -> None:
+        """The device, or its broker, has acknowledged the answer."""
+        written = []
+        for key in keys:
+            if key in self._overtaken:
+                spill, ended = self._overtaken[key]
+                self._overtaken[key] = (spill, replace(ended, stage=Stage.TOLD))
+            else:
+                written.append(key)
+        if written:
+            await self._run(lambda: self._table.mark_told(written))
+
+    async def reschedule(self, keys: Sequence[Key], due_ms: float) -> None:
+        """Make open spills due at another time."""
+        for key in keys:
+            fresh = self._fresh.get(key)
+            if fresh is not None:
+                fresh.spill = replace(fresh.spill, due_ms=due_ms)
+        await self._run(lambda: self._table.reschedule(keys, due_ms))
+
+    async def claim_due(
+        self,
+        now_ms: float,
+        *,
+        limit: int,
+        max_bytes: int,
+        next_due_ms: Callable[[int], float],
+    ) -> list[Spill]:
+        """Take committed spills that are due; see `SpillTable.claim_due`."""
+        return await self._run(
+            lambda: self._table.claim_due(
+                now_ms, limit=limit, max_bytes=max_bytes, next_due_ms=next_due_ms
+            )
+        )
+
+    async def expired(self, now_ms: float, *, limit: int = 256) -> list[Spill]:
+        """Open spills whose deadline has come, soonest first."""
+        self._hand_over()
+        return await self._run(lambda: self._table.expired(now_ms, limit=limit))
+
+    async def next_deadline_ms(self) -> float | None:
+        """The soonest deadline of an open spill."""
+        self._hand_over()
+        return await self._run(self._table.next_deadline_ms)
+
+    async def untold(self, *, limit: int = 256) -> list[tuple[Key, Channel, bytes]]:
+        """Answers whose device has not acknowledged them, oldest first."""
+        return await self._run(lambda: self._table.untold(limit=limit))
+
+    async def counts(self) -> Counts:
+        """Depth, age and outcomes."""
+        self._hand_over()
+        return await self._run(self._table.counts)
+
+    async def forget_told(self, before_ms: float, *, limit: int = 1000) -> int:
+        """Delete told rows that ended before then; gives how many went."""
+        return await self._run(lambda: self._table.forget_told(before_ms, limit=limit))
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        def transacted() -> T:
+            with self._table.transaction("NORMAL"):
+                return work()
+
+        try:
+            return await self._in_thread(transacted)
+        except sqlite3.Error as error:
+            raise OutboxFailed(f"the outbox {self._path} failed: {error}") from error
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        return await self._loop.run_in_executor(self._thread, work, *arguments)
+
+    def _track(self, future: asyncio.Future[T]) -> None:
+        tracked: asyncio.Future[object] = future  # type: ignore[assignment] # only awaited
+        self._written.add(tracked)
+        tracked.add_done_callback(self._written.discard)
+
+
+async def enduring(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run an endless loop that uses the outbox; a failing disk only makes it pause."""
+    while True:
+        try:
+            await loop()
+        except OutboxFailed as error:
+            log.error("outbox_failed", error=str(error), retry_in_s=FAILURE_PAUSE_S)
+            await asyncio.sleep(FAILURE_PAUSE_S)
+
+
+def _free_bytes(path: Path) -> int:
+    """Free bytes of the disk under a file; plenty where that cannot be asked."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(path.parent)
+        return disk.f_bavail * disk.f_frsize
+    return 1 << 62

@@ -1,0 +1,421 @@
+"""The outbox's one table: every statement that the agent has for SQLite.
+
+Blocking, and confined to one thread; `adapters.outbox` gives it one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import structlog
+
+from broker.messages import Priority, Reason
+from edge_agent.core.delivery import Channel, Key, Outcome, Spill, Stage
+from edge_agent.core.records import pack_answer, unpack_answer
+
+log = structlog.get_logger(__name__)
+
+SCHEMA_VERSION: Final = 1
+SCHEMA: Final = """
+CREATE TABLE spill (
+  seq INTEGER PRIMARY KEY,
+  device TEXT NOT NULL,
+  id TEXT NOT NULL,
+  model TEXT NOT NULL,
+  priority INTEGER NOT NULL,
+  reason TEXT NOT NULL,
+  channel TEXT NOT NULL,
+  encoding TEXT NOT NULL,
+  request BLOB,
+  edge BLOB,
+  accepted_ms REAL NOT NULL,
+  deadline_ms REAL NOT NULL,
+  due_ms REAL NOT NULL,
+  attempt INTEGER NOT NULL,
+  stage INTEGER NOT NULL,
+  outcome TEXT,
+  answer BLOB,
+  ended_ms REAL,
+  UNIQUE (device, id)
+) STRICT;
+CREATE INDEX open_by_due ON spill (priority, due_ms) WHERE stage = 0;
+CREATE INDEX open_by_deadline ON spill (deadline_ms) WHERE stage = 0;
+CREATE INDEX untold ON spill (seq) WHERE stage = 1;
+CREATE INDEX told_by_end ON spill (ended_ms) WHERE stage = 2;
+CREATE TABLE tally (outcome TEXT PRIMARY KEY, count INTEGER NOT NULL) STRICT;
+INSERT INTO tally VALUES ('answered', 0), ('failed', 0), ('expired', 0);
+"""
+
+RANKS: Final = {Priority.HI: 0, Priority.NORM: 1, Priority.BULK: 2}
+BY_RANK: Final = {rank: priority for priority, rank in RANKS.items()}
+
+# Statements below are put together from constants of this module only.
+_COLUMNS: Final = (
+    "device, id, model, priority, reason, channel, encoding, request, edge, "
+    "accepted_ms, deadline_ms, due_ms, attempt"
+)
+
+
+class OutboxUnusable(Exception):
+    """The outbox cannot be opened at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the outbox knows of an id that a device sent before."""
+
+    stage: Stage
+    encoding: str
+    outcome: Outcome | None = None
+    answer: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An outcome to be recorded, with the answer as the device is told it."""
+
+    key: Key
+    outcome: Outcome
+    answer: bytes
+    ended_ms: float
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How full the outbox is, and how spills have ended since it was made."""
+
+    open: int
+    open_bytes: int
+    untold: int
+    oldest_accepted_ms: float | None
+    answered: int
+    failed: int
+    expired: int
+
+
+class SpillTable:
+    """Spills by (device, id). Every method but `transaction` runs inside one."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the file, or make it; a corrupt one is set aside, never deleted.
+
+        Raises:
+            OutboxUnusable: it cannot be opened, or is of another version.
+        """
+        try:
+            return cls(_open(path))
+        except sqlite3.OperationalError as error:
+            raise OutboxUnusable(
+                f"cannot open the outbox {path}: {error}; "
+                "check that the folder exists, is writable and has space"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self, synchronous: Literal["FULL", "NORMAL"]) -> Iterator[None]:
+        """All or nothing; FULL survives a power cut, NORMAL a killed process."""
+        self._db.execute(f"PRAGMA synchronous = {synchronous}")
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise
+
+    def insert(self, spill: Spill) -> bool:
+        """Add an open spill; False when its id is there already."""
+        return self._insert(spill, None)
+
+    def insert_ended(self, spill: Spill, ended: Ended) -> int | None:
+        """Add a spill that ended before it was written, or end the row of its id.
+
+        Gives what `end` does: None as well when there was no row of its id.
+        """
+        if self._insert(spill, ended):
+            self._count(ended.outcome)
+            return None
+        return self.end(ended)
+
+    def end(self, ended: Ended) -> int | None:
+        """End an open row: the bytes it frees, or None when none was open."""
+        row = self._db.execute(
+            "UPDATE spill SET stage = ?, outcome = ?, answer = ?, ended_ms = ? "
+            "WHERE device = ? AND id = ? AND stage = 0 RETURNING length(request)",
+            (
+                ended.stage,
+                ended.outcome.value,
+                ended.answer,
+                ended.ended_ms,
+                *ended.key,
+            ),
+        ).fetchone()
+        if row is None:
+            return None
+        self._db.execute(
+            "UPDATE spill SET request = NULL, edge = NULL WHERE device = ? AND id = ?",
+            ended.key,
+        )
+        self._count(ended.outcome)
+        return int(row[0] or 0)
+
+    def _insert(self, spill: Spill, ended: Ended | None) -> bool:
+        cursor = self._db.execute(
+            f"INSERT INTO spill ({_COLUMNS}, stage, outcome, answer, ended_ms) "
+            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+            (
+                spill.device,
+                spill.id,
+                spill.model,
+                RANKS[spill.priority],
+                spill.reason.value,
+                spill.channel.value,
+                spill.encoding,
+                spill.request if ended is None else None,
+                None
+                if spill.edge is None or ended is not None
+                else pack_answer(spill.edge),
+                spill.accepted_ms,
+                spill.deadline_ms,
+                spill.due_ms,
+                spill.attempt,
+                Stage.OPEN if ended is None else ended.stage,
+                None if ended is None else ended.outcome.value,
+                None if ended is None else ended.answer,
+                None if ended is None else ended.ended_ms,
+            ),
+        )
+        return cursor.rowcount == 1
+
+    def _count(self, outcome: Outcome) -> None:
+        self._db.execute(
+            "UPDATE tally SET count = count + 1 WHERE outcome = ?", (outcome.value,)
+        )
+
+    def find(self, key: Key) -> Recorded | None:
+        """What is recorded of an id, if anything."""
+        row = self._db.execute(
+            "SELECT stage, encoding, outcome, answer FROM spill "
+            "WHERE device = ? AND id = ?",
+            key,
+        ).fetchone()
+        if row is None:
+            return None
+        stage, encoding, outcome, answer = row
+        return Recorded(
+            Stage(stage),
+            encoding,
+            None if outcome is None else Outcome(outcome),
+            None if answer is None else bytes(answer),
+        )
+
+    def get(self, key: Key) -> Spill | None:
+        """The open spill of that id."""
+        found = self._select("WHERE device = ? AND id = ? AND stage = 0", key)
+        return found[0] if found else None
+
+    def mark_told(self, keys: Iterable[Key]) -> None:
+        """The device, or its broker, has acknowledged the answer."""
+        self._each(
+            "UPDATE spill SET stage = 2 WHERE device = ? AND id = ? AND stage = 1",
+            keys,
+        )
+
+    def reschedule(self, keys: Iterable[Key], due_ms: float) -> None:
+        """Make open spills due at another time."""
+        self._each(
+            "UPDATE spill SET due_ms = ? WHERE device = ? AND id = ? AND stage = 0",
+            [(due_ms, *key) for key in keys],
+        )
+
+    def claim_due(
+        self,
+        now_ms: float,
+        *,
+        limit: int,
+        max_bytes: int,
+        next_due_ms: Callable[[int], float],
+    ) -> list[Spill]:
+        """Take open spills that are due, most urgent class first, and count a send.
+
+        Args:
+            now_ms: rows due at or before this.
+            limit: at most so many rows.
+            max_bytes: stop before the requests add up to more; one always fits.
+            next_due_ms: attempt → when the row is due again.
+        """
+        claimed: list[Spill] = []
+        size = 0
+        for row in self._due(now_ms, limit):
+            spill = _spill(row)
+            size += len(spill.request)
+            if claimed and size > max_bytes:
+                break
+            claimed.append(replace(spill, attempt=spill.attempt + 1))
+        self._each(
+            "UPDATE spill SET due_ms = ?, attempt = ? WHERE device = ? AND id = ?",
+            [(next_due_ms(each.attempt), each.attempt, *each.key) for each in claimed],
+        )
+        return claimed
+
+    def _due(self, now_ms: float, limit: int) -> Iterator[Sequence[Any]]:
+        # One query for all would read every row of a class that is not due yet.
+        for rank in BY_RANK:
+            rows = self._db.execute(
+                f"SELECT {_COLUMNS} FROM spill WHERE stage = 0 AND priority = ? "
+                "AND due_ms <= ? ORDER BY due_ms LIMIT ?",
+                (rank, now_ms, limit),
+            )
+            for row in rows:
+                yield row
+                limit -= 1
+            if limit <= 0:
+                return
+
+    def expired(self, now_ms: float, *, limit: int) -> list[Spill]:
+        """Open spills whose deadline has come, soonest first."""
+        return self._select(
+            "WHERE stage = 0 AND deadline_ms <= ? ORDER BY deadline_ms LIMIT ?",
+            (now_ms, limit),
+        )
+
+    def next_deadline_ms(self) -> float | None:
+        """The soonest deadline of an open spill."""
+        found: float | None = self._scalar(
+            "SELECT deadline_ms FROM spill WHERE stage = 0 ORDER BY deadline_ms LIMIT 1"
+        )
+        return found
+
+    def untold(self, *, limit: int) -> list[tuple[Key, Channel, bytes]]:
+        """Answers whose device has not acknowledged them, oldest first."""
+        rows = self._db.execute(
+            "SELECT device, id, channel, answer FROM spill WHERE stage = 1 "
+            "ORDER BY seq LIMIT ?",
+            (limit,),
+        )
+        return [((d, i), Channel(c), bytes(a)) for d, i, c, a in rows]
+
+    def forget_told(self, before_ms: float, *, limit: int) -> int:
+        """Delete told rows that ended before then; gives how many went."""
+        return self._db.execute(
+            "DELETE FROM spill WHERE seq IN (SELECT seq FROM spill "
+            "WHERE stage = 2 AND ended_ms < ? LIMIT ?)",
+            (before_ms, limit),
+        ).rowcount
+
+    def counts(self) -> Counts:
+        """Depth, age and outcomes."""
+        opened, size, oldest = self._db.execute(
+            "SELECT count(*), coalesce(sum(length(request)), 0), min(accepted_ms) "
+            "FROM spill WHERE stage = 0"
+        ).fetchone()
+        tally: dict[str, int] = dict(
+            self._db.execute("SELECT outcome, count FROM tally").fetchall()
+        )
+        return Counts(
+            open=opened,
+            open_bytes=size,
+            untold=self._scalar("SELECT count(*) FROM spill WHERE stage = 1"),
+            oldest_accepted_ms=oldest,
+            answered=tally["answered"],
+            failed=tally["failed"],
+            expired=tally["expired"],
+        )
+
+    def _select(self, where: str, values: Sequence[object]) -> list[Spill]:
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM spill {where}", values)
+        return [_spill(row) for row in rows]
+
+    def _each(self, statement: str, values: Iterable[Sequence[object]]) -> None:
+        self._db.executemany(statement, values)
+
+    def _scalar(self, statement: str) -> Any:  # noqa: ANN401 - a column's value
+        row = self._db.execute(statement).fetchone()
+        return None if row is None else row[0]
+
+
+def _spill(row: Sequence[Any]) -> Spill:
+    return Spill(
+        device=row[0],
+        id=row[1],
+        model=row[2],
+        priority=BY_RANK[row[3]],
+        reason=Reason(row[4]),
+        channel=Channel(row[5]),
+        encoding=row[6],
+        request=bytes(row[7] or b""),
+        edge=None if row[8] is None else unpack_answer(bytes(row[8])),
+        accepted_ms=row[9],
+        deadline_ms=row[10],
+        due_ms=row[11],
+        attempt=row[12],
+    )
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the file, setting a corrupt one aside: reported, never deleted."""
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        aside = path.with_name(f"{path.name}.corrupt-{os.getpid()}-{time.time_ns()}")
+        path.rename(aside)
+        log.error("outbox_corrupt", error=str(error), set_aside=str(aside))
+        for suffix in ("-wal", "-shm"):
+            side = path.with_name(path.name + suffix)
+            if side.exists():
+                side.rename(aside.with_name(aside.name + suffix))
+        return _connect(path)
+
+
+def _check_pages(db: sqlite3.Connection) -> None:
+    """Find damage now, where the file can be set aside, and not row by row later.
+
+    Raises:
+        sqlite3.DatabaseError: a page is damaged.
+    """
+    (said,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if said != "ok":
+        raise sqlite3.DatabaseError(said)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, timeout=10.0
+    )
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        _check_pages(db)
+        if version == 0:
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(
+                f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+    except BaseException:
+        db.close()
+        raise
+    if version not in (0, SCHEMA_VERSION):
+        db.close()
+        raise OutboxUnusable(
+            f"the outbox {path} has schema {version}, this agent knows "
+            f"{SCHEMA_VERSION}; start the version that made it, or move it away"
+        )
+    return db

@@ -1,0 +1,685 @@
+"""Wire the agent together: as a daemon for devices, or inside a program that embeds it.
+
+async with Agent(settings) as agent:
+    answer = await agent.infer("fashion", image)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import functools
+import platform
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any, Final, Self, TypeAlias
+
+import numpy as np
+import structlog
+
+from broker import topics
+from broker.messages import Priority, Report
+from broker.mqtt import MqttLink, MqttTarget
+from bundle.pack import BundleRejected
+from bundle.trust import load_public_keys
+from edge_agent.adapters.control import ControlServer, only_agent_of
+from edge_agent.adapters.embedded_broker import EmbeddedBroker
+from edge_agent.adapters.litert import ModelRunner, ModelUnsupported
+from edge_agent.adapters.model_store import ModelStore, StoredBundle
+from edge_agent.adapters.outbox import (
+    Accepted,
+    Outbox,
+    OutboxFailed,
+    OutboxFull,
+    Recorded,
+    enduring,
+)
+from edge_agent.adapters.trial import try_bundle
+from edge_agent.core.answers import Answer, Array
+from edge_agent.core.arrays import NotAnArray, check_finite
+from edge_agent.core.delivery import Channel
+from edge_agent.core.payload import (
+    MAX_DEADLINE_MS,
+    BadRequest,
+    DeviceRequest,
+    Encoding,
+    PayloadLimits,
+    media_type,
+    parse,
+    render,
+)
+from edge_agent.core.records import read_rendered
+from edge_agent.core.served import Served, rule_of
+from edge_agent.core.slots import Slots
+from edge_agent.loops.ingress import REQUEST_FILTER, Ingress
+from edge_agent.loops.outcomes import Outcomes
+from edge_agent.loops.reporting import Reporting
+from edge_agent.loops.serving import OnItsWay, Serving
+from edge_agent.loops.updates import ModelRefused, Updates, UpdateSettings
+from edge_agent.loops.uplink import Link, Uplink, UplinkLimits
+from edge_agent.settings import AgentSettings
+from lifecycle.clock import Clock, SteadyTime, SystemClock
+
+log = structlog.get_logger(__name__)
+
+Inputs: TypeAlias = bytes | Array | Mapping[str, Array]
+
+ONLY_INPUT: Final = "input"
+CONTROL_ID: Final = "operator"
+COUNTS_EVERY_S: Final = 5.0
+
+
+class _NoLink:
+    """The cloud side of an agent that has none."""
+
+    up = False
+
+    async def publish(
+        self, topic: str, payload: bytes, *, timeout_s: float = 10.0
+    ) -> None:
+        raise NotImplementedError(f"no cloud to publish {topic} to")
+
+
+class Agent:
+    """One agent. Use as `async with Agent(settings) as agent`.
+
+    Args:
+        settings: every knob.
+        clock: where time comes from.
+        devices: serve devices over MQTT and answer the control socket; a program
+            that embeds the agent may leave both out.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        clock: Clock | None = None,
+        devices: bool | None = None,
+    ) -> None:
+        self.settings = settings
+        self._devices = settings.local if devices is None else devices
+        self._time = SteadyTime(clock or SystemClock())
+        self._rng = random.Random()  # noqa: S311 - it spreads retries, guards nothing
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set; `ready` is logged once devices can be heard."""
+        if self._local is not None and not await self._heard(self._local, stop):
+            return
+        log.info(
+            "ready",
+            agent=self.settings.agent_id,
+            models={
+                name: slots.active for name, slots in self._updates_slots().items()
+            },
+        )
+        await stop.wait()
+        log.info("stopping", agent=self.settings.agent_id)
+
+    async def _heard(self, local: MqttLink, stop: asyncio.Event) -> bool:
+        """Wait for the devices' broker, which may come much later, or for the end."""
+        async with asyncio.TaskGroup() as either:
+            up = either.create_task(local.wait_up())
+            stopped = either.create_task(stop.wait())
+            await asyncio.wait((up, stopped), return_when=asyncio.FIRST_COMPLETED)
+            up.cancel()
+            stopped.cancel()
+        return not stop.is_set()
+
+    # --- for a program that embeds the agent ---------------------------------------
+
+    async def infer(  # noqa: PLR0913 - each is a choice of the caller's
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        id: str | None = None,  # noqa: A002 - the word of the wire
+        device: str | None = None,
+        deadline_s: float | None = None,
+        priority: Priority = Priority.NORM,
+        force: bool = False,
+    ) -> Answer:
+        """Answer one request, here or in the cloud.
+
+        Args:
+            model: its name.
+            inputs: the bytes of a PNG or JPEG, the array of the model's only input,
+                or every input by name; batch first.
+            id: resend the same id to hear the same outcome; made when left out.
+            device: whose request it is; the agent's own id when left out.
+            deadline_s: seconds until an answer is of no use any more.
+            priority: its class.
+            force: ask the cloud whatever the edge thinks.
+
+        Returns:
+            The final answer. A request that cannot be taken has status `refused`
+            and its reason; this does not raise.
+        """
+        request = self._request(model, inputs, id, device, deadline_s, priority, force)
+        if isinstance(request, Answer):
+            return request
+        return await self._infer(request)
+
+    def _request(  # noqa: PLR0913, PLR0917 - the arguments of `infer`
+        self,
+        model: str,
+        inputs: Inputs,
+        id_: str | None,
+        device: str | None,
+        deadline_s: float | None,
+        priority: Priority,
+        force: bool,
+    ) -> DeviceRequest | Answer:
+        who = device or self.settings.agent_id
+        tensors, medium = self._as_inputs(model, inputs)
+        try:
+            topics.check_id("model", model)
+            topics.check_id("device", who)
+            if id_ is not None:
+                topics.check_id("request", id_)
+            for array in (tensors or {}).values():
+                check_finite(array)
+        except (topics.BadId, NotAnArray) as error:
+            return Answer.refused(id_, who, model, reason=str(error))
+        if medium is not None and medium[0] is None:
+            return Answer.refused(id_, who, model, reason="not a PNG or JPEG image")
+        if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_MS / 1000.0:
+            return Answer.refused(
+                id_, who, model, reason=f"a deadline of {deadline_s} s cannot be kept"
+            )
+        size = _size_of(tensors, medium)
+        if size > self.settings.max_payload_bytes:
+            return Answer.refused(
+                id_,
+                who,
+                model,
+                reason=f"{size} bytes are over the limit of "
+                f"{self.settings.max_payload_bytes}",
+            )
+        return DeviceRequest(
+            id=id_,
+            device=who,
+            model=model,
+            encoding=Encoding.MSGPACK,
+            tensors=tensors,
+            medium=None if medium is None else (medium[0] or "", medium[1]),
+            deadline_ms=None if deadline_s is None else deadline_s * 1000.0,
+            priority=priority,
+            forced=force,
+            payload_bytes=size,
+        )
+
+    def _as_inputs(
+        self, model: str, inputs: Inputs
+    ) -> tuple[dict[str, Array] | None, tuple[str | None, bytes] | None]:
+        match inputs:
+            case bytes():
+                return None, (media_type(inputs), inputs)
+            case np.ndarray():
+                served = self._serving.model(model)
+                name = ONLY_INPUT if served is None else next(iter(served.input_shapes))
+                return {name: inputs}, None
+            case _:
+                return {name: np.asarray(each) for name, each in inputs.items()}, None
+
+    async def _infer(self, request: DeviceRequest) -> Answer:
+        if request.id is None:
+            return await self._ask(request)
+        key = (request.device, request.id)
+        # Waiting before looking: no outcome slips in between.
+        answer = self._outcomes.wait_for(key)
+        try:
+            recorded = await self._outbox.find(key)
+            if recorded is None:
+                return await self._ask(request)
+            if recorded.answer is None:
+                return await answer
+            return read_rendered(recorded.answer, Encoding(recorded.encoding))
+        except OutboxFailed as error:
+            return Answer.refused(
+                request.id, request.device, request.model, reason=str(error)
+            )
+        finally:
+            answer.cancel()
+
+    async def _ask(self, request: DeviceRequest) -> Answer:
+        reply = await self._serving.handle(request, Channel.CALL)
+        if not isinstance(reply, OnItsWay):
+            return reply
+        answer = self._outcomes.wait_for(reply.spill.key)
+        reply.accepted.add_done_callback(functools.partial(_pass_on, answer))
+        try:
+            return await answer
+        except OutboxFull as error:
+            return self._serving.unkept(reply.spill, str(error))
+        finally:
+            answer.cancel()
+
+    # --- state ----------------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        """Link, model slots, outbox and counters, as JSON would hold them."""
+        counts = self._counts = await self._outbox.counts()
+        now = self._time.now_ms()
+        oldest = counts.oldest_accepted_ms
+        return {
+            "agent": self.settings.agent_id,
+            "cloud": self._cloud_status(),
+            "local": self._local_status(),
+            "models": {
+                name: {
+                    **asdict(slots),
+                    "state": slots.state.value,
+                    "serving": None
+                    if (served := self._serving.model(name)) is None
+                    else served.manifest.version,
+                }
+                for name, slots in self._updates_slots().items()
+            },
+            "outbox": {
+                **asdict(counts),
+                "oldest_s": None if oldest is None else max(0.0, now - oldest) / 1000.0,
+            },
+            "counters": self._counters(),
+        }
+
+    def _cloud_status(self) -> dict[str, Any]:
+        link = self._cloud
+        if link is None:
+            return {"configured": False, "up": False, "error": None}
+        return {"configured": True, "up": link.up, "error": link.last_error}
+
+    def _local_status(self) -> dict[str, Any]:
+        link = self._local
+        if link is None:
+            return {"serving": False, "up": False, "error": None}
+        return {
+            "serving": True,
+            "embedded": self.settings.local_url is None,
+            "up": link.up,
+            "error": link.last_error,
+        }
+
+    def _updates_slots(self) -> Mapping[str, Slots]:
+        return self._slots if self._updates is None else self._updates.slots
+
+    def _counters(self) -> dict[str, int]:
+        return {
+            **asdict(self._serving.counters),
+            **{f"spilled_{r.value}": n for r, n in self._serving.spilled.items()},
+            **asdict(self._uplink.counters),
+            **asdict(self._outcomes.counters),
+            **{f"ingress_{k}": v for k, v in asdict(self._ingress.counters).items()},
+        }
+
+    def _report(self) -> Report:
+        counts = self._counts
+        return Report(
+            agent=self.settings.agent_id,
+            at_ms=round(self._time.now_ms()),
+            slots=[each.report() for each in self._updates_slots().values()],
+            counters={
+                **self._counters(),
+                "outbox_open": counts.open,
+                "outcome_answered": counts.answered,
+                "outcome_failed": counts.failed,
+                "outcome_expired": counts.expired,
+            },
+            facts={
+                "machine": platform.machine(),
+                "system": platform.system(),
+                "python": platform.python_version(),
+            },
+        )
+
+    # --- wiring -----------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        settings = self.settings
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._stack.enter_context(only_agent_of(settings.state_dir))
+        self._store = ModelStore(settings.state_dir / "models")
+        self._trusted = (
+            {}
+            if settings.trusted_keys is None
+            else load_public_keys(settings.trusted_keys)
+        )
+        self._outbox = await self._stack.enter_async_context(
+            Outbox(
+                settings.state_dir / "outbox.db",
+                group_commit_ms=settings.group_commit_ms,
+                max_rows=settings.outbox_max_rows,
+                max_bytes=settings.outbox_max_bytes,
+                disk_reserve_bytes=settings.disk_reserve_bytes,
+            )
+        )
+        self._counts = await self._outbox.counts()
+        await self._open_local_broker()
+        self._make_links()
+        self._make_parts()
+        self._stack.push_async_callback(self._serving.close)
+        await self._load_models()
+        await self._open_control()
+        tasks = await self._stack.enter_async_context(_Tasks())
+        self._start(tasks)
+
+    async def _open_local_broker(self) -> None:
+        settings = self.settings
+        if self._devices and settings.local_url is None:
+            await self._stack.enter_async_context(
+                EmbeddedBroker(settings.embedded_host, settings.embedded_port)
+            )
+
+    def _make_links(self) -> None:
+        settings = self.settings
+        agent = settings.agent_id
+        self._cloud: MqttLink | None = None
+        if settings.cloud_url is not None:
+            target = MqttTarget.from_url(settings.cloud_url)
+            if settings.cloud_ca_file is not None:
+                target = replace(target, ca_file=str(settings.cloud_ca_file))
+            self._cloud = MqttLink(
+                target,
+                client_id=agent,
+                subscriptions=[topics.downlink(agent)],
+                on_message=self._on_cloud_message,
+                on_change=self._on_cloud_change,
+                window=settings.uplink_window + 8,
+                keepalive_s=settings.keepalive_s,
+            )
+        self._local: MqttLink | None = None
+        if self._devices:
+            url = settings.local_url or (
+                f"mqtt://{settings.embedded_host}:{settings.embedded_port}"
+            )
+            self._local = MqttLink(
+                MqttTarget.from_url(url),
+                client_id=f"overspill-{agent}",
+                subscriptions=[REQUEST_FILTER],
+                on_message=self._on_device_message,
+                on_change=self._on_local_change,
+                window=100,
+            )
+
+    def _make_parts(self) -> None:
+        settings = self.settings
+        link: Link = self._cloud if self._cloud is not None else _NoLink()
+        self._uplink = Uplink(
+            agent=settings.agent_id,
+            link=link,
+            outbox=self._outbox,
+            limits=UplinkLimits(
+                window=settings.uplink_window,
+                envelope_items=settings.envelope_items,
+                envelope_bytes=settings.envelope_bytes,
+                resend_first_s=settings.resend_after_s,
+                resend_most_s=settings.resend_most_s,
+            ),
+            now_ms=self._time.now_ms,
+            rng=self._rng,
+        )
+        self._outcomes = Outcomes(
+            outbox=self._outbox,
+            uplink=self._uplink,
+            local=self._local,
+            now_ms=self._time.now_ms,
+            keep_outcomes_s=settings.keep_outcomes_s,
+        )
+        self._serving = Serving(
+            outbox=self._outbox,
+            uplink=self._uplink,
+            outcomes=self._outcomes,
+            has_cloud=self._cloud is not None,
+            now_ms=self._time.now_ms,
+            default_deadline_s=settings.default_deadline_s,
+        )
+        self._limits = PayloadLimits(max_payload_bytes=settings.max_payload_bytes)
+        self._ingress = Ingress(
+            serving=self._serving,
+            outcomes=self._outcomes,
+            outbox=self._outbox,
+            limits=self._limits,
+            limit=settings.ingress_limit,
+            now_ms=self._time.now_ms,
+        )
+        self._make_fleet_side(link)
+
+    def _make_fleet_side(self, link: Link) -> None:
+        settings = self.settings
+        self._slots: dict[str, Slots] = {}
+        self._updates: Updates | None = None
+        self._reporting: Reporting | None = None
+        if self._cloud is None:
+            return
+        self._reporting = Reporting(
+            agent=settings.agent_id,
+            link=link,
+            report=self._report,
+            every_s=settings.report_every_s,
+            rng=self._rng,
+        )
+        self._updates = Updates(
+            agent=settings.agent_id,
+            link=link,
+            store=self._store,
+            trusted=self._trusted,
+            settings=UpdateSettings(
+                window=settings.pull_window,
+                timeout_s=settings.pull_timeout_s,
+                poll_every_s=settings.poll_desired_every_s,
+            ),
+            try_out=self._try_out,
+            load=self._load,
+            swap=self._serving.swap,
+            changed=self._reporting.report_now,
+            rng=self._rng,
+        )
+
+    def _start(self, tasks: asyncio.TaskGroup) -> None:
+        tasks.create_task(self._outcomes.run())
+        tasks.create_task(enduring(self._count_now_and_then))
+        if self._cloud is not None:
+            tasks.create_task(self._cloud.run())
+            tasks.create_task(self._uplink.run())
+        if self._updates is not None:
+            tasks.create_task(self._updates.run())
+        if self._reporting is not None:
+            tasks.create_task(self._reporting.run())
+        if self._local is not None:
+            tasks.create_task(self._ingress.run(self._local))
+            tasks.create_task(self._local.run())
+
+    async def _count_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(COUNTS_EVERY_S)
+            self._counts = await self._outbox.counts()
+
+    # --- models -----------------------------------------------------------------------
+
+    async def _load_models(self) -> None:
+        """Put in service what the slots name, and what the settings bring."""
+        await asyncio.to_thread(self._store.prepare)
+        slots = await asyncio.to_thread(self._store.slots)
+        for path in self.settings.bundles:
+            name = (await asyncio.to_thread(self._store.peek, path)).name
+            if name in slots and slots[name].active is not None:
+                continue  # What the fleet has pushed since wins over what came along.
+            stored = await asyncio.to_thread(self._store.provision, path, self._trusted)
+            slots[name] = Slots(name, active=stored.manifest.version)
+            await asyncio.to_thread(self._store.save, slots[name])
+        for each in slots.values():
+            await self._restore(each)
+        self._slots = slots
+        if self._updates is not None:
+            self._updates.start_with(slots)
+
+    async def _restore(self, slots: Slots) -> None:
+        for version in (slots.active, slots.previous):
+            if version is None:
+                continue
+            try:
+                stored = await asyncio.to_thread(
+                    self._store.bundle, slots.model, version
+                )
+                await self._serving.swap(await self._load(stored))
+            except (BundleRejected, ModelRefused) as error:
+                log.error(
+                    "model_not_restored",
+                    model=slots.model,
+                    version=version,
+                    reason=str(error),
+                )
+            else:
+                return
+
+    async def _try_out(self, stored: StoredBundle) -> object:
+        settings = self.settings
+        return await try_bundle(
+            stored.folder,
+            stored.manifest,
+            threads=settings.threads,
+            timeout_s=settings.trial_timeout_s,
+            memory_mb=settings.trial_memory_mb,
+        )
+
+    async def _load(self, stored: StoredBundle) -> Served:
+        settings = self.settings
+        try:
+            runner = await ModelRunner.open(
+                stored.model_path,
+                threads=settings.threads,
+                queue_limit=settings.infer_queue,
+            )
+        except ModelUnsupported as error:
+            raise ModelRefused(str(error)) from error
+        return Served(
+            manifest=stored.manifest,
+            runner=runner,
+            input_shapes={name: spec.shape for name, spec in runner.inputs.items()},
+            rule=rule_of(stored.manifest),
+        )
+
+    # --- links ------------------------------------------------------------------------
+
+    def _on_cloud_message(self, topic: str, payload: bytes) -> None:
+        match topic.rsplit("/", 1)[-1]:
+            case "res":
+                self._outcomes.on_results(payload)
+            case "blob" if self._updates is not None:
+                self._updates.on_blob(payload)
+            case "cmd" if self._updates is not None:
+                # Any command is a reason to look; losing one costs a poll.
+                self._updates.look_now()
+            case _:
+                log.debug("message_ignored", topic=topic)
+
+    def _on_cloud_change(self, up: bool) -> None:
+        self._uplink.link_changed(up)
+        if self._updates is not None:
+            self._updates.link_changed(up)
+        if self._reporting is not None:
+            self._reporting.link_changed(up)
+
+    def _on_device_message(self, topic: str, payload: bytes) -> None:
+        self._ingress.on_message(topic, payload)
+
+    def _on_local_change(self, up: bool) -> None:
+        self._outcomes.local_link_changed(up)
+
+    # --- control ----------------------------------------------------------------------
+
+    async def _open_control(self) -> None:
+        if self._devices:
+            await self._stack.enter_async_context(
+                ControlServer(self.settings.control_socket, self._control)
+            )
+
+    async def _control(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await self._reply_to(request)
+        except OutboxFailed as error:
+            return {"error": str(error)}
+
+    async def _reply_to(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request:
+            case {"do": "status"}:
+                return await self.status()
+            case {"do": "infer", "model": str() as model, "payload": str() as text}:
+                try:
+                    payload = base64.b64decode(text, validate=True)
+                    asked = parse(CONTROL_ID, model, payload, limits=self._limits)
+                except (binascii.Error, BadRequest) as error:
+                    return {"error": str(error)}
+                answer = await self._infer(asked)
+                shown: dict[str, Any] = {
+                    "answer": render(answer, Encoding.JSON).decode()
+                }
+                return shown
+            case _:
+                return {"error": f"unknown control request {str(request)[:80]}"}
+
+
+class _Tasks:
+    """A task group whose end cancels what runs in it: these loops end no other way."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> asyncio.TaskGroup:
+        await self._group.__aenter__()
+        self._cancel = asyncio.Event()
+        self._group.create_task(self._end_when_asked())
+        return self._group
+
+    async def __aexit__(self, *_: object) -> None:
+        self._cancel.set()
+        try:
+            await self._group.__aexit__(None, None, None)
+        except* _Ended:
+            pass
+
+    async def _end_when_asked(self) -> None:
+        await self._cancel.wait()
+        raise _Ended
+
+
+class _Ended(Exception):
+    """The one way out of a `_Tasks` group."""
+
+
+def _size_of(
+    tensors: Mapping[str, Array] | None, medium: tuple[str | None, bytes] | None
+) -> int:
+    if medium is not None:
+        return len(medium[1])
+    return sum(each.nbytes for each in (tensors or {}).values())
+
+
+def _pass_on(answer: asyncio.Future[Answer], accepted: Accepted) -> None:
+    """End the wait for an answer when the outbox says that none will come."""
+    if accepted.cancelled():
+        return
+    error = accepted.exception()  # looked at, or it counts as never retrieved
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+        return
+    ended = accepted.result()
+    if isinstance(ended, Recorded) and ended.answer is not None:
+        answer.set_result(read_rendered(ended.answer, Encoding(ended.encoding)))

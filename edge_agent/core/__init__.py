@@ -1,0 +1,1 @@
+"""The agent's decisions: no I/O, no clock, no randomness."""

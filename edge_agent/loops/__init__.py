@@ -1,0 +1,1 @@
+"""The agent's endless tasks. They carry out what `core` decides."""

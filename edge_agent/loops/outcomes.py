@@ -1,0 +1,320 @@
+"""End every spill once, and tell its device. Recorded first, told after.
+
+A result, a deadline or a resent id may come in any order and more than once; the
+outbox lets the first one win, and only the winner is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from broker.codec import WireError, decode
+from broker.messages import Result
+from broker.mqtt import LinkDown
+from edge_agent.adapters.outbox import Outbox, enduring
+from edge_agent.core.answers import Answer
+from edge_agent.core.delivery import (
+    Channel,
+    Ending,
+    Key,
+    Retry,
+    Spill,
+    conclude,
+    expire,
+)
+from edge_agent.core.payload import Encoding, render
+from edge_agent.loops.uplink import Link, Uplink
+
+log = structlog.get_logger(__name__)
+
+RECENT_SPILLS: Final = 2048
+UNMATCHED_RESULTS: Final = 4096
+TELLERS: Final = 8
+TELL_QUEUE: Final = 4096
+LOOK_EVERY_S: Final = 1.0
+COMMIT_PAUSE_MS: Final = 20.0
+UNTOLD_ROWS: Final = 256
+OFFSET_WEIGHT: Final = 0.2
+
+
+@dataclass(slots=True)
+class OutcomeCounters:
+    """What has happened since the start."""
+
+    results: int = 0
+    duplicates: int = 0
+    strangers: int = 0
+    unreadable: int = 0
+    told: int = 0
+
+
+class Outcomes:
+    """Matches results to spills, keeps deadlines, tells devices."""
+
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        uplink: Uplink,
+        local: Link | None,
+        now_ms: Callable[[], float],
+        keep_outcomes_s: float,
+    ) -> None:
+        self._outbox = outbox
+        self._uplink = uplink
+        self._local = local
+        self._now_ms = now_ms
+        self._keep_ms = keep_outcomes_s * 1000.0
+        self._recent: OrderedDict[Key, Spill] = OrderedDict()
+        self._waiting: dict[Key, list[asyncio.Future[Answer]]] = {}
+        self._unmatched: asyncio.Queue[Result] = asyncio.Queue(UNMATCHED_RESULTS)
+        self._to_tell: asyncio.Queue[tuple[Key, bytes]] = asyncio.Queue(TELL_QUEUE)
+        self._ending: set[Key] = set()
+        self._telling: set[Key] = set()
+        self._look_for_untold = asyncio.Event()
+        self._more_untold = False
+        self._retries: list[Key] = []
+        self._retry_wanted = asyncio.Event()
+        self._soonest_ms = float("inf")
+        self._sooner = asyncio.Event()
+        self._offset_known = False
+        self.counters = OutcomeCounters()
+
+    # --- called by those who spill -------------------------------------------------
+
+    def expect(self, spill: Spill) -> None:
+        """Remember a fresh spill, before its first send."""
+        self._recent[spill.key] = spill
+        while len(self._recent) > RECENT_SPILLS:
+            self._recent.popitem(last=False)
+        if spill.deadline_ms < self._soonest_ms:
+            self._soonest_ms = spill.deadline_ms
+            self._sooner.set()
+
+    def forget(self, key: Key) -> None:
+        """The spill was not accepted after all."""
+        self._recent.pop(key, None)
+
+    def wait_for(self, key: Key) -> asyncio.Future[Answer]:
+        """A future of the answer, for a caller in this process."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(key, []).append(future)
+        future.add_done_callback(functools.partial(self._stop_waiting, key))
+        return future
+
+    def _stop_waiting(self, key: Key, future: asyncio.Future[Answer]) -> None:
+        waiting = self._waiting.get(key)
+        if waiting is not None and future in waiting:
+            waiting.remove(future)
+            if not waiting:
+                del self._waiting[key]
+
+    # --- results ----------------------------------------------------------------
+
+    def on_results(self, payload: bytes) -> None:
+        """Take an envelope of results from the cloud's link."""
+        try:
+            envelope = decode(payload, Result)
+        except WireError as error:
+            self.counters.unreadable += 1
+            log.warning("results_unreadable", error=str(error))
+            return
+        self.counters.unreadable += len(envelope.bad)
+        for result in envelope.items:
+            self.counters.results += 1
+            self._learn_clock(result)
+            spill = self._recent.get((result.device, result.id))
+            if spill is not None:
+                self._conclude(spill, result)
+                continue
+            try:
+                self._unmatched.put_nowait(result)
+            except asyncio.QueueFull:
+                # Harmless: without an outcome the request is sent again.
+                log.warning("results_dropped", waiting=UNMATCHED_RESULTS)
+
+    def _learn_clock(self, result: Result) -> None:
+        if result.server_time_ms <= 0:
+            return
+        seen = result.server_time_ms - self._now_ms()
+        if not self._offset_known:
+            self._offset_known = True
+            self._uplink.pool_offset_ms = seen
+        else:
+            self._uplink.pool_offset_ms += OFFSET_WEIGHT * (
+                seen - self._uplink.pool_offset_ms
+            )
+
+    def _conclude(self, spill: Spill, result: Result) -> None:
+        match conclude(spill, result, self._now_ms()):
+            case Ending() as ending:
+                self._end(spill, ending)
+            case Retry():
+                self._retries.append(spill.key)
+                self._retry_wanted.set()
+
+    def _end(self, spill: Spill, ending: Ending) -> None:
+        """Record, then tell: the callback runs once the outcome is committed."""
+        self._recent.pop(spill.key, None)
+        self._ending.add(spill.key)
+        answer = render(ending.answer, Encoding(spill.encoding))
+        recorded = self._outbox.settle(
+            spill.key,
+            ending.outcome,
+            answer,
+            ended_ms=self._now_ms(),
+            told=spill.channel is Channel.CALL,
+        )
+        if recorded.done():
+            # Never accepted, so the answer need not wait for a turn of the loop.
+            self._tell(spill, ending.answer, answer, recorded)
+        else:
+            recorded.add_done_callback(
+                functools.partial(self._tell, spill, ending.answer, answer)
+            )
+
+    def _tell(
+        self, spill: Spill, answer: Answer, rendered: bytes, won: asyncio.Future[bool]
+    ) -> None:
+        self._ending.discard(spill.key)
+        if won.cancelled() or won.exception() is not None:
+            return
+        if not won.result():
+            self.counters.duplicates += 1
+            return
+        for future in self._waiting.pop(spill.key, ()):
+            if not future.done():
+                future.set_result(answer)
+        # The look for untold answers may have found this one between its commit and
+        # this call, and is telling it already.
+        if spill.channel is Channel.MQTT and spill.key not in self._telling:
+            self._enqueue(spill.key, rendered)
+
+    def tell_again(self, key: Key, rendered: bytes) -> None:
+        """A device has resent an id whose outcome is recorded."""
+        self._enqueue(key, rendered)
+
+    def _enqueue(self, key: Key, rendered: bytes) -> None:
+        try:
+            self._to_tell.put_nowait((key, rendered))
+            self._telling.add(key)
+        except asyncio.QueueFull:
+            # The row stays untold, and is found once there is room.
+            self._more_untold = True
+
+    def local_link_changed(self, up: bool) -> None:
+        """Tell what could not be told while the devices' broker was away."""
+        if up:
+            self._look_for_untold.set()
+
+    # --- loops --------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run every loop until cancelled."""
+        loops = [
+            self._match_late_results,
+            self._keep_deadlines,
+            self._send_again,
+            self._forget_old,
+        ]
+        if self._local is not None:
+            tell = functools.partial(self._tell_for_ever, self._local)
+            loops += [self._find_untold, *[tell] * TELLERS]
+        async with asyncio.TaskGroup() as tasks:
+            for loop in loops:
+                tasks.create_task(enduring(loop))
+
+    async def _match_late_results(self) -> None:
+        """Results of spills that are in the outbox only."""
+        while True:
+            result = await self._unmatched.get()
+            spill = await self._outbox.get((result.device, result.id))
+            if spill is None:
+                self.counters.strangers += 1
+                log.debug("result_ignored", id=result.id, device=result.device)
+            else:
+                self._conclude(spill, result)
+
+    async def _send_again(self) -> None:
+        while True:
+            await self._retry_wanted.wait()
+            self._retry_wanted.clear()
+            keys, self._retries = self._retries, []
+            # A pause, so that two clocks that disagree do not make a hot loop.
+            await self._outbox.reschedule(keys, self._now_ms() + 200.0)
+
+    async def _keep_deadlines(self) -> None:
+        while True:
+            wait_s = max(0.0, min(LOOK_EVERY_S, self._seconds_left()))
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._sooner.wait()
+                self._sooner.clear()
+                continue
+            except TimeoutError:
+                pass
+            if self._now_ms() < self._soonest_ms and self._soonest_ms != float("inf"):
+                continue
+            self._soonest_ms = float("inf")
+            await self._end_expired()
+            soonest = await self._outbox.next_deadline_ms()
+            if soonest is not None:
+                if soonest <= self._now_ms():
+                    # More than one look ends, or outcomes that wait for their commit.
+                    soonest = self._now_ms() + COMMIT_PAUSE_MS
+                # A spill may have come meanwhile whose deadline is sooner.
+                self._soonest_ms = min(self._soonest_ms, soonest)
+
+    async def _end_expired(self) -> None:
+        for spill in await self._outbox.expired(self._now_ms()):
+            if spill.key not in self._ending:
+                self._end(spill, expire(spill, self._now_ms()))
+
+    def _seconds_left(self) -> float:
+        return (self._soonest_ms - self._now_ms()) / 1000.0
+
+    async def _find_untold(self) -> None:
+        self._look_for_untold.set()
+        while True:
+            try:
+                async with asyncio.timeout(10 * LOOK_EVERY_S):
+                    await self._look_for_untold.wait()
+            except TimeoutError:
+                pass
+            self._look_for_untold.clear()
+            if self._local is None or not self._local.up:
+                continue
+            untold = await self._outbox.untold(limit=UNTOLD_ROWS)
+            self._more_untold = len(untold) == UNTOLD_ROWS
+            for key, channel, rendered in untold:
+                if channel is Channel.MQTT and key not in self._telling:
+                    self._enqueue(key, rendered)
+
+    async def _tell_for_ever(self, local: Link) -> None:
+        while True:
+            key, rendered = await self._to_tell.get()
+            try:
+                await local.publish(f"answer/{key[0]}", rendered)
+            except LinkDown:
+                log.debug("device_not_told", device=key[0], id=key[1])
+            else:
+                self.counters.told += 1
+                await self._outbox.mark_told([key])
+            finally:
+                self._telling.discard(key)
+                if self._more_untold and len(self._telling) < UNTOLD_ROWS // 2:
+                    self._look_for_untold.set()
+
+    async def _forget_old(self) -> None:
+        while True:
+            before = self._now_ms() - self._keep_ms
+            while await self._outbox.forget_told(before) == 1000:
+                pass
+            await asyncio.sleep(60.0)

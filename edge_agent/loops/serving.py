@@ -1,0 +1,311 @@
+"""Answer a device's request here, or spill it. Never waits for the network or the disk.
+
+What comes back says either the answer, or that the request is on its way and how to
+learn that it is safely accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+
+import structlog
+
+from broker.codec import pack
+from broker.ids import uuid7
+from broker.messages import EdgeOpinion, Reason, Request
+from bundle.recipe import UnreadableImage, decode_image, image_size
+from edge_agent.adapters.litert import (
+    BadInput,
+    RunFailed,
+    RunnerClosed,
+    RunnerFull,
+)
+from edge_agent.adapters.outbox import (
+    Committed,
+    Outbox,
+    OutboxFull,
+    Overtaken,
+    Recorded,
+)
+from edge_agent.core.answers import Answer, AnswerStatus, Array, Source
+from edge_agent.core.arrays import NotAnArray
+from edge_agent.core.delivery import Channel
+from edge_agent.core.delivery import Spill as StoredSpill
+from edge_agent.core.payload import BadRequest, DeviceRequest, to_wire_inputs
+from edge_agent.core.routing import (
+    AnswerNow,
+    RequestFacts,
+    Spill,
+    after,
+    before,
+)
+from edge_agent.core.served import Served
+from edge_agent.loops.outcomes import Outcomes
+from edge_agent.loops.uplink import Uplink
+
+log = structlog.get_logger(__name__)
+
+# Decoding more than this takes milliseconds, so it leaves the event loop.
+INLINE_PIXELS: Final = 128 * 128
+
+Accepted: TypeAlias = asyncio.Future[Committed | Overtaken | Recorded]
+REFUSALS: Final = (BadRequest, BadInput, NotAnArray, UnreadableImage, RunnerFull)
+
+
+@dataclass(frozen=True, slots=True)
+class OnItsWay:
+    """The request was spilled; `accepted` ends once its row is safe."""
+
+    spill: StoredSpill
+    accepted: Accepted
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """Why the cloud is asked, and the edge's own answer if it has one."""
+
+    route: Spill
+    edge: Answer | None
+
+
+@dataclass(slots=True)
+class ServingCounters:
+    """What has happened since the start."""
+
+    requests: int = 0
+    answered_edge: int = 0
+    answered_fallback: int = 0
+    refused: int = 0
+
+
+class Serving:
+    """Routes requests between the models of this agent and the cloud."""
+
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        uplink: Uplink,
+        outcomes: Outcomes,
+        has_cloud: bool,
+        now_ms: Callable[[], float],
+        default_deadline_s: float,
+    ) -> None:
+        self._outbox = outbox
+        self._uplink = uplink
+        self._outcomes = outcomes
+        self._has_cloud = has_cloud
+        self._now_ms = now_ms
+        self._default_deadline_ms = default_deadline_s * 1000.0
+        self._models: dict[str, Served] = {}
+        self._seq = 0
+        self.counters = ServingCounters()
+        self.spilled: Counter[Reason] = Counter()
+
+    def model(self, name: str) -> Served | None:
+        """The model in service under that name."""
+        return self._models.get(name)
+
+    async def swap(self, served: Served) -> None:
+        """Put a model in service; the one before finishes what it has begun."""
+        old = self._models.get(served.manifest.name)
+        self._models[served.manifest.name] = served
+        if old is not None:
+            await old.runner.close()
+
+    async def close(self) -> None:
+        """Free every model."""
+        models, self._models = self._models, {}
+        for served in models.values():
+            await served.runner.close()
+
+    async def handle(
+        self, request: DeviceRequest, channel: Channel
+    ) -> Answer | OnItsWay:
+        """Answer, or spill and say so. Whatever was asked, nothing is raised."""
+        began_ms = self._now_ms()
+        self.counters.requests += 1
+        try:
+            decided = await self._decide(request, began_ms)
+            if isinstance(decided, Answer):
+                self.counters.answered_edge += 1
+                return decided
+            return self._spill(request, decided, channel, began_ms)
+        except REFUSALS as error:
+            self.counters.refused += 1
+            return Answer.refused(
+                request.id, request.device, request.model, reason=str(error)
+            )
+
+    async def _decide(self, request: DeviceRequest, began_ms: float) -> Answer | _Doubt:
+        """The edge's answer, or why the cloud is asked.
+
+        Raises:
+            BadInput, UnreadableImage, RunnerFull: the device is refused.
+        """
+        served = self._models.get(request.model)
+        facts = _facts(request, self._deadline_ms(request))
+        route = before(facts, None if served is None else served.facts)
+        if served is None or isinstance(route, Spill):
+            if not isinstance(route, Spill):
+                raise AssertionError("routing ran a model that is not there")
+            return _Doubt(route, None)
+        try:
+            outputs = await served.runner.infer(await _inputs(request, served))
+        except RunnerClosed:
+            # Swapped between the look-up and the run: the new model answers.
+            return await self._decide(request, began_ms)
+        except RunFailed as error:
+            log.error("edge_model_failed", model=request.model, error=str(error))
+            return _Doubt(Spill(Reason.HARD, str(error)), None)
+        judgement = served.judge(outputs)
+        answer = Answer(
+            id=request.id or self._new_id(),
+            device=request.device,
+            status=AnswerStatus.ANSWERED,
+            source=Source.EDGE,
+            label=served.label(judgement),
+            confidence=None if judgement is None else judgement.confidence,
+            model=request.model,
+            version=served.manifest.version,
+            ms=self._now_ms() - began_ms,
+            outputs=outputs,
+        )
+        stands = after(judgement)
+        return answer if isinstance(stands, AnswerNow) else _Doubt(stands, answer)
+
+    def _spill(
+        self, request: DeviceRequest, doubt: _Doubt, channel: Channel, began_ms: float
+    ) -> Answer | OnItsWay:
+        """Commit the request and send it, side by side.
+
+        Raises:
+            OutboxFull: and the edge has no answer of its own to fall back on.
+            BadRequest: its tensors cannot travel.
+        """
+        if not self._has_cloud:
+            return self._fall_back(
+                request, doubt, "this agent has no cloud: cloud_url is not set"
+            )
+        spill = self._stored(request, doubt, channel, began_ms)
+        beside = self._uplink.has_room(len(spill.request))
+        if beside:
+            spill = replace(spill, due_ms=self._uplink.resend_at_ms(0), attempt=1)
+        try:
+            accepted = self._outbox.accept(spill)
+        except OutboxFull as error:
+            return self._fall_back(request, doubt, str(error))
+        self._outcomes.expect(spill)
+        if beside:
+            self._uplink.offer(spill)
+        self.spilled[doubt.route.reason] += 1
+        return OnItsWay(spill, accepted)
+
+    def unkept(self, spill: StoredSpill, why: str) -> Answer:
+        """What the device hears when the disk refused the row after all."""
+        self._outcomes.forget(spill.key)
+        reason = f"{spill.reason.value}; {why}"
+        if spill.edge is not None:
+            self.counters.answered_fallback += 1
+            return replace(spill.edge, source=Source.EDGE_FALLBACK, reason=reason)
+        self.counters.refused += 1
+        return Answer.refused(spill.id, spill.device, spill.model, reason=reason)
+
+    def _fall_back(self, request: DeviceRequest, doubt: _Doubt, why: str) -> Answer:
+        reason = f"{doubt.route.reason.value}: {doubt.route.detail}; {why}"
+        if doubt.edge is not None:
+            self.counters.answered_fallback += 1
+            return replace(doubt.edge, source=Source.EDGE_FALLBACK, reason=reason)
+        self.counters.refused += 1
+        return Answer.refused(request.id, request.device, request.model, reason=reason)
+
+    def _stored(
+        self, request: DeviceRequest, doubt: _Doubt, channel: Channel, began_ms: float
+    ) -> StoredSpill:
+        edge = doubt.edge
+        id_ = request.id or (edge.id if edge is not None else None) or self._new_id()
+        deadline_ms = began_ms + self._deadline_ms(request)
+        tensors, medium = to_wire_inputs(request)
+        self._seq += 1
+        wire = Request.model_construct(
+            id=id_,
+            device=request.device,
+            model=request.model,
+            reason=doubt.route.reason,
+            expires_at_ms=max(0, round(deadline_ms + self._uplink.pool_offset_ms)),
+            tensors=tensors,
+            medium=medium,
+            priority=request.priority,
+            seq=self._seq,
+            edge=None
+            if edge is None or edge.version is None
+            else EdgeOpinion(
+                label=edge.label, confidence=edge.confidence, version=edge.version
+            ),
+        )
+        return StoredSpill(
+            device=request.device,
+            id=id_,
+            model=request.model,
+            priority=request.priority,
+            reason=doubt.route.reason,
+            channel=channel,
+            encoding=request.encoding.value,
+            request=pack(wire),
+            accepted_ms=began_ms,
+            deadline_ms=deadline_ms,
+            due_ms=began_ms,
+            edge=edge,
+        )
+
+    def _deadline_ms(self, request: DeviceRequest) -> float:
+        if request.deadline_ms is None:
+            return self._default_deadline_ms
+        return request.deadline_ms
+
+    def _new_id(self) -> str:
+        return uuid7(round(self._now_ms()), os.urandom(10))
+
+
+def _facts(request: DeviceRequest, deadline_ms: float) -> RequestFacts:
+    if request.medium is not None:
+        width, height = image_size(request.medium[1])
+        pixels: int | None = width * height
+    else:
+        pixels = None
+    return RequestFacts(
+        payload_bytes=request.payload_bytes,
+        pixels=pixels,
+        shapes={name: array.shape for name, array in (request.tensors or {}).items()},
+        forced=request.forced,
+        remaining_ms=deadline_ms,
+    )
+
+
+async def _inputs(request: DeviceRequest, served: Served) -> dict[str, Array]:
+    """The tensors of a request, its image decoded by the bundle's recipe.
+
+    Raises:
+        BadInput: an image for a model that takes none.
+        UnreadableImage: it does not decode.
+    """
+    if request.medium is None:
+        return dict(request.tensors or {})
+    recipe = served.manifest.preprocess
+    if recipe is None:
+        raise BadInput(
+            f"model {request.model!r} takes tensors, not images: its bundle has no "
+            "preprocess recipe"
+        )
+    data = request.medium[1]
+    width, height = image_size(data)
+    most = served.manifest.limits.max_pixels
+    if width * height <= INLINE_PIXELS:
+        return {recipe.input: decode_image(data, recipe, max_pixels=most)}
+    decoded = await asyncio.to_thread(decode_image, data, recipe, max_pixels=most)
+    return {recipe.input: decoded}

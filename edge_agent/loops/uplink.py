@@ -1,0 +1,258 @@
+"""Send spills to the cloud within a window. What does not fit waits in the outbox.
+
+The first send of a fresh spill goes out beside its commit; everything else (what was
+offered while the link was down, what was sent and never answered) is claimed from
+the outbox when it is due, never loaded whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from broker import topics
+from broker.codec import WireError, pack, seal_envelope, unpack
+from broker.messages import Priority, Request
+from broker.mqtt import LinkDown
+from edge_agent.adapters.outbox import Outbox, OutboxFailed, enduring
+from edge_agent.core.delivery import Key, Spill, resend_delay_ms
+
+log = structlog.get_logger(__name__)
+
+READY_ROWS: Final = 512
+READY_BYTES: Final = 8 * 1024**2
+CLAIM_EVERY_S: Final = 0.5
+
+
+class Link(Protocol):
+    """What the uplink needs of an MQTT connection."""
+
+    @property
+    def up(self) -> bool:
+        """Whether a publish can be tried."""
+        ...
+
+    async def publish(
+        self, topic: str, payload: bytes, *, timeout_s: float = 10.0
+    ) -> None:
+        """Return on PUBACK; raise LinkDown."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkLimits:
+    """How much may be under way, and how patient to be."""
+
+    window: int
+    envelope_items: int
+    envelope_bytes: int
+    resend_first_s: float
+    resend_most_s: float
+
+
+@dataclass(slots=True)
+class UplinkCounters:
+    """What has happened since the start."""
+
+    envelopes: int = 0
+    sent: int = 0
+    resent: int = 0
+    send_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    topic: str
+    key: Key
+    packed: bytes
+
+
+class Uplink:
+    """The agent's sending side. `run` is its only loop."""
+
+    def __init__(
+        self,
+        *,
+        agent: str,
+        link: Link,
+        outbox: Outbox,
+        limits: UplinkLimits,
+        now_ms: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self._agent = agent
+        self._link = link
+        self._outbox = outbox
+        self._limits = limits
+        self._now_ms = now_ms
+        self._rng = rng
+        self._ready: dict[Priority, deque[_Ready]] = {p: deque() for p in Priority}
+        self._ready_rows = 0
+        self._ready_bytes = 0
+        self._in_flight = 0
+        self._wake = asyncio.Event()
+        self._claim_now = True
+        self._sends: asyncio.TaskGroup | None = None
+        self.counters = UplinkCounters()
+        # Added to the agent's time to give the pool's; learned from results.
+        self.pool_offset_ms = 0.0
+
+    def resend_at_ms(self, attempt: int) -> float:
+        """When a request sent now for the n-th time (from 0) is due again."""
+        delay = resend_delay_ms(
+            attempt,
+            first_s=self._limits.resend_first_s,
+            most_s=self._limits.resend_most_s,
+            chance=self._rng.random(),
+        )
+        return self._now_ms() + delay
+
+    def has_room(self, size: int) -> bool:
+        """Whether a fresh spill of `size` bytes can be sent beside its commit."""
+        return (
+            self._sends is not None
+            and self._link.up
+            and self._ready_rows < READY_ROWS
+            and self._ready_bytes + size <= READY_BYTES
+        )
+
+    def offer(self, spill: Spill) -> None:
+        """Send a fresh spill as soon as the window allows."""
+        self._push(spill.priority, self._entry(spill, spill.request))
+        self._send_what_fits()
+
+    def link_changed(self, up: bool) -> None:
+        """Look for due rows as soon as the link is back."""
+        if up:
+            self.nudge()
+
+    def nudge(self) -> None:
+        """Look for due rows now."""
+        self._claim_now = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Send what is ready and claim what is due, until cancelled."""
+        async with asyncio.TaskGroup() as sends:
+            self._sends = sends
+            try:
+                await enduring(self._claim_for_ever)
+            finally:
+                self._sends = None
+
+    async def _claim_for_ever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(CLAIM_EVERY_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._claim_now = True
+            self._wake.clear()
+            if self._link.up and self._claim_now and self._half_empty():
+                await self._claim()
+            self._send_what_fits()
+
+    def _half_empty(self) -> bool:
+        return (
+            self._ready_rows < READY_ROWS // 2 and self._ready_bytes < READY_BYTES // 2
+        )
+
+    async def _claim(self) -> None:
+        claimed = await self._outbox.claim_due(
+            self._now_ms(),
+            limit=READY_ROWS - self._ready_rows,
+            max_bytes=READY_BYTES - self._ready_bytes,
+            next_due_ms=lambda sends: self.resend_at_ms(sends - 1),
+        )
+        # More may be due: ask again as soon as there is room.
+        self._claim_now = bool(claimed)
+        for spill in claimed:
+            self._push(spill.priority, self._entry(spill, self._renewed(spill)))
+        self.counters.resent += sum(spill.attempt > 1 for spill in claimed)
+
+    def _renewed(self, spill: Spill) -> bytes:
+        """The stored request with today's attempt and the pool's clock."""
+        try:
+            request = Request.model_validate(unpack(spill.request))
+        except (WireError, ValueError) as error:  # pragma: no cover - our own bytes
+            log.error("stored_request_unreadable", id=spill.id, error=str(error))
+            return spill.request
+        return pack(
+            request.model_copy(
+                update={
+                    "attempt": spill.attempt - 1,  # 0 is the first
+                    "expires_at_ms": max(
+                        0, round(spill.deadline_ms + self.pool_offset_ms)
+                    ),
+                }
+            )
+        )
+
+    def _entry(self, spill: Spill, packed: bytes) -> _Ready:
+        topic = topics.requests(self._agent, spill.model, spill.priority)
+        return _Ready(topic, spill.key, packed)
+
+    def _push(self, priority: Priority, entry: _Ready) -> None:
+        self._ready[priority].append(entry)
+        self._ready_rows += 1
+        self._ready_bytes += len(entry.packed)
+
+    def _send_what_fits(self) -> None:
+        sends = self._sends
+        if sends is None or not self._link.up:
+            return
+        while self._in_flight < self._limits.window:
+            batch = self._next_batch()
+            if not batch:
+                break
+            self._in_flight += 1
+            sends.create_task(self._send(batch))
+        if self._claim_now and self._half_empty():
+            self._wake.set()
+
+    def _next_batch(self) -> list[_Ready]:
+        """Entries of one topic that may share an envelope, most urgent class first."""
+        for waiting in self._ready.values():
+            if waiting:
+                return self._take_batch(waiting)
+        return []
+
+    def _take_batch(self, waiting: deque[_Ready]) -> list[_Ready]:
+        batch = [waiting.popleft()]
+        size = len(batch[0].packed)
+        while (
+            waiting
+            and len(batch) < self._limits.envelope_items
+            and waiting[0].topic == batch[0].topic
+            and size + len(waiting[0].packed) <= self._limits.envelope_bytes
+        ):
+            batch.append(waiting.popleft())
+            size += len(batch[-1].packed)
+        self._ready_rows -= len(batch)
+        self._ready_bytes -= size
+        return batch
+
+    async def _send(self, batch: list[_Ready]) -> None:
+        try:
+            payload = seal_envelope(Request, [each.packed for each in batch])
+            await self._link.publish(batch[0].topic, payload)
+            self.counters.envelopes += 1
+            self.counters.sent += len(batch)
+        except LinkDown:
+            # Not acknowledged: due at once, and claimed when the link is back.
+            self.counters.send_failures += 1
+            with contextlib.suppress(OutboxFailed):  # then due at its own time
+                await self._outbox.reschedule(
+                    [each.key for each in batch], self._now_ms()
+                )
+            self._claim_now = True
+        finally:
+            self._in_flight -= 1
+        self._send_what_fits()

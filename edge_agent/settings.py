@@ -1,0 +1,129 @@
+"""Every knob of the agent, in one place: arguments, then OVERSPILL_AGENT_*, then defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from broker.codec import MAX_ENVELOPE_BYTES
+from broker.messages import ID_PATTERN
+
+
+def _name_of_this_machine() -> str:
+    name = re.sub(r"[^a-z0-9_-]+", "-", socket.gethostname().lower()).strip("-_")
+    return name[:64] or "agent"
+
+
+class AgentSettings(BaseSettings):
+    """How one agent runs. `None` for a URL means: without that side."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="OVERSPILL_AGENT_",
+        extra="forbid",
+        # `NAME=` in a file that a person fills in means: not set.
+        env_ignore_empty=True,
+        allow_inf_nan=False,
+    )
+
+    agent_id: Annotated[str, StringConstraints(pattern=ID_PATTERN)] = Field(
+        default_factory=_name_of_this_machine,
+        description="this agent's identity, at the broker too",
+    )
+    state_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".local" / "state" / "overspill-agent",
+        description="outbox, model slots and control socket",
+    )
+
+    cloud_url: str | None = Field(
+        None,
+        repr=False,
+        description="the cloud's broker, mqtt://user:password@host:port",
+    )
+    cloud_ca_file: Path | None = Field(None, description="CA of an mqtts:// cloud_url")
+    keepalive_s: Annotated[int, Field(ge=2, le=3600)] = 10
+    uplink_window: Annotated[int, Field(ge=1, le=200)] = Field(
+        20, description="publishes to the cloud that may wait for their PUBACK"
+    )
+    envelope_items: Annotated[int, Field(ge=1, le=1024)] = Field(
+        32, description="stored requests that may share one publish"
+    )
+    envelope_bytes: Annotated[int, Field(ge=1024, le=8 * 1024**2)] = 256 * 1024
+
+    local_url: str | None = Field(
+        None,
+        repr=False,
+        description="the devices' broker; without one the agent embeds its own",
+    )
+    local: bool = Field(True, description="serve devices over MQTT at all")
+    embedded_host: str = "127.0.0.1"
+    embedded_port: Annotated[int, Field(ge=1, le=65535)] = 1883
+    ingress_limit: Annotated[int, Field(ge=1)] = Field(
+        256, description="device requests in hand; above it they are refused"
+    )
+    # A spilled payload travels in one envelope, beside what else that holds.
+    max_payload_bytes: Annotated[
+        int, Field(ge=1024, le=MAX_ENVELOPE_BYTES - 64 * 1024)
+    ] = Field(8 * 1024**2, description="above it a device's payload is refused")
+
+    bundles: Annotated[list[Path], NoDecode] = Field(
+        default_factory=list, description="bundles to serve from the first start"
+    )
+    trusted_keys: Path | None = Field(
+        None, description="public keys that may sign bundles: a .pub file or a folder"
+    )
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    infer_queue: Annotated[int, Field(ge=1)] = Field(
+        64, description="inferences waiting for one model; above it they are refused"
+    )
+    trial_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    trial_memory_mb: Annotated[int, Field(ge=64)] = 1024
+
+    default_deadline_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 60.0
+    resend_after_s: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="without a result after this, a spill is sent again"
+    )
+    resend_most_s: Annotated[float, Field(gt=0)] = 120.0
+    group_commit_ms: Annotated[float, Field(ge=0, le=1000)] = 10.0
+    outbox_max_rows: Annotated[int, Field(ge=1)] = 1_000_000
+    outbox_max_bytes: Annotated[int, Field(ge=1024)] = 1024**3
+    disk_reserve_bytes: Annotated[int, Field(ge=0)] = Field(
+        64 * 1024**2, description="refuse spills when the disk has less than this free"
+    )
+    keep_outcomes_s: Annotated[float, Field(gt=0)] = Field(
+        24 * 3600.0, description="how long a told outcome answers a resent id"
+    )
+
+    report_every_s: Annotated[float, Field(gt=0)] = 30.0
+    poll_desired_every_s: Annotated[float, Field(gt=0)] = 60.0
+    pull_window: Annotated[int, Field(ge=1, le=64)] = 4
+    pull_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+
+    @field_validator("bundles", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        """Paths in the environment are separated as in PATH."""
+        if not isinstance(value, str):
+            return value
+        return [path for path in value.split(os.pathsep) if path]
+
+    @field_validator("state_dir", "cloud_ca_file", "trusted_keys")
+    @classmethod
+    def _at_home(cls, path: Path | None) -> Path | None:
+        # A unit file or a .env has no shell to read the tilde.
+        return None if path is None else path.expanduser()
+
+    @field_validator("bundles")
+    @classmethod
+    def _all_at_home(cls, paths: list[Path]) -> list[Path]:
+        return [path.expanduser() for path in paths]
+
+    @property
+    def control_socket(self) -> Path:
+        """Where `overspill-agent status` and `infer` reach the daemon."""
+        return self.state_dir / "control.sock"

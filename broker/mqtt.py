@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiomqtt
+import paho.mqtt.client as paho
 import structlog
 from typing_extensions import override
 
@@ -121,6 +122,24 @@ class _Client(aiomqtt.Client):
         self.lost = True
         if self.entered:
             super()._on_disconnect(*args, **kwargs)
+
+    @override
+    def _on_socket_register_write(
+        self,
+        client: paho.Client,
+        userdata: Any,
+        sock: Any,
+    ) -> None:
+        if self.abandoned:
+            return  # `abandon` writes by itself, and the socket is closed after it.
+        # Once connected, written at once: aiomqtt's way through a pipe and the
+        # selector costs two turns of the loop, more than the write itself.
+        if self.entered:
+            with contextlib.suppress(OSError):  # the reader learns of it too
+                client.loop_write()
+            if not client.want_write():
+                return
+        super()._on_socket_register_write(client, userdata, sock)
 
     def abandon(self) -> None:
         """Let go of a connection that was not made to the end."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,6 +60,11 @@ def quantile(values: Sequence[float], share: float) -> float:
     """The value below which `share` of them lie."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def together(rounds: Iterable[Sequence[float]]) -> list[float]:
+    """The values of all rounds."""
+    return list(itertools.chain.from_iterable(rounds))
 
 
 def median(values: Sequence[float]) -> float:

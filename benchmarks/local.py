@@ -21,7 +21,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.limits import Limit, arguments, median, progress, quantile, report
+from benchmarks.limits import (
+    Limit,
+    arguments,
+    median,
+    progress,
+    quantile,
+    report,
+    together,
+)
 from broker.ports import free_port
 from edge_agent.app import Agent
 from edge_agent.settings import AgentSettings
@@ -34,7 +42,7 @@ EXAMPLE: Final = Path(__file__).parent.parent / "examples" / "fashion"
 BUNDLE: Final = EXAMPLE / "edge" / "small"
 
 
-def interpreter_alone() -> Any:
+def interpreter_alone() -> Any:  # noqa: ANN401 - untyped library
     """A function that invokes the bundle's model once, by LiteRT itself."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -74,10 +82,10 @@ async def overhead() -> dict[str, float]:
                 ours.append(taken)
     added = [median(b) - median(a) for a, b in zip(alone, ours, strict=True)]
     return {
-        "invoke_p50_us": median(sum(alone, [])),
-        "invoke_p99_us": quantile(sum(alone, []), 0.99),
-        "answer_p50_us": median(sum(ours, [])),
-        "answer_p99_us": quantile(sum(ours, []), 0.99),
+        "invoke_p50_us": median(together(alone)),
+        "invoke_p99_us": quantile(together(alone), 0.99),
+        "answer_p50_us": median(together(ours)),
+        "answer_p99_us": quantile(together(ours), 0.99),
         "added_p50_us": median(added),
     }
 

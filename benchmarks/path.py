@@ -19,7 +19,15 @@ from typing import Final
 import aiomqtt
 import numpy as np
 
-from benchmarks.limits import Limit, arguments, median, progress, quantile, report
+from benchmarks.limits import (
+    Limit,
+    arguments,
+    median,
+    progress,
+    quantile,
+    report,
+    together,
+)
 from broker.mqtt import MqttTarget
 from broker.node import Node
 from edge_agent.app import Agent
@@ -158,7 +166,7 @@ def main() -> int:
     configure_logs("error")
     bare, ours = asyncio.run(measure())
     by_round = [median(b) / median(a) for a, b in zip(bare, ours, strict=True)]
-    all_bare, all_ours = sum(bare, []), sum(ours, [])
+    all_bare, all_ours = together(bare), together(ours)
     figures = {
         "payload_bytes": PAYLOAD_BYTES,
         "trips_each": len(all_ours),

@@ -17,6 +17,7 @@ from typing import Any, Final
 import aio_pika
 import msgpack
 import numpy as np
+from aio_pika.abc import AbstractIncomingMessage
 
 from benchmarks.limits import Limit, arguments, progress, report
 from benchmarks.path import process
@@ -56,30 +57,23 @@ def envelopes(count: int, items: int) -> list[bytes]:
     """`count` requests of real images, `items` to an envelope."""
     images = (np.load(IMAGES)["images"][:, None, :, :, None] / 255).astype(np.float32)
     expires = SystemClock().wall_ms() + 3_600_000
-    made = []
-    for first in range(0, count, items):
-        made.append(
-            encode(
-                *(
-                    Request(
-                        id=f"r{number}",
-                        device="cam",
-                        model="fashion",
-                        reason=Reason.FORCED,
-                        expires_at_ms=expires,
-                        tensors={
-                            "image": Tensor(
-                                dtype="float32",
-                                shape=[1, 28, 28, 1],
-                                data=images[number % len(images)].tobytes(),
-                            )
-                        },
-                    )
-                    for number in range(first, first + items)
-                )
-            )
+
+    def request(number: int) -> Request:
+        data = images[number % len(images)].tobytes()
+        image = Tensor(dtype="float32", shape=[1, 28, 28, 1], data=data)
+        return Request(
+            id=f"r{number}",
+            device="cam",
+            model="fashion",
+            reason=Reason.FORCED,
+            expires_at_ms=expires,
+            tensors={"image": image},
         )
-    return made
+
+    return [
+        encode(*(request(number) for number in range(first, first + items)))
+        for first in range(0, count, items)
+    ]
 
 
 async def drain(node: Node, count: int, items: int) -> float:
@@ -103,7 +97,7 @@ async def drain(node: Node, count: int, items: int) -> float:
         done = asyncio.Event()
         seen = 0
 
-        async def on_result(message: Any) -> None:
+        async def on_result(message: AbstractIncomingMessage) -> None:
             nonlocal seen
             number = len(msgpack.unpackb(message.body)["items"])
             seen += number

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if not _can_be_mended(error):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write("\n".join([f"error: {error}", *_notes(error)]) + "\n")
         sys.exit(1)
 
 
@@ -109,6 +109,11 @@ def _unavailable(name: str, module: str) -> typer.Typer:
 def _can_be_mended(error: Exception) -> bool:
     ours = type(error).__module__.partition(".")[0] in PACKAGES
     return ours or isinstance(error, OSError)
+
+
+def _notes(error: Exception) -> list[str]:
+    """What was added to an error on its way up, such as where logs are."""
+    return list(getattr(error, "__notes__", ()))
 
 
 def _print_version(*, asked: bool) -> None:

@@ -101,6 +101,7 @@ class _Client(aiomqtt.Client):
     entered = False
     lost = False
     abandoned = False
+    owes_puback = False
 
     @override
     async def __aenter__(self) -> Self:
@@ -132,14 +133,28 @@ class _Client(aiomqtt.Client):
     ) -> None:
         if self.abandoned:
             return  # `abandon` writes by itself, and the socket is closed after it.
-        # Once connected, written at once: aiomqtt's way through a pipe and the
-        # selector costs two turns of the loop, more than the write itself.
-        if self.entered:
-            with contextlib.suppress(OSError):  # the reader learns of it too
-                client.loop_write()
-            if not client.want_write():
-                return
-        super()._on_socket_register_write(client, userdata, sock)
+        # aiomqtt's way through a pipe and the selector costs two turns of the loop,
+        # more than the write itself. What we publish is written at once; a PUBACK
+        # after those who wait for its message.
+        if not self.entered:
+            super()._on_socket_register_write(client, userdata, sock)
+        elif self.owes_puback:
+            self.owes_puback = False
+            self._loop.call_soon(self._flush, sock)
+        else:
+            self._flush(sock)
+
+    @override
+    def _on_message(self, *args: Any, **kwargs: Any) -> None:
+        super()._on_message(*args, **kwargs)
+        self.owes_puback = True
+
+    def _flush(self, sock: socket.socket) -> None:
+        client = self._client
+        with contextlib.suppress(OSError):  # the reader learns of it too
+            client.loop_write()
+        if client.want_write() and not self.abandoned:
+            super()._on_socket_register_write(client, None, sock)
 
     def abandon(self) -> None:
         """Let go of a connection that was not made to the end."""

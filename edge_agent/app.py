@@ -53,7 +53,7 @@ from edge_agent.core.payload import (
 )
 from edge_agent.core.records import read_rendered
 from edge_agent.core.served import Served, rule_of
-from edge_agent.core.slots import Slots
+from edge_agent.core.slots import Slots, State
 from edge_agent.loops.ingress import REQUEST_FILTER, Ingress
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.reporting import Reporting
@@ -516,19 +516,23 @@ class Agent:
         await asyncio.to_thread(self._store.prepare)
         slots = await asyncio.to_thread(self._store.slots)
         for path in self.settings.bundles:
-            name = (await asyncio.to_thread(self._store.peek, path)).name
-            if name in slots and slots[name].active is not None:
-                continue  # What the fleet has pushed since wins over what came along.
+            brought = await asyncio.to_thread(self._store.peek, path)
+            name = brought.name
+            if name in slots and (active := slots[name].active) is not None:
+                # What the fleet has pushed since wins over what came along.
+                if active != brought.version:
+                    log.info("bundle_passed_over", bundle=str(path), active=active)
+                continue
             stored = await asyncio.to_thread(self._store.provision, path, self._trusted)
             slots[name] = Slots(name, active=stored.manifest.version)
             await asyncio.to_thread(self._store.save, slots[name])
-        for each in slots.values():
-            await self._restore(each)
-        self._slots = slots
+        self._slots = {name: await self._restore(each) for name, each in slots.items()}
         if self._updates is not None:
-            self._updates.start_with(slots)
+            self._updates.start_with(self._slots)
 
-    async def _restore(self, slots: Slots) -> None:
+    async def _restore(self, slots: Slots) -> Slots:
+        """Serve the active version or else the previous; gives what came of it."""
+        why = ""
         for version in (slots.active, slots.previous):
             if version is None:
                 continue
@@ -544,8 +548,10 @@ class Agent:
                     version=version,
                     reason=str(error),
                 )
+                why = why or str(error)
             else:
-                return
+                return slots if version == slots.active else _fell_back(slots, why)
+        return _fell_back(replace(slots, previous=None), why) if why else slots
 
     async def _try_out(self, stored: StoredBundle) -> object:
         settings = self.settings
@@ -660,6 +666,18 @@ class _Tasks:
 
 class _Ended(Exception):
     """The one way out of a `_Tasks` group."""
+
+
+def _fell_back(slots: Slots, why: str) -> Slots:
+    """The slots when the active version cannot serve; not saved, so tried again."""
+    return replace(
+        slots,
+        active=slots.previous,
+        previous=None,
+        staged=slots.active,
+        state=State.REFUSED,
+        reason=why[:1024],
+    )
 
 
 def _size_of(

@@ -89,7 +89,9 @@ class AgentSettings(BaseSettings):
         10.0, description="without a result after this, a spill is sent again"
     )
     resend_most_s: Annotated[float, Field(gt=0)] = 120.0
-    group_commit_ms: Annotated[float, Field(ge=0, le=1000)] = 10.0
+    group_commit_ms: Annotated[float, Field(ge=0, le=1000)] = Field(
+        20.0, description="how long accepted spills wait to share one fsync"
+    )
     outbox_max_rows: Annotated[int, Field(ge=1)] = 1_000_000
     outbox_max_bytes: Annotated[int, Field(ge=1024)] = 1024**3
     disk_reserve_bytes: Annotated[int, Field(ge=0)] = Field(

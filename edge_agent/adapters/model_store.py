@@ -6,6 +6,7 @@ leaves a verified version named there. Blocking: callers use a thread.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from bundle.manifest import MANIFEST_FILE, Manifest, ManifestError, parse_manife
 from bundle.pack import BundleRejected, pack, read_manifest, unpack
 from bundle.seal import Seal, SealRejected, open_seal, verify_packed
 from bundle.trust import TrustedKeys
-from edge_agent.core.slots import BadSlots, Slots
+from edge_agent.core.slots import BadSlots, Slots, State
 
 log = structlog.get_logger(__name__)
 
@@ -50,13 +51,26 @@ class ModelStore:
         """Make the folder and clear what a crash left half done."""
         self._root.mkdir(parents=True, exist_ok=True)
         self.parts.mkdir(exist_ok=True)
-        for left in self._root.glob("*/.*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in (*self._root.glob("*/.*"), *self.parts.glob("provision-*")):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
     @property
     def parts(self) -> Path:
         """Where unfinished pulls wait."""
         return self._root / ".parts"
+
+    def part(self, seal: Seal) -> Path:
+        """Where the unfinished pull of one bundle waits."""
+        # No name or version holds a plus sign, so none looks like two of another's.
+        return self.parts / f"{seal.name}+{seal.version}+{seal.sha256[:16]}"
+
+    def drop_parts(self, model: str, version: str) -> None:
+        """Delete what was pulled of a version that was refused."""
+        for left in self.parts.glob(f"{model}+{version}+*"):
+            left.unlink(missing_ok=True)
 
     def slots(self) -> dict[str, Slots]:
         """The slots of every model; a damaged file is reported and counts as empty."""
@@ -77,18 +91,26 @@ class ModelStore:
         write_file(folder / SLOTS_FILE, slots.to_json().encode())
 
     def bundle(self, model: str, version: str) -> StoredBundle:
-        """A stored bundle.
+        """A stored bundle, checked against its own manifest.
 
         Raises:
-            BundleRejected: it is not there or its manifest is damaged.
+            BundleRejected: it is not there, or something of it is damaged.
         """
         folder = self._root / model / version
         try:
             manifest = parse_manifest((folder / MANIFEST_FILE).read_bytes())
+            damaged = [
+                name
+                for name, entry in manifest.files.items()
+                if _sha256(folder / name) != entry.sha256
+            ]
         except (OSError, ManifestError) as error:
             raise BundleRejected(
                 f"model {model} {version} cannot be read from {folder}: {error}"
             ) from error
+        if damaged:
+            # A damaged model could take the whole process with it.
+            raise BundleRejected(f"{damaged[0]} in {folder} is damaged")
         return StoredBundle(folder, manifest)
 
     def install(self, packed: Path, seal: Seal) -> StoredBundle:
@@ -148,6 +170,8 @@ class ModelStore:
         self, packed: Path, name: str, version: str, seal: Seal | None
     ) -> StoredBundle:
         dest = self._root / name / version
+        if version == SLOTS_FILE:
+            raise BundleRejected(f"a version cannot be named {version}")
         dest.parent.mkdir(parents=True, exist_ok=True)
         if dest.exists():
             shutil.rmtree(dest)
@@ -155,7 +179,9 @@ class ModelStore:
 
     def collect(self, slots: Slots) -> None:
         """Delete the versions of a model that no slot names."""
-        keep = {slots.active, slots.previous, slots.staged}
+        keep = {slots.active, slots.previous}
+        if slots.state is not State.REFUSED:
+            keep.add(slots.staged)
         folder = self._root / slots.model
         for each in folder.iterdir():
             if each.is_dir() and each.name not in keep:
@@ -164,3 +190,8 @@ class ModelStore:
     def free_bytes(self) -> int:
         """Free space on the disk."""
         return shutil.disk_usage(self._root).free
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -50,6 +50,7 @@ T = TypeVar("T")
 
 FAILURE_PAUSE_S: Final = 1.0
 GROUP_ROWS: Final = 512
+BUSY_ROWS: Final = 32
 UNWRITTEN_ROWS: Final = 10_000
 
 
@@ -80,6 +81,7 @@ class _Fresh:
 
     spill: Spill
     accepted: Accepted
+    since_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class Outbox:
         self,
         path: Path,
         *,
-        group_commit_ms: float = 5.0,
+        group_commit_ms: float = 20.0,
         max_rows: int = 1_000_000,
         max_bytes: int = 1024**3,
         disk_reserve_bytes: int = 0,
@@ -192,7 +194,7 @@ class Outbox:
         self._check_room(len(spill.request))
         self._open_rows += 1
         self._open_bytes += len(spill.request)
-        self._fresh[spill.key] = _Fresh(spill, accepted)
+        self._fresh[spill.key] = _Fresh(spill, accepted, self._loop.time())
         if len(self._fresh) >= GROUP_ROWS:
             self._hand_over()
         else:
@@ -217,7 +219,25 @@ class Outbox:
 
     def _start_group(self) -> None:
         if self._group is None:
-            self._group = self._loop.call_later(self._group_s, self._hand_over)
+            self._group = self._loop.call_later(self._group_s, self._group_is_due)
+
+    def _group_is_due(self) -> None:
+        """Commit the group, but for rows so young that their answer may be near.
+
+        A row that is committed just before its answer comes costs that answer an
+        fsync. With many rows waiting, one more costs nothing.
+        """
+        young: dict[Key, _Fresh] = {}
+        if len(self._fresh) < BUSY_ROWS:
+            since_s = self._loop.time() - self._group_s / 2
+            young = {k: v for k, v in self._fresh.items() if v.since_s > since_s}
+            self._fresh = {k: v for k, v in self._fresh.items() if k not in young}
+        self._hand_over()
+        if young:
+            self._fresh = young
+            oldest = next(iter(young.values()))
+            due_s = oldest.since_s + self._group_s
+            self._group = self._loop.call_at(due_s, self._group_is_due)
 
     def _hand_over(self) -> None:
         """Give the group to the thread."""
@@ -362,6 +382,10 @@ class Outbox:
         self._open_bytes -= size
 
     # --- the rest -----------------------------------------------------------------
+
+    def is_fresh(self, key: Key) -> bool:
+        """Whether a spill waits for its commit, and so is not accepted yet."""
+        return key in self._fresh
 
     async def find(self, key: Key) -> Recorded | None:
         """What is recorded of an id, if anything.

@@ -164,6 +164,15 @@ class Outcomes:
         """Record, then tell: the callback runs once the outcome is committed."""
         self._recent.pop(spill.key, None)
         self._ending.add(spill.key)
+        if spill.channel is Channel.CALL and self._outbox.is_fresh(spill.key):
+            # Never accepted: the answer is itself the acknowledgement, and the
+            # caller is woken before the row is written up.
+            self._wake(spill.key, ending.answer)
+            asyncio.get_running_loop().call_soon(self._record, spill, ending)
+        else:
+            self._record(spill, ending)
+
+    def _record(self, spill: Spill, ending: Ending) -> None:
         answer = render(ending.answer, Encoding(spill.encoding))
         recorded = self._outbox.settle(
             spill.key,
@@ -189,13 +198,17 @@ class Outcomes:
         if not won.result():
             self.counters.duplicates += 1
             return
-        for future in self._waiting.pop(spill.key, ()):
-            if not future.done():
-                future.set_result(answer)
+        self._wake(spill.key, answer)
         # The look for untold answers may have found this one between its commit and
         # this call, and is telling it already.
         if spill.channel is Channel.MQTT and spill.key not in self._telling:
             self._enqueue(spill.key, rendered)
+
+    def _wake(self, key: Key, answer: Answer) -> None:
+        """Answer the callers in this process that wait for a spill."""
+        for future in self._waiting.pop(key, ()):
+            if not future.done():
+                future.set_result(answer)
 
     def tell_again(self, key: Key, rendered: bytes) -> None:
         """A device has resent an id whose outcome is recorded."""

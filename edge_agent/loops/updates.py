@@ -47,6 +47,11 @@ class ModelRefused(Exception):
     """The version must not serve here; the reason is reported to the fleet."""
 
 
+# What says nothing of a version: it is tried again later.
+WAITS: Final = (LinkDown, PullInterrupted, OSError)
+REFUSALS: Final = (SealRejected, BundleRejected, ModelRefused, TrialFailed)
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateSettings:
     """How pulls are made."""
@@ -144,7 +149,8 @@ class Updates:
             self._unfinished = False
             try:
                 await self._converge()
-            except (LinkDown, PullInterrupted) as error:
+            except WAITS as error:
+                # OSError: not even the slots can be written, because the disk is full.
                 self._unfinished = True
                 log.info("update_waits", reason=str(error))
 
@@ -162,7 +168,7 @@ class Updates:
                         await self._save(slots.adopted(generation))
                     case Nothing():
                         pass
-            except (LinkDown, PullInterrupted, OSError) as error:
+            except WAITS as error:
                 # The other models go on; this one is looked at again soon.
                 self._unfinished = True
                 log.info("update_waits", model=desired.model, reason=str(error))
@@ -195,12 +201,12 @@ class Updates:
             slots = slots.pulled()
             await self._save(slots)
             await self._put_in_service(stored)
-        except (SealRejected, BundleRejected, ModelRefused, TrialFailed) as error:
-            log.error(
-                "update_refused", model=slots.model, version=version, reason=str(error)
-            )
-            await self._save(slots.refused(str(error)))
+        except WAITS:
+            raise
+        except Exception as error:  # noqa: BLE001 - no bundle ends the agent
+            await self._save(slots.refused(_why_refused(slots.model, version, error)))
             await asyncio.to_thread(self._store.collect, self._slots[slots.model])
+            await asyncio.to_thread(self._store.drop_parts, slots.model, version)
             return
         await self._save(slots.passed())
         await asyncio.to_thread(self._store.collect, self._slots[slots.model])
@@ -210,8 +216,11 @@ class Updates:
         try:
             stored = await asyncio.to_thread(self._store.bundle, slots.model, version)
             await self._put_in_service(stored)
-        except (BundleRejected, ModelRefused, TrialFailed) as error:
-            await self._save(slots.refused(str(error), version, generation))
+        except WAITS:
+            raise
+        except Exception as error:  # noqa: BLE001 - no bundle ends the agent
+            reason = _why_refused(slots.model, version, error)
+            await self._save(slots.refused(reason, version, generation))
             return
         await self._save(slots.went_back(generation))
         log.info("update_went_back", model=slots.model, version=version)
@@ -242,7 +251,7 @@ class Updates:
 
     async def _fetch_chunks(self, seal: Seal) -> Path:
         """The packed bundle, each chunk checked; what an earlier try has is kept."""
-        path = self._store.parts / f"{seal.name}-{seal.version}-{seal.sha256[:16]}"
+        path = self._store.part(seal)
         missing = await asyncio.to_thread(_missing_chunks, path, seal)
         window = asyncio.Semaphore(self._settings.window)
 
@@ -313,6 +322,14 @@ class Updates:
         await asyncio.to_thread(self._store.save, slots)
         self._slots[slots.model] = slots
         self._changed()
+
+
+def _why_refused(model: str, version: str, error: Exception) -> str:
+    if isinstance(error, REFUSALS):
+        log.error("update_refused", model=model, version=version, reason=str(error))
+        return str(error)
+    log.error("update_crashed", model=model, version=version, exc_info=error)
+    return f"the agent failed on {model} {version}: {error!r}"
 
 
 def _missing_chunks(path: Path, seal: Seal) -> list[int]:

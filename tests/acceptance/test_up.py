@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +25,8 @@ import pytest
 
 from broker.ports import is_free
 from broker.process import alive
+from edge_agent.app import Agent
+from edge_agent.settings import AgentSettings
 
 pytestmark = pytest.mark.acceptance
 
@@ -212,6 +217,78 @@ def test_passwords_are_neither_printed_nor_on_a_command_line(up: Running) -> Non
     for password in node["passwords"].values():
         assert password not in json.dumps(up.said)
         assert not any(password in line for line in lines)
+
+
+def readme_block(heading: str, language: str) -> str:
+    """The first code block of a language under a heading of the README."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    section = text.split(f"## {heading}\n")[1]
+    return section.split(f"```{language}\n")[1].split("```")[0]
+
+
+@pytest.mark.timeout(UP_TIMEOUT_S)
+def test_the_commands_of_the_readme_give_the_answer_it_shows(up: Running) -> None:
+    start, listen, say = readme_block("Play with it", "sh").strip().splitlines()
+    assert start == ".venv/bin/overspill up"
+    variables = {**os.environ, "PORT": up.device_port}
+    with subprocess.Popen(
+        ["bash", "-c", "exec stdbuf -oL " + listen.removesuffix("&")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=variables,
+    ) as listener:
+        assert listener.stdout is not None
+        try:
+            # The listener may not have subscribed yet, and then hears the next one.
+            heard: dict[str, Any] = {}
+            while heard.get("status") != "answered":
+                subprocess.run(
+                    ["bash", "-c", say],
+                    env=variables,
+                    cwd=Path(__file__).parents[2],
+                    check=True,
+                    timeout=10,
+                )
+                ready, _, _ = select.select([listener.stdout], [], [], 3)
+                if ready:
+                    heard = json.loads(listener.stdout.readline())
+        finally:
+            listener.terminate()
+    shown = json.loads(readme_block("Play with it", "json"))
+    assert heard.keys() - {"outputs"} == shown.keys()
+    assert (heard["label"], heard["reason"]) == (shown["label"], shown["reason"])
+
+
+async def test_the_python_of_the_readme_answers(tmp_path: Path) -> None:
+    settings = AgentSettings(
+        agent_id="embedded",
+        state_dir=tmp_path,
+        local=False,
+        bundles=[IMAGES.parent / "edge" / "small"],
+    )
+    names: dict[str, Any] = {
+        "Agent": Agent,
+        "settings": settings,
+        "image": (IMAGES / "shirt.png").read_bytes(),
+    }
+    code = textwrap.indent(readme_block("Play with it", "python"), "    ")
+    exec(f"async def run():\n{code}\n    return answer", names)
+    answer = await names["run"]()
+    assert (answer.status, answer.label) == ("answered", "Shirt")
+
+
+def test_the_readme_names_only_targets_that_make_has() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    targets = set(re.findall(r"^make (\w+)", text, re.MULTILINE))
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        subprocess.run(
+            ["make", "--dry-run", target],
+            cwd=Path(__file__).parents[2],
+            check=True,
+            capture_output=True,
+            timeout=20,
+        )
 
 
 @pytest.mark.timeout(UP_TIMEOUT_S)

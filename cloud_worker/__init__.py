@@ -1,0 +1,1 @@
+"""A worker of the pool: takes spilled requests from RabbitMQ and answers them."""

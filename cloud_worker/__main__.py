@@ -1,0 +1,166 @@
+"""The command `overspill-worker`: run one member of the pool, or list what it would serve."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from broker.codec import explain
+from broker.link import BadUrl
+from cloud_worker.adapters.repository import Found, NoRepository, find_models
+from cloud_worker.adapters.runner import RunnerLost
+from cloud_worker.core.spec import ServedModel
+from cloud_worker.settings import WorkerSettings
+from lifecycle.logs import configure_logs
+from lifecycle.signals import stop_on_signals
+
+app = typer.Typer(
+    help="A member of the pool that answers spilled requests with TensorFlow.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Models = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of NAME/VERSION/ with a SavedModel, .keras or .tflite. "
+        "[env: OVERSPILL_WORKER_MODELS]"
+    ),
+]
+
+
+@app.command()
+def run(  # noqa: PLR0913 - the options of a command line
+    *,
+    amqp_url: Annotated[
+        str | None,
+        typer.Option(
+            help="amqp://user:password@host:5672/vhost [env: OVERSPILL_WORKER_AMQP_URL]"
+        ),
+    ] = None,
+    models: Models = None,
+    registry: Annotated[
+        Path | None,
+        typer.Option(help="The fleet's registry; then model updates are served too."),
+    ] = None,
+    id_: Annotated[
+        str | None, typer.Option("--id", help="Named in every result.")
+    ] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Rows in one batch.")] = None,
+    drain_s: Annotated[
+        float | None, typer.Option(help="Seconds to finish what is held on SIGTERM.")
+    ] = None,
+    log_level: Annotated[
+        str, typer.Option(help="debug, info, warning or error.")
+    ] = "info",
+) -> None:
+    """Consume the queues of every model in the repository until SIGTERM or Ctrl-C.
+
+    Every setting can also come from the environment, as OVERSPILL_WORKER_ and its
+    name. Prints READY and the models once it consumes.
+    """
+    if log_level.upper() not in logging.getLevelNamesMapping():
+        _give_up(f"--log-level {log_level!r}: use debug, info, warning or error")
+    configure_logs(log_level)
+    settings = _settings(
+        amqp_url=amqp_url,
+        models=models,
+        registry=registry,
+        worker_id=id_,
+        max_batch=max_batch,
+        drain_s=drain_s,
+    )
+    try:
+        asyncio.run(_run(settings))
+    except (NoRepository, BadUrl, RunnerLost) as error:
+        _give_up(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def models(
+    *,
+    models: Models = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
+) -> None:
+    """List what a worker would serve, and what it would pass over and why."""
+    settings = _settings(models=models)
+    try:
+        found = find_models(settings.models, max_batch=settings.max_batch)
+    except NoRepository as error:
+        _give_up(str(error))
+    if as_json:
+        typer.echo(json.dumps(_listing(found), indent=2))
+        return
+    for name, (newest, *older) in found.models.items():
+        rest = ", ".join(each.source.version for each in older)
+        typer.echo(
+            f"{name} {newest.source.version} ({newest.source.format})"
+            + (f"; older: {rest}" if rest else "")
+        )
+    for refused in found.refused:
+        typer.echo(f"passed over {refused.path}: {refused.reason}")
+
+
+async def _run(settings: WorkerSettings) -> None:
+    def ready(models: tuple[ServedModel, ...]) -> None:
+        shown = " ".join(f"{each.name}/{each.version}" for each in models)
+        typer.echo(f"READY {settings.worker_id} {shown}")
+
+    try:
+        from cloud_worker.app import Worker  # noqa: PLC0415 - [cloud] may be missing
+    except ModuleNotFoundError as error:
+        _give_up(
+            f"the Python module {error.name} is not installed: run "
+            "`pip install 'overspill[cloud]'`"
+        )
+    await Worker(settings, on_ready=ready).run(stop_on_signals())
+
+
+def _settings(**given: object) -> WorkerSettings:
+    try:
+        return WorkerSettings(
+            **{name: value for name, value in given.items() if value is not None}  # type: ignore[arg-type] # validated there
+        )
+    except ValidationError as error:
+        _give_up(f"setting {explain(error)}")
+
+
+def _listing(found: Found) -> dict[str, Any]:
+    return {
+        "models": [
+            {
+                "name": name,
+                "version": versions[0].source.version,
+                "format": versions[0].source.format,
+                "path": str(versions[0].source.path),
+                "max_batch": versions[0].source.max_batch,
+                "older": [each.source.version for each in versions[1:]],
+            }
+            for name, versions in found.models.items()
+        ],
+        "passed_over": [
+            {"path": str(each.path), "reason": each.reason} for each in found.refused
+        ],
+    }
+
+
+def _give_up(reason: str) -> NoReturn:
+    typer.echo(f"overspill-worker: {reason}", err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The only users of TensorFlow, LiteRT, the model repository and the model process."""

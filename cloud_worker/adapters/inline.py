@@ -1,0 +1,105 @@
+"""Run LiteRT models that are quick enough inside the consumer, as agents do.
+
+Waking another process costs such a model many times its own run. A model gets here
+only after the model process has loaded and tried it; TensorFlow never does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from cloud_worker.adapters.batches import WarmModel
+from cloud_worker.adapters.frames import ModelSource
+from cloud_worker.adapters.litert import LiteRtRunner
+from cloud_worker.adapters.runner import BatchFailed, CannotLoad, RunnerProcess
+from cloud_worker.adapters.runtime import CannotServe, RunFailed
+from cloud_worker.core.batcher import Signature
+from cloud_worker.core.outputs import BatchOutputs
+from cloud_worker.core.spec import ModelSpec
+
+
+class InlineRunner:
+    """The model process, and beside it the models that need not go there.
+
+    Args:
+        process: runs everything else.
+        below_ms: a model runs inline if its largest batch took less than this at
+            warm-up: the longest that it will block the event loop.
+        threads: of LiteRT; 0 lets it choose.
+    """
+
+    def __init__(
+        self, process: RunnerProcess, *, below_ms: float, threads: int = 0
+    ) -> None:
+        self._process = process
+        self._below_ms = below_ms
+        self._threads = threads
+        self._models: dict[str, WarmModel] = {}
+        self._unread = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether batches may be submitted."""
+        return self._process.ready
+
+    @property
+    def running(self) -> int:
+        """Batches submitted whose outputs were not taken."""
+        return self._process.running + self._unread
+
+    async def load(self, source: ModelSource) -> ModelSpec:
+        """Load one more model, and decide where it runs.
+
+        Raises:
+            CannotLoad: it is unreadable, unsupported, or kills or hangs the process.
+        """
+        spec = await self._process.load(source)
+        if source.format == "tflite" and self._is_quick(spec, source.max_batch):
+            try:
+                # Some milliseconds: it has just loaded and run next door.
+                runner = LiteRtRunner(source.path, threads=self._threads)
+                self._models[source.key] = WarmModel(runner, source.max_batch)
+            except CannotServe as error:
+                raise CannotLoad(str(error)) from error
+        return spec
+
+    def runs_inline(self, source: ModelSource) -> bool:
+        """Whether this model runs in the consumer."""
+        return source.key in self._models
+
+    def submit(
+        self, key: str, signature: Signature, requests: Sequence[Sequence[bytes]]
+    ) -> asyncio.Future[BatchOutputs]:
+        """Run a batch here, or start it in the model process.
+
+        Raises (through the future):
+            BatchFailed: the model gave an error, or its process died or hung.
+        """
+        model = self._models.get(key)
+        if model is None:
+            return self._process.submit(key, signature, requests)
+        outputs: asyncio.Future[BatchOutputs] = (
+            asyncio.get_running_loop().create_future()
+        )
+        body = b"".join(
+            buffers[index] for index in range(len(signature)) for buffers in requests
+        )
+        # Counted until it is read, so that the loop turns between batches.
+        self._unread += 1
+        outputs.add_done_callback(self._read)
+        try:
+            outputs.set_result(model.run(signature, len(requests), body))
+        except (RunFailed, MemoryError) as error:
+            failure = BatchFailed(str(error), suspect=True, crashed=False)
+            outputs.set_exception(failure)
+        return outputs
+
+    def _is_quick(self, spec: ModelSpec, max_batch: int) -> bool:
+        if not spec.costs_ms:
+            return False
+        _, cost_ms = spec.costs_ms[-1]
+        return (cost_ms if spec.batched else cost_ms * max_batch) < self._below_ms
+
+    def _read(self, _: object) -> None:
+        self._unread -= 1

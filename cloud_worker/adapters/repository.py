@@ -1,0 +1,211 @@
+"""Find the models to serve in a folder `{name}/{version}/`.
+
+A version folder holds one SavedModel (`saved_model.pb`), one `.keras` or one
+`.tflite` file, and may hold `model.json`. What cannot be served is reported with its
+reason and never hides what can.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from broker.codec import explain
+from broker.messages import VERSION_PATTERN
+from broker.topics import BadId, check_id
+from bundle.manifest import Decision, ImageRecipe
+from cloud_worker.adapters.frames import Format, ModelSource
+from cloud_worker.core.spec import ModelSpec, ServedModel
+
+SIDECAR: Final = "model.json"
+MAX_SIDECAR_BYTES: Final = 4 * 1024 * 1024
+_VERSION: Final = re.compile(VERSION_PATTERN.removesuffix("$") + r"\Z")
+
+
+class NoRepository(Exception):
+    """There is no folder to find models in, or no model in it."""
+
+
+class Unservable(Exception):
+    """This version cannot be served; says why."""
+
+
+class Sidecar(BaseModel):
+    """What `model.json` beside a model says of it; unknown fields are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    preprocess: ImageRecipe | None = None
+    labels: list[str] = Field(default_factory=list)
+    max_batch: int | None = Field(default=None, ge=1, le=4096)
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A version that looks as if it could be served."""
+
+    source: ModelSource
+    sidecar: Sidecar
+
+    def served(self, spec: ModelSpec) -> ServedModel:
+        """The model, once its signature is known.
+
+        Raises:
+            Unservable: `model.json` names an input or output that it does not have.
+        """
+        self._check_names(spec)
+        return ServedModel(
+            name=self.source.name,
+            version=self.source.version,
+            spec=spec,
+            max_batch=self.source.max_batch,
+            preprocess=self.sidecar.preprocess,
+            decision=self.sidecar.decision,
+            labels=tuple(self.sidecar.labels),
+        )
+
+    def _check_names(self, spec: ModelSpec) -> None:
+        inputs = [each.name for each in spec.inputs]
+        outputs = [each.name for each in spec.outputs]
+        recipe, decision = self.sidecar.preprocess, self.sidecar.decision
+        if recipe is not None and inputs != [recipe.input]:
+            raise Unservable(
+                f"{SIDECAR} makes the input {recipe.input!r}, the model takes {inputs}"
+            )
+        if decision is not None and decision.output not in outputs:
+            raise Unservable(
+                f"{SIDECAR} decides by output {decision.output!r}, "
+                f"the model gives {outputs}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A folder that was passed over, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a repository holds: for each model its versions, newest first."""
+
+    models: dict[str, tuple[Candidate, ...]]
+    refused: tuple[Refused, ...]
+
+
+def find_models(root: Path, *, max_batch: int) -> Found:
+    """Look through a repository.
+
+    Args:
+        root: the folder of `{name}/{version}/`.
+        max_batch: for models whose `model.json` does not say.
+
+    Raises:
+        NoRepository: the folder is missing, unreadable, or holds no model.
+    """
+    candidates: list[Candidate] = []
+    refused: list[Refused] = []
+    for folder in _folders(root):
+        try:
+            check_id("model name", folder.name)
+        except BadId as error:
+            refused.append(Refused(folder, str(error)))
+            continue
+        for version in sorted(_folders(folder), key=_age, reverse=True):
+            try:
+                candidates.append(_candidate(folder.name, version, max_batch))
+            except Unservable as error:
+                refused.append(Refused(version, str(error)))
+    if not candidates:
+        why = "".join(f"; {each.path}: {each.reason}" for each in refused[:3])
+        raise NoRepository(
+            f"{root} holds no model to serve{why}. Put a SavedModel, .keras or .tflite "
+            f"into {root}/NAME/VERSION/"
+        )
+    models = {
+        name: tuple(versions)
+        for name, versions in groupby(candidates, lambda each: each.source.name)
+    }
+    return Found(models, tuple(refused))
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(
+            each
+            for each in root.iterdir()
+            # A leading dot marks what is hidden or still being copied.
+            if each.is_dir() and not each.name.startswith(".")
+        )
+    except OSError as error:
+        raise NoRepository(
+            f"model repository {root}: {error.strerror or error}. "
+            "Point --models at a folder of NAME/VERSION/"
+        ) from error
+
+
+def _age(version: Path) -> tuple[tuple[int, int, str], ...]:
+    """Order versions as people do: 10 after 9, and numbers after words."""
+    pieces = re.findall(r"\d+|\D+", version.name)
+    return tuple(
+        (1, int(piece), "") if piece.isdigit() else (0, 0, piece) for piece in pieces
+    )
+
+
+def _candidate(name: str, folder: Path, max_batch: int) -> Candidate:
+    if _VERSION.match(folder.name) is None:
+        raise Unservable(
+            f"version {folder.name!r} is not valid: use 1 to 64 of a-z, 0-9, '.', '_' "
+            "and '-', starting with a letter or digit"
+        )
+    try:
+        format_, path = _model_file(folder)
+        sidecar = _sidecar(folder)
+    except OSError as error:
+        raise Unservable(f"unreadable: {error}") from error
+    source = ModelSource(
+        name=name,
+        version=folder.name,
+        format=format_,
+        path=path.resolve(),
+        max_batch=sidecar.max_batch or max_batch,
+    )
+    return Candidate(source, sidecar)
+
+
+def _model_file(folder: Path) -> tuple[Format, Path]:
+    found: list[tuple[Format, Path]] = []
+    if (folder / "saved_model.pb").is_file():
+        found.append(("saved_model", folder))
+    found.extend(("keras", path) for path in sorted(folder.glob("*.keras")))
+    found.extend(("tflite", path) for path in sorted(folder.glob("*.tflite")))
+    match found:
+        case [one]:
+            return one
+        case []:
+            raise Unservable(
+                "no saved_model.pb, .keras or .tflite in it: half copied, perhaps"
+            )
+        case several:
+            names = ", ".join(path.name for _, path in several)
+            raise Unservable(f"several models in it ({names}): keep one a version")
+
+
+def _sidecar(folder: Path) -> Sidecar:
+    path = folder / SIDECAR
+    if not path.exists():
+        return Sidecar()
+    if path.stat().st_size > MAX_SIDECAR_BYTES:
+        raise Unservable(f"{SIDECAR} is over {MAX_SIDECAR_BYTES} bytes")
+    try:
+        return Sidecar.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise Unservable(f"{SIDECAR}: {explain(error)}") from error

@@ -1,0 +1,301 @@
+"""Wire the parts of a worker together, and end it without losing anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from broker.amqp import AmqpLink
+from broker.amqp import Delivery as AmqpDelivery
+from broker.topology import GET_QUEUE, Queue, model_queues, standing_queues
+from bundle.store import BundleStore
+from cloud_worker.adapters.inline import InlineRunner
+from cloud_worker.adapters.repository import (
+    Candidate,
+    Found,
+    NoRepository,
+    Unservable,
+    find_models,
+)
+from cloud_worker.adapters.runner import CannotLoad, RunnerLost, RunnerProcess
+from cloud_worker.core.batcher import Batcher
+from cloud_worker.core.spec import ServedModel
+from cloud_worker.loops import side_queues, updates
+from cloud_worker.loops.infer import Infer
+from cloud_worker.loops.intake import Intake
+from cloud_worker.loops.media import Decoder
+from cloud_worker.loops.parcels import Room
+from cloud_worker.loops.replies import Replies
+from cloud_worker.loops.side_queues import SIDE_QUEUES, SideQueues
+from cloud_worker.loops.stamps import Stamps
+from cloud_worker.loops.updates import Updates
+from cloud_worker.settings import WorkerSettings
+from lifecycle.clock import Clock, SystemClock
+
+log = structlog.get_logger(__name__)
+
+UPDATE_READERS: Final = 4
+
+T = TypeVar("T")
+
+
+class Worker:
+    """One member of the pool.
+
+    Args:
+        settings: see `WorkerSettings`.
+        clock: for deadlines and stamps.
+        on_ready: called with the models once, when the first connection consumes.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        *,
+        clock: Clock | None = None,
+        on_ready: Callable[[tuple[ServedModel, ...]], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._on_ready = on_ready
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Load the models, work until `stop`, drain.
+
+        Raises:
+            NoRepository: there is no model to serve.
+            BadUrl: `amqp_url` does not name a broker.
+            RunnerLost: the model process cannot be kept alive.
+        """
+        # A wrong URL should be told before the models are loaded, which takes long.
+        AmqpLink(self._settings.amqp_url, name=self._settings.worker_id)
+        found = find_models(self._settings.models, max_batch=self._settings.max_batch)
+        for refused in found.refused:
+            log.warning("model passed over", path=str(refused.path), why=refused.reason)
+        async with AsyncExitStack() as stack:
+            process = await stack.enter_async_context(self._runner())
+            runner = InlineRunner(
+                process,
+                below_ms=self._settings.inline_below_ms,
+                threads=self._settings.intra_threads,
+            )
+            models = await _unless(stop, self._load(found, runner))
+            if models is None:
+                log.info("stopped while loading models")
+                return
+            decoders = stack.enter_context(
+                ThreadPoolExecutor(self._settings.decode_threads, "decode")
+            )
+            readers = stack.enter_context(ThreadPoolExecutor(UPDATE_READERS, "update"))
+            pool = _Pool(self._settings, self._clock, runner, models, decoders, readers)
+            process.on_ready = pool.infer.wake
+            try:
+                await self._work(pool, process, stop)
+            except* RunnerLost as lost:
+                raise lost.exceptions[0] from None
+
+    def _runner(self) -> RunnerProcess:
+        settings = self._settings
+        return RunnerProcess(
+            intra_threads=settings.intra_threads,
+            inter_threads=settings.inter_threads,
+            batch_timeout_s=settings.batch_timeout_s,
+            load_timeout_s=settings.load_timeout_s,
+        )
+
+    async def _load(
+        self, found: Found, runner: InlineRunner
+    ) -> tuple[ServedModel, ...]:
+        """Load the newest version of each model that can be loaded.
+
+        Raises:
+            NoRepository: not one can.
+        """
+        loaded = [
+            await _load_newest(candidates, runner)
+            for candidates in found.models.values()
+        ]
+        models = tuple(model for model in loaded if model is not None)
+        if not models:
+            raise NoRepository(
+                f"none of the models in {self._settings.models} can be served: "
+                "see the reasons above"
+            )
+        return models
+
+    async def _work(
+        self, pool: _Pool, process: RunnerProcess, stop: asyncio.Event
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(each)
+                for each in (
+                    process.run(),
+                    pool.infer.run(),
+                    pool.replies.run(),
+                    pool.link.run(),
+                )
+            ]
+            tasks.append(group.create_task(self._announce(pool)))
+            await stop.wait()
+            await self._drain(pool)
+            for task in tasks:
+                task.cancel()
+
+    async def _announce(self, pool: _Pool) -> None:
+        await pool.link.wait_up()
+        shown = [f"{each.name}/{each.version}" for each in pool.models.values()]
+        log.info("ready", worker=self._settings.worker_id, models=shown)
+        self._on_ready(tuple(pool.models.values()))
+
+    async def _drain(self, pool: _Pool) -> None:
+        held = pool.room.held
+        log.info("stopping", held=held, within_s=self._settings.drain_s)
+        try:
+            async with asyncio.timeout(self._settings.drain_s):
+                await pool.link.stop_consuming()
+                await pool.room.wait_empty()
+        except TimeoutError:
+            left = pool.room.held
+            log.warning("stopped", finished=held - left, given_back=left)
+        else:
+            log.info("stopped", finished=held, given_back=0)
+
+
+class _Pool:
+    """The loops of one worker and what they share."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        clock: Clock,
+        runner: InlineRunner,
+        models: tuple[ServedModel, ...],
+        decoders: ThreadPoolExecutor,
+        readers: ThreadPoolExecutor,
+    ) -> None:
+        self.models = {model.name: model for model in models}
+        self.room = Room(settings.max_held)
+        self.link = AmqpLink(
+            settings.amqp_url,
+            name=settings.worker_id,
+            queues=_queues(models),
+            consume=_consumed(settings, models),
+            on_delivery=self._take,
+        )
+        timeout_s = settings.publish_timeout_s
+        stamps = Stamps(settings.worker_id, clock)
+        self.replies = Replies(self.link.publish, stamps, timeout_s=timeout_s)
+        self.infer = Infer(
+            runner,
+            Batcher(max_batch_bytes=settings.max_batch_bytes),
+            replies=self.replies,
+            clock=clock,
+        )
+        self._intake = Intake(
+            self.models,
+            offer=self.infer.offer,
+            replies=self.replies,
+            clock=clock,
+            room=self.room,
+            decoder=Decoder(decoders, max_pixels=settings.max_pixels),
+        )
+        self._side_queues = SideQueues(
+            self.models,
+            self.link.publish,
+            replies=self.replies,
+            room=self.room,
+            timeout_s=timeout_s,
+        )
+        self._updates = None
+        if settings.registry is not None:
+            self._updates = Updates(
+                BundleStore(settings.registry),
+                self.link.publish,
+                readers=readers,
+                timeout_s=timeout_s,
+            )
+
+    async def _take(self, delivery: AmqpDelivery) -> None:
+        if delivery.queue in SIDE_QUEUES:
+            await self._side_queues.take(delivery)
+        elif delivery.queue == GET_QUEUE and self._updates is not None:
+            await self._updates.take(delivery)
+        else:
+            await self._intake.take(delivery)
+
+
+def _queues(models: tuple[ServedModel, ...]) -> tuple[Queue, ...]:
+    return (
+        *standing_queues(),
+        *(queue for model in models for queue in model_queues(model.name)),
+    )
+
+
+def _consumed(
+    settings: WorkerSettings, models: tuple[ServedModel, ...]
+) -> dict[str, int]:
+    """Each queue and its prefetch: enough for the next batch to wait here already."""
+    consumed = dict.fromkeys(SIDE_QUEUES, side_queues.PREFETCH)
+    if settings.registry is not None:
+        consumed[GET_QUEUE] = updates.PREFETCH
+    for model in models:
+        prefetch = settings.prefetch or 2 * model.max_batch
+        for queue in model_queues(model.name):
+            consumed[queue.name] = prefetch
+    return consumed
+
+
+async def _load_newest(
+    candidates: tuple[Candidate, ...], runner: InlineRunner
+) -> ServedModel | None:
+    for candidate in candidates:
+        source = candidate.source
+        try:
+            spec = await runner.load(source)
+            model = candidate.served(spec)
+        except (CannotLoad, Unservable) as error:
+            log.error(
+                "model version passed over",
+                model=source.name,
+                version=source.version,
+                why=str(error),
+            )
+        else:
+            log.info(
+                "model loaded",
+                model=source.name,
+                version=source.version,
+                batched=spec.batched,
+                inline=runner.runs_inline(source),
+                costs_ms={size: round(ms, 2) for size, ms in spec.costs_ms},
+            )
+            return model
+    return None
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`, or None if `stop` is set before it is done."""
+    result: T | None = None
+
+    async def watch() -> None:
+        nonlocal result
+        result = await work
+        waiting.cancel()
+
+    async def wait() -> None:
+        await stop.wait()
+        working.cancel()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(watch())
+            waiting = group.create_task(wait())
+    except* NoRepository as failures:
+        raise failures.exceptions[0] from None
+    return result

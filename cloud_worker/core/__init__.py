@@ -1,0 +1,1 @@
+"""Decisions of a worker. No I/O, no clock, no randomness."""

@@ -1,0 +1,129 @@
+"""Decide whether a request fits its model, before anything is run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isnan
+from typing import Final, Literal
+
+import numpy as np
+
+from broker.messages import Tensor
+from cloud_worker.core.batcher import Signature
+from cloud_worker.core.spec import ANY, ServedModel, TensorSpec
+
+SMALL_BYTES: Final = 1024
+_SMALL_FLOATS: Final[Mapping[str, Literal["f", "d"]]] = {"float32": "f", "float64": "d"}
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A request's tensors in the order of the model's inputs.
+
+    `buffers` are little-endian bytes in C order, as `signature` describes them;
+    `rows` is how much of a batch they fill.
+    """
+
+    signature: Signature
+    buffers: tuple[bytes, ...]
+    rows: int
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all buffers."""
+        return sum(map(len, self.buffers))
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """The request cannot be run on this model; `reason` is for the device's owner."""
+
+    reason: str
+
+
+def validate(tensors: Mapping[str, Tensor], model: ServedModel) -> Inputs | Invalid:
+    """Check names, dtypes, shapes and values against the model's signature.
+
+    The leading axis of 1 may be left out.
+    """
+    inputs = model.spec.inputs
+    if len(tensors) != len(inputs) or any(each.name not in tensors for each in inputs):
+        return Invalid(
+            f"model {model.name!r} takes inputs "
+            f"{_listed([each.name for each in inputs])}, "
+            f"got {_listed(tensors.keys())}"
+        )
+    signature = []
+    for spec in inputs:
+        shape = _fit(tensors[spec.name], spec)
+        if isinstance(shape, Invalid):
+            return shape
+        signature.append((spec.name, spec.dtype, shape))
+    rows = _rows(tuple(signature), model)
+    if isinstance(rows, Invalid):
+        return rows
+    return Inputs(
+        signature=tuple(signature),
+        buffers=tuple(tensors[spec.name].data for spec in inputs),
+        rows=rows,
+    )
+
+
+def _fit(tensor: Tensor, spec: TensorSpec) -> tuple[int, ...] | Invalid:
+    """The shape to run with, or why there is none."""
+    if tensor.dtype != spec.dtype:
+        return Invalid(f"input {spec.name!r} is {spec.dtype}, got {tensor.dtype}")
+    shape = tuple(tensor.shape)
+    if 0 in shape:
+        return Invalid(f"input {spec.name!r} is empty: shape {list(shape)}")
+    if _has_nan(tensor):
+        return Invalid(f"input {spec.name!r} holds NaN")
+    if spec.shape is None or _matches(shape, spec.shape):
+        return shape
+    if spec.shape[:1] in {(1,), (ANY,)} and _matches((1, *shape), spec.shape):
+        return (1, *shape)
+    return Invalid(
+        f"input {spec.name!r} has shape {list(spec.shape)} (-1 is any length), "
+        f"got {list(shape)}"
+    )
+
+
+def _matches(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        want in {ANY, side} for side, want in zip(shape, wanted, strict=True)
+    )
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    if not tensor.dtype.startswith("float"):
+        return False
+    code = _SMALL_FLOATS.get(tensor.dtype)
+    if code is not None and len(tensor.data) <= SMALL_BYTES:
+        # After a pause, numpy's first call costs ten times this sum.
+        total = sum(memoryview(tensor.data).cast(code))
+        if not isnan(total):
+            return False
+    # `min` is NaN if any item is, and needs no array of flags. The sum is NaN for
+    # infinities of both signs, too.
+    return bool(np.isnan(np.frombuffer(tensor.data, tensor.dtype).min()))
+
+
+def _rows(signature: Signature, model: ServedModel) -> int | Invalid:
+    if not model.spec.batched:
+        return 1
+    lengths = {shape[0] for _, _, shape in signature}
+    if len(lengths) != 1:
+        return Invalid(f"the inputs differ in their first axis: {sorted(lengths)}")
+    rows = lengths.pop()
+    if rows > model.max_batch:
+        return Invalid(
+            f"{rows} rows in one request, model {model.name!r} takes at most "
+            f"{model.max_batch}: send several requests"
+        )
+    return rows
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = sorted(map(repr, names))
+    return ", ".join(shown[:8]) + (" …" if len(shown) > 8 else "")

@@ -1,0 +1,71 @@
+"""What a served model takes and gives, and at which batch sizes it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from bundle.manifest import Decision, ImageRecipe
+
+ANY: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    `shape` has -1 where any length will do, and is None when the model accepts
+    any rank.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The signature of a loaded model.
+
+    `batched` says that the first axis of every input and output is the batch, so
+    that rows of several requests may be stacked. `costs_ms` holds the time of one
+    call at each padded batch size, as measured at warm-up.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool
+    costs_ms: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as the pool serves it: its signature and what `model.json` adds."""
+
+    name: str
+    version: str
+    spec: ModelSpec
+    max_batch: int
+    preprocess: ImageRecipe | None = None
+    decision: Decision | None = None
+    labels: tuple[str, ...] = ()
+
+
+def padded_sizes(max_rows: int) -> tuple[int, ...]:
+    """The batch sizes a model is warmed at: powers of two, then `max_rows` itself."""
+    sizes = [1]
+    while sizes[-1] * 2 < max_rows:
+        sizes.append(sizes[-1] * 2)
+    if max_rows > 1:
+        sizes.append(max_rows)
+    return tuple(sizes)
+
+
+def padded_size(rows: int, max_rows: int) -> int:
+    """The smallest size of `padded_sizes(max_rows)` that holds `rows`.
+
+    More rows than `max_rows` are not padded.
+    """
+    if rows >= max_rows:
+        return rows
+    return min(1 << (rows - 1).bit_length(), max_rows)

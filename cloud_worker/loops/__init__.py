@@ -1,0 +1,1 @@
+"""The endless tasks of a worker; each acts on what the core decides."""

@@ -1,0 +1,232 @@
+"""Take deliveries apart: envelopes into requests that are checked and ready to run.
+
+Whatever is wrong with a request is answered to its agent; whatever has nobody to
+answer goes to the dead letters and the log. No message ends the loop. Who sent it is
+read from the routing key, which the broker enforced, never from the payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import structlog
+
+from broker.codec import BadItem, Envelope, WireError, decode
+from broker.messages import Medium, Request, Result, Tensor
+from broker.topics import RequestAddress, read_request_key
+from cloud_worker.core.batcher import Group, Item
+from cloud_worker.core.intake import Invalid, validate
+from cloud_worker.core.legible import legible_subject, legible_subjects
+from cloud_worker.core.replies import Finished
+from cloud_worker.core.results import Subject, expired, failed
+from cloud_worker.core.spec import ServedModel
+from cloud_worker.loops.media import Decoder
+from cloud_worker.loops.parcels import Delivery, Held, Parcel, Room
+from cloud_worker.loops.replies import Replies
+from cloud_worker.loops.stamps import Stamps
+from lifecycle.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+EXPIRED_ON_ARRIVAL: Final = "its time was over when it reached the worker"
+
+
+class Intake:
+    """From deliveries to requests that wait for a batch."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        *,
+        offer: Callable[[Iterable[Item[Held]]], None],
+        replies: Replies,
+        clock: Clock,
+        room: Room,
+        decoder: Decoder,
+    ) -> None:
+        self._models = models
+        self._offer = offer
+        self._replies = replies
+        self._clock = clock
+        self._room = room
+        self._decoder = decoder
+
+    async def take(self, delivery: Delivery) -> None:
+        """Take one delivery of a request queue over."""
+        address = read_request_key(delivery.routing_key)
+        if address is None:
+            await _bury(delivery, "its routing key names no agent")
+            return
+        model = self._models.get(address.model)
+        if model is None:
+            await _bury(delivery, f"this worker does not serve {address.model!r}")
+            return
+        await self._room.wait()
+        if not delivery.live:
+            return
+        try:
+            envelope = decode(delivery.body, Request)
+        except WireError as error:
+            await self._refuse(delivery, address, str(error))
+            return
+        await self._admit(delivery, address, model, envelope)
+
+    async def _admit(
+        self,
+        delivery: Delivery,
+        address: RequestAddress,
+        model: ServedModel,
+        envelope: Envelope[Request],
+    ) -> None:
+        bad = list(_answerable(envelope.bad, address.model))
+        count = len(envelope.items) + len(bad)
+        if not count:
+            await _bury(delivery, envelope.bad[0].reason)
+            return
+        parcel = Parcel(delivery, address.agent, count, self._room)
+        stamps = self._replies.stamps
+        desk = _Desk(parcel, address, model, self._clock, stamps)
+        handed_over = 0
+        try:
+            for subject, reason in bad:
+                desk.fail(subject, reason)
+            media = desk.sort(envelope.items)
+            handed_over += self._hand_over(desk)
+            for request, medium in media:
+                # What needs no decoding has gone ahead.
+                read = await self._decoder.decode(medium, model)
+                desk.check(request, read)
+                handed_over += self._hand_over(desk)
+        finally:
+            # Cancelled when its channel dies: the broker delivers it again.
+            for _ in range(count - handed_over):
+                parcel.drop()
+
+    def _hand_over(self, desk: _Desk) -> int:
+        finished, ready = desk.cleared()
+        if finished:
+            self._replies.finish(finished)
+        if ready:
+            self._offer(ready)
+        return len(finished) + len(ready)
+
+    async def _refuse(
+        self, delivery: Delivery, address: RequestAddress, reason: str
+    ) -> None:
+        """Answer an envelope that is not one to whoever can be read in it."""
+        subjects = legible_subjects(delivery.body, address.model)
+        if not subjects:
+            await _bury(delivery, reason)
+            return
+        log.warning("envelope refused", agent=address.agent, reason=reason)
+        parcel = Parcel(delivery, address.agent, len(subjects), self._room)
+        stamp = self._replies.stamps.now()
+        self._replies.finish(
+            Finished(address.agent, failed(subject, reason, stamp), parcel)
+            for subject in subjects
+        )
+
+
+class _Desk:
+    """One envelope being sorted into what is finished and what is ready to run."""
+
+    def __init__(
+        self,
+        parcel: Parcel,
+        address: RequestAddress,
+        model: ServedModel,
+        clock: Clock,
+        stamps: Stamps,
+    ) -> None:
+        self._parcel = parcel
+        self._address = address
+        self._model = model
+        self._stamps = stamps
+        self._now_s = clock.monotonic()
+        self._wall_ms = clock.wall_ms()
+        self._finished: list[Finished[Parcel]] = []
+        self._ready: list[Item[Held]] = []
+
+    def cleared(self) -> tuple[list[Finished[Parcel]], list[Item[Held]]]:
+        """What was sorted since the last call: finished, and ready to run."""
+        cleared = self._finished, self._ready
+        self._finished, self._ready = [], []
+        return cleared
+
+    def sort(self, requests: Iterable[Request]) -> list[tuple[Request, Medium]]:
+        """Sort what can be sorted now; give back what must be decoded first."""
+        media = []
+        for request in requests:
+            if self._turned_away(request):
+                continue
+            if request.medium is not None:
+                media.append((request, request.medium))
+            else:
+                self.check(request, request.tensors or {})
+        return media
+
+    def fail(self, subject: Subject, reason: str) -> None:
+        """Answer `failed`."""
+        self._finish(failed(subject, reason, self._stamps.now()))
+
+    def check(self, request: Request, tensors: Mapping[str, Tensor] | Invalid) -> None:
+        """Take a request whose inputs are known, if they fit the model."""
+        inputs = (
+            tensors if isinstance(tensors, Invalid) else validate(tensors, self._model)
+        )
+        subject = Subject.of(request)
+        if isinstance(inputs, Invalid):
+            self.fail(subject, inputs.reason)
+            return
+        left_s = (request.expires_at_ms - self._wall_ms) / 1000
+        model = self._model
+        self._ready.append(
+            Item(
+                group=Group(model.name, inputs.signature, model.max_batch),
+                priority=self._address.priority,
+                deadline_s=self._now_s + left_s,
+                size_bytes=inputs.size_bytes,
+                rows=inputs.rows,
+                work=Held(self._parcel, subject, model, inputs),
+            )
+        )
+
+    def _turned_away(self, request: Request) -> bool:
+        """Whether it is over before its inputs are looked at."""
+        if request.model != self._address.model:
+            self.fail(
+                Subject.of(request),
+                f"it names model {request.model!r} but was sent to the topic of "
+                f"{self._address.model!r}",
+            )
+            return True
+        if request.expires_at_ms <= self._wall_ms:
+            subject = Subject.of(request)
+            self._finish(expired(subject, EXPIRED_ON_ARRIVAL, self._stamps.now()))
+            return True
+        return False
+
+    def _finish(self, result: Result) -> None:
+        self._finished.append(Finished(self._parcel.agent, result, self._parcel))
+
+
+def _answerable(bad: Iterable[BadItem], model: str) -> Iterable[tuple[Subject, str]]:
+    for item in bad:
+        subject = legible_subject(item.id, item.device, model)
+        if subject is None:
+            log.warning("item has no legible id", index=item.index, reason=item.reason)
+        else:
+            yield subject, item.reason
+
+
+async def _bury(delivery: Delivery, reason: str) -> None:
+    """Dead-letter what nobody can be told of."""
+    log.warning(
+        "delivery rejected",
+        queue=delivery.queue,
+        routing_key=delivery.routing_key[:200],
+        size_bytes=len(delivery.body),
+        reason=reason,
+    )
+    await delivery.reject(requeue=False)

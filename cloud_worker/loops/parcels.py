@@ -1,0 +1,141 @@
+"""What the worker holds: deliveries, settled only when all in them is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cloud_worker.core.intake import Inputs
+from cloud_worker.core.results import Subject
+from cloud_worker.core.spec import ServedModel
+
+
+class Delivery(Protocol):
+    """One message of a queue, as `broker.amqp` gives it."""
+
+    @property
+    def queue(self) -> str:
+        """The queue it came from."""
+        ...
+
+    @property
+    def routing_key(self) -> str:
+        """The key it was published with; names the sender."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """The payload."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The message's headers."""
+        ...
+
+    @property
+    def received_at(self) -> float:
+        """Monotonic seconds."""
+        ...
+
+    @property
+    def live(self) -> bool:
+        """Whether it can still be acknowledged."""
+        ...
+
+    async def ack(self) -> None:
+        """Tell the broker to forget it."""
+        ...
+
+    async def reject(self, requeue: bool) -> None:
+        """Give it back or dead-letter it."""
+        ...
+
+
+class Room:
+    """How many requests the worker holds, and whether there is room for more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+        self._roomy = asyncio.Event()
+        self._roomy.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def held(self) -> int:
+        """Requests taken and not yet settled."""
+        return self._held
+
+    async def wait(self) -> None:
+        """Return once there is room; one envelope may then go over the bound."""
+        while self._held >= self._most:
+            await self._roomy.wait()
+
+    async def wait_empty(self) -> None:
+        """Return once nothing is held."""
+        await self._empty.wait()
+
+    def take(self, requests: int) -> None:
+        """Hold so many more."""
+        self._held += requests
+        self._note()
+
+    def give(self, requests: int) -> None:
+        """Hold so many fewer."""
+        self._held -= requests
+        self._note()
+
+    def _note(self) -> None:
+        for event, holds in (
+            (self._roomy, self._held < self._most),
+            (self._empty, self._held <= 0),
+        ):
+            if holds:
+                event.set()
+            else:
+                event.clear()
+
+
+class Parcel:
+    """A delivery and how many of its requests are open."""
+
+    __slots__ = ("_open", "_room", "agent", "delivery")
+
+    def __init__(
+        self, delivery: Delivery, agent: str, requests: int, room: Room
+    ) -> None:
+        self.delivery = delivery
+        self.agent = agent
+        self._open = requests
+        self._room = room
+        room.take(requests)
+
+    @property
+    def live(self) -> bool:
+        """Whether working on it is of use: else the broker delivers it again."""
+        return self.delivery.live
+
+    async def settle(self) -> None:
+        """One request's result is confirmed; the last one acknowledges them all."""
+        self._open -= 1
+        if self._open == 0:
+            await self.delivery.ack()
+        self._room.give(1)
+
+    def drop(self) -> None:
+        """Give one request up, because the delivery is no longer ours."""
+        self._room.give(1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A valid request on its way through the worker."""
+
+    parcel: Parcel
+    subject: Subject
+    model: ServedModel
+    inputs: Inputs

@@ -1,0 +1,113 @@
+"""Publish results, and acknowledge a delivery when all of its results are confirmed.
+
+Never the other way round: a crash in between repeats work and loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+import structlog
+
+from broker.amqp import LinkDown
+from broker.backoff import Backoff
+from broker.topics import as_routing_key, results
+from cloud_worker.core.replies import Finished, Reply, group_replies
+from cloud_worker.loops.parcels import Parcel
+from cloud_worker.loops.stamps import Stamps
+
+log = structlog.get_logger(__name__)
+
+MAX_IN_FLIGHT: Final = 64
+
+
+class Publish(Protocol):
+    """Publish on the topic exchange with confirmation, as `AmqpLink.publish` does."""
+
+    async def __call__(
+        self, routing_key: str, body: bytes, *, timeout_s: float
+    ) -> None:
+        """Publish.
+
+        Raises:
+            LinkDown: not confirmed.
+        """
+        ...
+
+
+async def publish_while(
+    wanted: Callable[[], bool],
+    publish: Publish,
+    routing_key: str,
+    body: bytes,
+    *,
+    timeout_s: float,
+) -> bool:
+    """Publish until it is confirmed or no longer wanted; says whether it was."""
+    backoff = Backoff(first_s=0.05, most_s=2.0)
+    while wanted():
+        try:
+            await publish(routing_key, body, timeout_s=timeout_s)
+        except LinkDown as error:
+            log.debug("publish again", routing_key=routing_key, reason=str(error))
+            await asyncio.sleep(backoff.next_s())
+        else:
+            return True
+    return False
+
+
+class Replies:
+    """Results on their way out. Those that finish together for one agent travel together.
+
+    While many publishes are in flight, results gather and leave in fuller envelopes.
+
+    Attributes:
+        stamps: what each result says of the pool.
+    """
+
+    def __init__(
+        self, publish: Publish, stamps: Stamps, *, timeout_s: float = 10.0
+    ) -> None:
+        self.stamps = stamps
+        self._publish = publish
+        self._timeout_s = timeout_s
+        self._finished: list[Finished[Parcel]] = []
+        self._sending: asyncio.TaskGroup | None = None
+        self._in_flight = 0
+
+    def finish(self, finished: Iterable[Finished[Parcel]]) -> None:
+        """Take results over; those of one call travel together."""
+        self._finished.extend(finished)
+        self._send_finished()
+
+    async def run(self) -> None:
+        """Send what is finished, for ever."""
+        async with asyncio.TaskGroup() as self._sending:
+            self._send_finished()
+            await asyncio.Event().wait()
+
+    def _send_finished(self) -> None:
+        if self._sending is None or self._in_flight >= MAX_IN_FLIGHT:
+            return
+        finished, self._finished = self._finished, []
+        for reply in group_replies(finished):
+            self._in_flight += 1
+            self._sending.create_task(self._send(reply))
+
+    async def _send(self, reply: Reply[Parcel]) -> None:
+        confirmed = await publish_while(
+            lambda: any(parcel.live for parcel in reply.settles),
+            self._publish,
+            as_routing_key(results(reply.agent)),
+            reply.body,
+            timeout_s=self._timeout_s,
+        )
+        self._in_flight -= 1
+        self._send_finished()
+        for parcel in reply.settles:
+            if confirmed:
+                await parcel.settle()
+            else:
+                parcel.drop()

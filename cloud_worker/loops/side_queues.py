@@ -1,0 +1,171 @@
+"""Answer what never reached a worker's batch: unrouted requests and dead letters.
+
+RabbitMQ acknowledges a publish that no queue takes, so an agent would wait for ever
+if nobody told it. What can be served after all is sent on its way again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, Protocol
+
+import structlog
+
+from broker.codec import WireError, decode
+from broker.messages import Request, Result
+from broker.topics import RequestAddress, read_request_key
+from broker.topology import DEAD_QUEUE, UNROUTED_QUEUE
+from cloud_worker.core.dead_letters import (
+    MAX_REPUBLISHED,
+    REPUBLISHED,
+    read_death,
+    times_republished,
+)
+from cloud_worker.core.legible import legible_subject, legible_subjects
+from cloud_worker.core.replies import Finished
+from cloud_worker.core.results import Subject, expired, failed
+from cloud_worker.core.spec import ServedModel
+from cloud_worker.loops.parcels import Delivery, Parcel, Room
+from cloud_worker.loops.replies import Replies, publish_while
+
+log = structlog.get_logger(__name__)
+
+SIDE_QUEUES: Final = (UNROUTED_QUEUE, DEAD_QUEUE)
+PREFETCH: Final = 32
+
+Ending = Callable[[Subject], Result]
+
+
+class Republish(Protocol):
+    """Publish on the topic exchange with headers, as `AmqpLink.publish` does."""
+
+    async def __call__(
+        self,
+        routing_key: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, Any],
+        timeout_s: float,
+    ) -> None:
+        """Publish.
+
+        Raises:
+            LinkDown: not confirmed.
+        """
+        ...
+
+
+class SideQueues:
+    """The loop over `unrouted` and `infer.dead`."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        publish: Republish,
+        *,
+        replies: Replies,
+        room: Room,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self._models = models
+        self._publish = publish
+        self._replies = replies
+        self._room = room
+        self._timeout_s = timeout_s
+        self._dropped_results = 0
+
+    @property
+    def dropped_results(self) -> int:
+        """Results that no agent's session took; the agents will ask again."""
+        return self._dropped_results
+
+    async def take(self, delivery: Delivery) -> None:
+        """Take one delivery of a side queue over."""
+        address = read_request_key(delivery.routing_key)
+        if address is None:
+            await self._drop(delivery)
+        elif delivery.queue == DEAD_QUEUE:
+            await self._answer_dead(delivery, address)
+        elif self._may_go_again(delivery, address):
+            await self._send_again(delivery)
+        else:
+            reason = f"no worker serves model {address.model!r}"
+            await self._answer(delivery, address, self._failing(reason))
+
+    async def _drop(self, delivery: Delivery) -> None:
+        if ".dn." in delivery.routing_key:
+            self._dropped_results += 1
+            report = log.debug
+        else:
+            report = log.warning
+        report(
+            "unrouted message dropped",
+            routing_key=delivery.routing_key[:200],
+            size_bytes=len(delivery.body),
+        )
+        await delivery.ack()
+
+    def _may_go_again(self, delivery: Delivery, address: RequestAddress) -> bool:
+        return (
+            address.model in self._models
+            and times_republished(delivery.headers) < MAX_REPUBLISHED
+        )
+
+    async def _send_again(self, delivery: Delivery) -> None:
+        headers = {REPUBLISHED: times_republished(delivery.headers) + 1}
+        confirmed = await publish_while(
+            lambda: delivery.live,
+            partial(self._publish, headers=headers),
+            delivery.routing_key,
+            delivery.body,
+            timeout_s=self._timeout_s,
+        )
+        if confirmed:
+            await delivery.ack()
+
+    async def _answer_dead(self, delivery: Delivery, address: RequestAddress) -> None:
+        death = read_death(delivery.headers)
+        stamps = self._replies.stamps
+
+        def expiring(subject: Subject) -> Result:
+            return expired(subject, death.reason, stamps.now())
+
+        ending = expiring if death.expired else self._failing(death.reason)
+        await self._answer(delivery, address, ending)
+
+    def _failing(self, reason: str) -> Ending:
+        return lambda subject: failed(subject, reason, self._replies.stamps.now())
+
+    async def _answer(
+        self, delivery: Delivery, address: RequestAddress, ending: Ending
+    ) -> None:
+        subjects = _subjects(delivery, address.model)
+        if not subjects:
+            log.error(
+                "a message that nobody can be told of is dropped",
+                queue=delivery.queue,
+                routing_key=delivery.routing_key[:200],
+                size_bytes=len(delivery.body),
+                first_bytes=delivery.body[:64].hex(),
+            )
+            await delivery.ack()
+            return
+        await self._room.wait()
+        parcel = Parcel(delivery, address.agent, len(subjects), self._room)
+        self._replies.finish(
+            Finished(address.agent, ending(subject), parcel) for subject in subjects
+        )
+
+
+def _subjects(delivery: Delivery, model: str) -> list[Subject]:
+    try:
+        envelope = decode(delivery.body, Request)
+    except WireError:
+        return legible_subjects(delivery.body, model)
+    subjects = [Subject.of(request) for request in envelope.items]
+    for item in envelope.bad:
+        subject = legible_subject(item.id, item.device, model)
+        if subject is not None:
+            subjects.append(subject)
+    return subjects

@@ -1,0 +1,99 @@
+"""Every knob of a worker, in one place; the environment and the command line set them."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from broker.messages import ID_PATTERN
+
+
+def _own_id() -> str:
+    host = re.sub(r"[^a-z0-9_-]", "-", socket.gethostname().lower()).strip("-_")
+    return f"{host[:50] or 'worker'}-{os.getpid()}"
+
+
+class WorkerSettings(BaseSettings):
+    """How one member of the pool works. Environment: `OVERSPILL_WORKER_` and the name."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="OVERSPILL_WORKER_", frozen=True, extra="ignore"
+    )
+
+    worker_id: Annotated[str, StringConstraints(pattern=ID_PATTERN)] = Field(
+        default_factory=_own_id,
+        description="Named in every result; the host and process id unless given.",
+    )
+    amqp_url: str = Field(
+        default="amqp://guest:guest@localhost:5672/",
+        description="The RabbitMQ of this pool and its vhost.",
+    )
+    models: Path = Field(
+        default=Path("models"), description="The repository: NAME/VERSION/ folders."
+    )
+    registry: Path | None = Field(
+        default=None,
+        description="The fleet's published bundles; None: serve no model updates.",
+    )
+    max_batch: int = Field(
+        default=64,
+        ge=1,
+        le=4096,
+        description="Rows in one batch, where model.json does not say.",
+    )
+    max_batch_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1,
+        description="Inputs of one batch; a single request always fits.",
+    )
+    prefetch: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Unacknowledged envelopes per queue; None: twice the max batch.",
+    )
+    max_held: int = Field(
+        default=4096,
+        ge=1,
+        description="Decoded requests held at once; more envelopes stay encoded.",
+    )
+    drain_s: float = Field(
+        default=20.0,
+        ge=0,
+        description="After SIGTERM: time to finish what is held; the rest goes back.",
+    )
+    batch_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="The least time a batch gets before the model counts as hung.",
+    )
+    load_timeout_s: float = Field(
+        default=180.0, gt=0, description="Loading and warming up one model."
+    )
+    intra_threads: int = Field(
+        default=0, ge=0, description="Threads inside one operation; 0: the runtime's."
+    )
+    inter_threads: int = Field(
+        default=0, ge=0, description="Operations at once; 0: the runtime's choice."
+    )
+    inline_below_ms: float = Field(
+        default=0.5,
+        ge=0,
+        description="LiteRT models whose largest batch is quicker than this run in the "
+        "consumer, without the hop to the model process; 0: none do.",
+    )
+    decode_threads: int = Field(
+        default=2, ge=1, le=64, description="Encoded images decoded at once."
+    )
+    max_pixels: int = Field(
+        default=50_000_000, ge=1, description="Of one encoded image; more is refused."
+    )
+    publish_timeout_s: float = Field(
+        default=10.0, gt=0, description="Until RabbitMQ confirms a result."
+    )

@@ -1,0 +1,675 @@
+"""The outbox against a real SQLite file, looked at through a second connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from broker.messages import Priority, Reason
+from edge_agent.adapters.outbox import (
+    Committed,
+    Outbox,
+    OutboxFull,
+    OutboxUnusable,
+    Overtaken,
+    Recorded,
+)
+from edge_agent.adapters.spill_table import SpillTable
+from edge_agent.core.answers import Answer, AnswerStatus, Source
+from edge_agent.core.delivery import Channel, Outcome, Spill, Stage
+
+NOW_MS = 1_700_000_000_000.0
+FAR_MS = NOW_MS + 60_000.0
+EDGE = Answer(
+    id="r",
+    device="cam1",
+    status=AnswerStatus.ANSWERED,
+    source=Source.EDGE,
+    label="Shirt",
+    confidence=0.4,
+    outputs={"logits": np.array([[1.0, 2.0]], np.float32)},
+)
+
+
+def spill(id_: str, device: str = "cam1", **more: Any) -> Spill:
+    base = Spill(
+        device=device,
+        id=id_,
+        model="fashion",
+        priority=Priority.NORM,
+        reason=Reason.HARD,
+        channel=Channel.MQTT,
+        encoding="json",
+        request=b"x" * 1000,
+        accepted_ms=NOW_MS,
+        deadline_ms=FAR_MS,
+        due_ms=NOW_MS,
+    )
+    return replace(base, **more)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "outbox.db"
+
+
+@contextlib.contextmanager
+def second_look(path: Path) -> Iterator[sqlite3.Connection]:
+    """Another connection to the same file, as an operator would open it."""
+    db = sqlite3.connect(path, isolation_level=None, timeout=5)
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+def ids_in(path: Path, where: str = "1") -> set[str]:
+    with second_look(path) as db:
+        return {row[0] for row in db.execute(f"SELECT id FROM spill WHERE {where}")}
+
+
+def settle(outbox: Outbox, each: Spill, answer: bytes = b"ok") -> asyncio.Future[bool]:
+    return outbox.settle(each.key, Outcome.ANSWERED, answer, ended_ms=NOW_MS + 1)
+
+
+def events(logs: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    return [each for each in logs if each["event"] == name]
+
+
+def after(ms: float) -> Callable[[int], float]:
+    """When a claimed row is due again."""
+    return lambda attempt: NOW_MS + ms * attempt
+
+
+# --- accepted means committed --------------------------------------------------------
+
+
+async def test_accepted_comes_after_the_commit_and_not_before(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        with second_look(path) as other:
+            other.execute("BEGIN IMMEDIATE")  # Nobody else can commit now.
+            accepted = outbox.accept(spill("a"))
+            await asyncio.wait({accepted}, timeout=0.1)
+            assert not accepted.done()
+            other.execute("COMMIT")
+        assert await accepted == Committed()
+        assert ids_in(path) == {"a"}
+
+
+async def test_two_hundred_at_once_share_few_commits(path: Path) -> None:
+    statements: list[str] = []
+    async with Outbox(path) as outbox:
+        outbox._table._db.set_trace_callback(statements.append)
+        done = await asyncio.gather(
+            *(outbox.accept(spill(f"r{n}")) for n in range(200))
+        )
+        outbox._table._db.set_trace_callback(None)
+        assert done == [Committed()] * 200
+        assert 1 <= statements.count("COMMIT") <= 3
+    assert len(ids_in(path)) == 200
+
+
+async def test_a_group_is_written_when_it_is_large_without_waiting_longer(
+    path: Path,
+) -> None:
+    async with Outbox(path, group_commit_ms=60_000) as outbox:
+        accepted = [outbox.accept(spill(f"r{n}")) for n in range(512)]
+        async with asyncio.timeout(10):
+            assert await accepted[-1] == Committed()
+
+
+PROGRAM = """
+import asyncio, sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from test_outbox import spill, settle
+from edge_agent.adapters.outbox import Outbox
+
+async def one(outbox, number):
+    each = spill(f"r{{number}}")
+    await outbox.accept(each)
+    print("accepted", each.id, flush=True)
+    if number % 3 == 0:
+        await settle(outbox, each)
+        print("ended", each.id, flush=True)
+
+async def main():
+    async with Outbox(Path({path!r}), group_commit_ms=1) as outbox:
+        number = 0
+        while True:
+            async with asyncio.TaskGroup() as some:
+                for _ in range(7):
+                    some.create_task(one(outbox, number := number + 1))
+
+asyncio.run(main())
+"""
+
+
+def said_before_kill_9(path: Path) -> list[str]:
+    """Run the program above, kill it once it has said enough, and hear all it said."""
+    here = Path(__file__).parent
+    code = PROGRAM.format(paths=[str(here), str(here.parents[1])], path=str(path))
+    said: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        for line in program.stdout:
+            said.append(line)
+            if len(said) == 150:
+                program.kill()
+    # What was in the pipe when it was killed had been said too.
+    return [line for line in said if line.endswith("\n")]
+
+
+async def test_what_was_accepted_and_what_was_told_is_there_after_kill_9(
+    path: Path,
+) -> None:
+    words = [line.split() for line in said_before_kill_9(path)]
+    accepted = {id_ for what, id_ in words if what == "accepted"}
+    ended = {id_ for what, id_ in words if what == "ended"}
+    assert len(accepted) >= 100
+    assert ended
+
+    async with Outbox(path) as outbox:
+        assert accepted <= ids_in(path)
+        assert ended <= ids_in(path, "stage = 1 AND outcome = 'answered'")
+        assert (await outbox.counts()).answered >= len(ended)
+
+
+async def test_open_spills_are_as_they_were_after_a_restart(path: Path) -> None:
+    odd = spill(
+        "odd",
+        edge=EDGE,
+        priority=Priority.HI,
+        reason=Reason.FORCED,
+        channel=Channel.CALL,
+        encoding="msgpack",
+        request=bytes(range(256)),
+        deadline_ms=FAR_MS + 0.25,
+    )
+    async with Outbox(path) as outbox:
+        for each in (odd, spill("plain"), spill("done")):
+            await outbox.accept(each)
+        await settle(outbox, spill("done"))
+    async with Outbox(path, max_rows=2) as outbox:
+        counts = await outbox.counts()
+        assert (counts.open, counts.open_bytes, counts.answered) == (2, 1256, 1)
+        assert counts.oldest_accepted_ms == NOW_MS
+        with pytest.raises(OutboxFull):  # The rows of before count, too.
+            _ = outbox.accept(spill("more"))
+        back = await outbox.get(odd.key)
+        assert back is not None
+        assert back.edge is not None
+        assert back.edge.outputs is not None
+        assert np.array_equal(back.edge.outputs["logits"], [[1.0, 2.0]])
+        assert back.edge.label == "Shirt"
+        assert replace(back, edge=None) == replace(odd, edge=None)
+        assert await outbox.get(("cam1", "done")) is None
+
+
+async def test_a_pending_group_is_written_when_the_agent_stops(path: Path) -> None:
+    async with Outbox(path, group_commit_ms=60_000) as outbox:
+        open_, overtaken = spill("open"), spill("overtaken")
+        accepted = outbox.accept(open_)
+        _ = outbox.accept(overtaken)
+        _ = settle(outbox, overtaken)
+    assert await accepted == Committed()
+    assert ids_in(path, "stage = 0") == {"open"}
+    assert ids_in(path, "stage = 1") == {"overtaken"}
+
+
+# --- outcomes ------------------------------------------------------------------------
+
+
+async def test_an_answer_before_the_commit_is_given_at_once_and_written_later(
+    path: Path,
+) -> None:
+    async with Outbox(path, group_commit_ms=60_000) as outbox:
+        each = spill("fast")
+        accepted = outbox.accept(each)
+        first = settle(outbox, each, b"cloud")
+        assert first.done()
+        assert first.result()
+        assert await accepted == Overtaken()
+        assert ids_in(path) == set()
+
+        same = Recorded(Stage.SETTLED, "json", Outcome.ANSWERED, b"cloud")
+        assert await outbox.find(each.key) == same
+        counts = await outbox.counts()  # Looking writes what is pending.
+        assert (counts.open, counts.answered, counts.untold) == (0, 1, 1)
+        assert ids_in(path, "stage = 1 AND request IS NULL") == {"fast"}
+        assert await outbox.find(each.key) == same
+        again = outbox.accept(each)
+        assert await outbox.get(each.key) == each  # Held until it is written,
+        await outbox.counts()
+        assert await again == same  # and then known for what it is.
+        assert await outbox.get(each.key) is None
+
+
+async def test_a_device_that_was_told_before_the_row_was_written_is_told_no_more(
+    path: Path,
+) -> None:
+    async with Outbox(path, group_commit_ms=60_000) as outbox:
+        _ = outbox.accept(spill("fast"))
+        _ = settle(outbox, spill("fast"))
+        await outbox.mark_told([("cam1", "fast")])
+        assert (await outbox.counts()).untold == 0
+        assert await outbox.untold() == []
+        recorded = await outbox.find(("cam1", "fast"))
+        assert recorded is not None
+        assert recorded.stage is Stage.TOLD
+
+
+async def test_only_the_first_outcome_counts(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        each = spill("a")
+        await outbox.accept(each)
+        first, second = settle(outbox, each, b"one"), settle(outbox, each, b"two")
+        late = outbox.settle(each.key, Outcome.EXPIRED, b"three", ended_ms=NOW_MS)
+        assert [await first, await second, await late] == [True, False, False]
+        assert await settle(outbox, each) is False
+        assert await settle(outbox, spill("nobodys")) is False
+        recorded = await outbox.find(each.key)
+        assert recorded == Recorded(Stage.SETTLED, "json", Outcome.ANSWERED, b"one")
+        counts = await outbox.counts()
+        assert (counts.answered, counts.expired, counts.open) == (1, 0, 0)
+
+
+async def test_an_answer_during_the_commit_is_told_after_it(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        each = spill("a")
+        with second_look(path) as other:
+            other.execute("BEGIN IMMEDIATE")
+            accepted = outbox.accept(each)
+            outbox._hand_over()
+            first = settle(outbox, each)
+            await asyncio.wait({first}, timeout=0.1)
+            assert not first.done()
+            assert not accepted.done()
+            other.execute("COMMIT")
+        assert await accepted == Committed()
+        assert await first is True
+        assert ids_in(path, "stage = 1") == {"a"}
+
+
+async def test_two_devices_may_use_the_same_id(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        one, two = spill("a", "cam1"), spill("a", "cam2")
+        assert await outbox.accept(one) == Committed()
+        assert await outbox.accept(two) == Committed()
+        assert await settle(outbox, one) is True
+        assert await outbox.get(two.key) == two
+
+
+async def test_the_same_id_again_hears_what_is_recorded(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        both = outbox.accept(spill("a")), outbox.accept(spill("a"))
+        assert await both[0] == Committed()
+        assert await both[1] == Recorded(Stage.OPEN, "json")
+        again = spill("a", encoding="msgpack", request=b"other")
+        assert await outbox.accept(again) == Recorded(Stage.OPEN, "json")
+        assert await outbox.get(("cam1", "a")) == spill("a")
+        counts = await outbox.counts()
+        assert counts.open == 1
+        await settle(outbox, spill("a"), b"told")
+        assert await outbox.accept(spill("a")) == Recorded(
+            Stage.SETTLED, "json", Outcome.ANSWERED, b"told"
+        )
+
+
+async def test_an_id_that_is_overtaken_while_it_is_open_already_leaves_no_trace(
+    path: Path,
+) -> None:
+    async with Outbox(path, max_rows=2) as outbox:
+        await outbox.accept(spill("a"))
+        _ = outbox.accept(spill("a"))  # A resend that raced the first...
+        assert await settle(outbox, spill("a")) is True  # ... and its answer.
+        counts = await outbox.counts()
+        assert (counts.open, counts.answered) == (0, 1)
+        # Both places are free again.
+        accepted = [outbox.accept(spill(id_)) for id_ in "bc"]
+        assert await asyncio.gather(*accepted) == [Committed(), Committed()]
+
+
+async def test_untold_answers_come_oldest_first_until_they_are_told(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        for id_ in "abc":
+            await outbox.accept(spill(id_))
+        for id_ in "cab":
+            await settle(outbox, spill(id_), id_.encode())
+        untold = await outbox.untold()
+        assert [(key[1], answer) for key, _, answer in untold] == [
+            ("a", b"a"),
+            ("b", b"b"),
+            ("c", b"c"),
+        ]
+        await outbox.mark_told([("cam1", "b"), ("cam1", "nobodys")])
+        assert [key[1] for key, _, _ in await outbox.untold()] == ["a", "c"]
+        # Told at once, as to a caller in the same process.
+        await outbox.accept(spill("d"))
+        await outbox.settle(
+            ("cam1", "d"), Outcome.FAILED, b"", ended_ms=NOW_MS, told=True
+        )
+        assert [key[1] for key, _, _ in await outbox.untold()] == ["a", "c"]
+        assert await outbox.forget_told(NOW_MS + 10) == 2
+        assert ids_in(path) == {"a", "c"}
+        counts = await outbox.counts()  # Forgotten rows still count.
+        assert (counts.answered, counts.failed) == (3, 1)
+
+
+async def test_deadlines_come_soonest_first(path: Path) -> None:
+    async with Outbox(path, group_commit_ms=60_000) as outbox:
+        assert await outbox.next_deadline_ms() is None
+        for id_, left_ms in (("later", 300.0), ("now", 100.0), ("soon", 200.0)):
+            _ = outbox.accept(spill(id_, deadline_ms=NOW_MS + left_ms))
+        assert await outbox.next_deadline_ms() == NOW_MS + 100
+        assert await outbox.expired(NOW_MS + 99) == []
+        expired = await outbox.expired(NOW_MS + 200)
+        assert [each.id for each in expired] == ["now", "soon"]
+
+
+# --- what is sent ----------------------------------------------------------------------
+
+
+async def test_the_most_urgent_class_is_claimed_first_and_then_what_was_due_first(
+    path: Path,
+) -> None:
+    async with Outbox(path) as outbox:
+        for id_, priority, due_ms in (
+            ("bulk", Priority.BULK, 0.0),
+            ("norm-late", Priority.NORM, 20.0),
+            ("norm-early", Priority.NORM, 10.0),
+            ("hi", Priority.HI, 30.0),
+            ("not-yet", Priority.HI, 31.0),
+        ):
+            _ = outbox.accept(spill(id_, priority=priority, due_ms=NOW_MS + due_ms))
+        await outbox.counts()
+
+        async def claim(limit: int) -> list[tuple[str, int]]:
+            claimed = await outbox.claim_due(
+                NOW_MS + 30, limit=limit, max_bytes=10**6, next_due_ms=after(100)
+            )
+            return [(each.id, each.attempt) for each in claimed]
+
+        assert await claim(3) == [("hi", 1), ("norm-early", 1), ("norm-late", 1)]
+        assert await claim(3) == [("bulk", 1)]
+        assert await claim(3) == []
+
+
+async def test_a_claimed_row_comes_back_when_it_is_due_and_counts_its_sends(
+    path: Path,
+) -> None:
+    async with Outbox(path) as outbox:
+        await outbox.accept(spill("a"))
+
+        async def claim(now_ms: float) -> list[Spill]:
+            return await outbox.claim_due(
+                now_ms, limit=10, max_bytes=10**6, next_due_ms=after(100)
+            )
+
+        (first,) = await claim(NOW_MS)
+        assert first.attempt == 1
+        assert await claim(NOW_MS + 99) == []
+        (second,) = await claim(NOW_MS + 100)
+        assert second.attempt == 2
+        assert second.request == spill("a").request
+        assert await claim(NOW_MS + 199) == []
+        await outbox.reschedule([("cam1", "a")], NOW_MS)
+        assert [each.attempt for each in await claim(NOW_MS)] == [3]
+        await settle(outbox, spill("a"))
+        assert await claim(FAR_MS) == []
+
+
+async def test_a_claim_is_bounded_in_bytes_but_one_row_always_fits(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        for id_ in ("a", "b", "c"):
+            await outbox.accept(spill(id_, request=bytes(1000)))
+
+        async def claim(max_bytes: int) -> int:
+            claimed = await outbox.claim_due(
+                NOW_MS, limit=10, max_bytes=max_bytes, next_due_ms=after(1000)
+            )
+            return len(claimed)
+
+        assert await claim(10) == 1
+        assert await claim(2000) == 2
+
+
+async def test_what_is_not_committed_yet_is_sent_at_the_time_it_was_moved_to(
+    path: Path,
+) -> None:
+    async with Outbox(path, group_commit_ms=60_000) as outbox:
+        _ = outbox.accept(spill("a", due_ms=FAR_MS))
+        await outbox.reschedule([("cam1", "a")], NOW_MS)
+        await outbox.counts()
+        claimed = await outbox.claim_due(
+            NOW_MS, limit=1, max_bytes=10**6, next_due_ms=after(1000)
+        )
+        assert [each.id for each in claimed] == ["a"]
+
+
+# --- limits ----------------------------------------------------------------------------
+
+
+async def test_a_limit_of_rows_refuses_and_room_comes_back(path: Path) -> None:
+    async with Outbox(path, max_rows=2) as outbox:
+        await asyncio.gather(outbox.accept(spill("a")), outbox.accept(spill("b")))
+        with pytest.raises(OutboxFull, match="holds 2 requests, its limit"):
+            _ = outbox.accept(spill("c"))
+        await settle(outbox, spill("a"))
+        assert await outbox.accept(spill("c")) == Committed()
+        # One that is overtaken gives its place back at once.
+        with pytest.raises(OutboxFull):
+            _ = outbox.accept(spill("d"))
+        await settle(outbox, spill("b"))
+        _ = outbox.accept(spill("d"))
+        _ = settle(outbox, spill("d"))
+        assert await outbox.accept(spill("e")) == Committed()
+    assert ids_in(path, "stage = 0") == {"c", "e"}
+
+
+async def test_a_limit_of_bytes_refuses_and_room_comes_back(path: Path) -> None:
+    async with Outbox(path, max_bytes=2500) as outbox:
+        await asyncio.gather(outbox.accept(spill("a")), outbox.accept(spill("b")))
+        with pytest.raises(OutboxFull, match="holds 2000 bytes of its 2500"):
+            _ = outbox.accept(spill("c"))
+        assert await outbox.accept(spill("small", request=bytes(500))) == Committed()
+        await settle(outbox, spill("a"))
+        assert await outbox.accept(spill("c")) == Committed()
+
+
+async def test_the_reserve_of_the_disk_refuses_and_room_comes_back(
+    path: Path,
+) -> None:
+    held = path.with_name("held")
+    size = 256 * 1024**2
+    with held.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    reserve = shutil.disk_usage(path.parent).free + size // 2
+    async with Outbox(path, disk_reserve_bytes=reserve) as outbox:
+        with pytest.raises(OutboxFull, match="kept in reserve"):
+            _ = outbox.accept(spill("a"))
+        held.unlink()
+        assert await outbox.accept(spill("a")) == Committed()
+
+
+# --- a disk that fails -------------------------------------------------------------------
+
+
+def fill(outbox: Outbox) -> None:
+    """From now on SQLite itself says that the disk is full."""
+    db = outbox._table._db
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    db.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def make_room(outbox: Outbox) -> None:
+    outbox._table._db.execute("PRAGMA max_page_count = 1000000")
+
+
+async def test_a_full_disk_refuses_and_what_was_accepted_stays(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        kept = [spill(f"r{n}") for n in range(20)]
+        await asyncio.gather(*map(outbox.accept, kept))
+        fill(outbox)
+        large = bytes(100_000)
+        refused = [outbox.accept(spill(f"x{n}", request=large)) for n in range(3)]
+        for each in refused:
+            with pytest.raises(OutboxFull, match="disk is full"):
+                await each
+        assert (await outbox.counts()).open == 20
+        assert await outbox.find(("cam1", "x0")) is None
+        assert {each.id for each in kept} == ids_in(path)
+        make_room(outbox)
+        assert await outbox.accept(spill("x0", request=large)) == Committed()
+
+
+async def test_an_outcome_waits_for_room_and_is_told_only_then(path: Path) -> None:
+    large = bytes(200_000)
+    with capture_logs() as logs:
+        async with Outbox(path) as outbox:
+            await outbox.accept(spill("a"))
+            fill(outbox)
+            first = settle(outbox, spill("a"), large)
+            await asyncio.wait({first}, timeout=0.2)
+            assert not first.done()
+            make_room(outbox)
+            async with asyncio.timeout(5):
+                assert await first is True
+    assert ids_in(path, "stage = 1 AND length(answer) = 200000") == {"a"}
+    assert events(logs, "outcome_not_recorded")
+
+
+async def test_an_answer_that_was_told_at_once_is_written_when_there_is_room(
+    path: Path,
+) -> None:
+    large = bytes(200_000)
+    with capture_logs() as logs:
+        async with Outbox(path, group_commit_ms=0) as outbox:
+            fill(outbox)
+            _ = outbox.accept(spill("a"))
+            assert await settle(outbox, spill("a"), large) is True
+            async with asyncio.timeout(5):
+                while not events(logs, "outbox_not_written"):  # noqa: ASYNC110 - a log
+                    await asyncio.sleep(0.01)
+            assert ids_in(path) == set()
+            recorded = await outbox.find(("cam1", "a"))
+            assert recorded is not None
+            assert recorded.answer == large
+            make_room(outbox)
+    assert ids_in(path, "stage = 1") == {"a"}
+
+
+async def test_a_row_that_cannot_be_stored_refuses_its_device_and_stops_nothing(
+    path: Path,
+) -> None:
+    unstorable = replace(EDGE, outputs={"x": np.array([1j])})
+    async with Outbox(path) as outbox:
+        with pytest.raises(OutboxFull, match="could not be written"):
+            await outbox.accept(spill("odd", edge=unstorable))
+        assert await outbox.accept(spill("a")) == Committed()
+        assert (await outbox.counts()).open == 1
+
+
+# --- the file itself ---------------------------------------------------------------------
+
+
+def damage_header(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 500)
+
+
+def damage_pages(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[8192:] = b"\xa5" * (len(data) - 8192)
+    path.write_bytes(data)
+
+
+def file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:6000])
+
+
+@pytest.mark.parametrize("damage", [damage_header, damage_pages, cut_short])
+async def test_a_corrupt_file_is_set_aside_and_reported_never_deleted(
+    path: Path, damage: Callable[[Path], None]
+) -> None:
+    async with Outbox(path) as outbox:
+        await asyncio.gather(*(outbox.accept(spill(f"r{n}")) for n in range(50)))
+    damage(path)
+    damaged = file_digest(path)
+    with capture_logs() as logs:
+        async with Outbox(path) as outbox:
+            assert (await outbox.counts()).open == 0
+            assert await outbox.accept(spill("new")) == Committed()
+    (report,) = events(logs, "outbox_corrupt")
+    assert report["log_level"] == "error"
+    (aside,) = path.parent.glob("outbox.db.corrupt-*[0-9]")
+    assert report["set_aside"] == str(aside)
+    assert file_digest(aside) == damaged
+    assert ids_in(path) == {"new"}
+
+
+async def test_a_file_of_a_later_version_is_left_alone(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        await outbox.accept(spill("a"))
+    with second_look(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(OutboxUnusable, match="has schema 99"):
+        async with Outbox(path):
+            pass
+    assert ids_in(path) == {"a"}
+
+
+@pytest.mark.parametrize("what", ["missing/outbox.db", "."])
+async def test_a_place_that_cannot_hold_the_file_is_named(
+    tmp_path: Path, what: str
+) -> None:
+    with pytest.raises(OutboxUnusable, match="cannot open the outbox"):
+        async with Outbox(tmp_path / what):
+            pass
+
+
+async def test_claiming_from_a_deep_outbox_does_not_read_it_all(path: Path) -> None:
+    """Rows of an urgent class that are not due must not cost the others a scan."""
+    async with Outbox(path) as outbox:
+        table: SpillTable = outbox._table
+        with table.transaction("NORMAL"):
+            for number in range(3000):
+                table.insert(
+                    spill(
+                        f"r{number}", priority=Priority.HI, due_ms=FAR_MS, request=b""
+                    )
+                )
+            table.insert(spill("due"))
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        table._db.set_progress_handler(count, 10)
+        claimed = await outbox.claim_due(
+            NOW_MS, limit=10, max_bytes=10**6, next_due_ms=after(100)
+        )
+        table._db.set_progress_handler(None, 0)
+        assert [each.id for each in claimed] == ["due"]
+        assert steps < 100  # A scan of the rows takes over a thousand.

@@ -1,0 +1,365 @@
+"""Every format goes through one suite, in the real model process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from numpy.typing import NDArray
+
+from cloud_worker.adapters.frames import Format, ModelSource
+from cloud_worker.adapters.inline import InlineRunner
+from cloud_worker.adapters.runner import (
+    BatchFailed,
+    CannotLoad,
+    RunnerLost,
+    RunnerProcess,
+)
+from cloud_worker.core.outputs import BatchOutputs
+from cloud_worker.core.spec import ModelSpec, TensorSpec
+
+HERE = Path(__file__).parent
+OURS = HERE / "worker_models"
+ODD = HERE / "models"
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    # TensorFlow takes seconds to start, many of them on a busy machine.
+    pytest.mark.timeout(180),
+]
+
+LINES: dict[str, tuple[Format, Path]] = {
+    "line_saved": ("saved_model", OURS / "line_saved" / "1"),
+    "line_keras": ("keras", OURS / "line_keras" / "1" / "line.keras"),
+    "line_lite": ("tflite", OURS / "line_lite" / "1" / "line.tflite"),
+    "line_inline": ("tflite", OURS / "line_lite" / "1" / "line.tflite"),
+}
+
+
+def source(name: str, format_: Format, path: Path, max_batch: int = 8) -> ModelSource:
+    return ModelSource(name, "1", format_, path, max_batch)
+
+
+def odd(name: str) -> ModelSource:
+    return source(name, "tflite", ODD / f"{name}.tflite")
+
+
+async def infer(
+    runner: RunnerProcess | InlineRunner, model: str, *requests: dict[str, NDArray[Any]]
+) -> BatchOutputs:
+    first = requests[0]
+    signature = tuple(
+        (name, each.dtype.name, each.shape) for name, each in first.items()
+    )
+    buffers = [[each.tobytes() for each in inputs.values()] for inputs in requests]
+    return await asyncio.wait_for(
+        runner.submit(f"{model}/1", signature, buffers), timeout=60
+    )
+
+
+def output(outputs: BatchOutputs, index: int, name: str) -> NDArray[Any]:
+    tensor = outputs.part(index)[name]
+    return np.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape)
+
+
+def row(*values: float) -> NDArray[np.float32]:
+    return np.array([values], np.float32)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """One function in each format, and where it runs."""
+
+    process: RunnerProcess
+    inline: InlineRunner
+    specs: dict[str, ModelSpec]
+
+    def of(self, model: str) -> RunnerProcess | InlineRunner:
+        return self.inline if model == "line_inline" else self.process
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lines() -> AsyncIterator[Lines]:
+    async with RunnerProcess() as process:
+        lines = Lines(process, InlineRunner(process, below_ms=1000.0), {})
+        for name, where in LINES.items():
+            lines.specs[name] = await lines.of(name).load(source(name, *where))
+        yield lines
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lite() -> AsyncIterator[RunnerProcess]:
+    async with RunnerProcess() as runner:
+        await runner.load(source("line", *LINES["line_lite"]))
+        yield runner
+
+
+every_format = pytest.mark.parametrize("model", list(LINES))
+
+
+@every_format
+async def test_a_model_tells_its_signature_and_that_rows_may_be_stacked(
+    lines: Lines, model: str
+) -> None:
+    spec = lines.specs[model]
+    assert spec.inputs == (TensorSpec("x", "float32", (-1, 4)),)
+    assert [(each.dtype, each.shape) for each in spec.outputs] == [("float32", (-1, 4))]
+    assert spec.batched
+    assert [size for size, _ in spec.costs_ms] == [1, 2, 4, 8]
+
+
+@every_format
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+async def test_each_request_of_a_batch_gets_its_own_rows_and_no_padding(
+    lines: Lines, model: str, count: int
+) -> None:
+    runner = lines.of(model)
+    (name,) = [each.name for each in lines.specs[model].outputs]
+    requests = [{"x": row(n, n + 1, n + 2, -n)} for n in range(count)]
+    outputs = await infer(runner, model, *requests)
+    assert outputs.count == count
+    for index, request in enumerate(requests):
+        np.testing.assert_allclose(
+            output(outputs, index, name), request["x"] * 2 + 1, rtol=1e-5
+        )
+
+
+@every_format
+async def test_a_request_of_several_rows_comes_back_with_as_many(
+    lines: Lines, model: str
+) -> None:
+    runner = lines.of(model)
+    (name,) = [each.name for each in lines.specs[model].outputs]
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    outputs = await infer(runner, model, {"x": x}, {"x": -x})
+    np.testing.assert_allclose(output(outputs, 0, name), x * 2 + 1, rtol=1e-5)
+    np.testing.assert_allclose(output(outputs, 1, name), -x * 2 + 1, rtol=1e-5)
+
+
+@every_format
+async def test_an_error_of_the_model_is_told_and_the_process_goes_on(
+    lines: Lines, model: str
+) -> None:
+    runner = lines.of(model)
+    before = lines.process.pid
+    with pytest.raises(BatchFailed) as failure:
+        await infer(runner, model, {"x": np.zeros((1, 4), np.int64)})
+    assert not failure.value.crashed
+    assert failure.value.suspect
+    await infer(runner, model, {"x": row(1, 2, 3, 4)})
+    assert lines.process.pid == before
+
+
+async def test_batches_sent_together_are_answered_in_order(lite: RunnerProcess) -> None:
+    sent = [infer(lite, "line", {"x": row(n, 0, 0, 0)}) for n in range(20)]
+    for n, outputs in enumerate(await asyncio.gather(*sent)):
+        assert output(outputs, 0, "y")[0, 0] == 2 * n + 1
+
+
+async def test_a_batch_larger_than_the_socket_buffers_passes(
+    lite: RunnerProcess,
+) -> None:
+    await lite.load(source("wide", "tflite", ODD / "any_shape.tflite"))
+    x = np.random.default_rng(0).random((1, 4_000_000), np.float32)
+    outputs = await infer(lite, "wide", {"x": x})
+    np.testing.assert_allclose(output(outputs, 0, "y"), x * 2)
+
+
+async def test_tflite_models_run_without_tensorflow(lite: RunnerProcess) -> None:
+    maps = await asyncio.to_thread(Path(f"/proc/{lite.pid}/maps").read_text)
+    assert "ai_edge_litert" in maps
+    assert "/tensorflow/" not in maps
+
+
+@pytest.mark.parametrize(
+    ("name", "names_in_reason"),
+    [
+        ("custom_op", "Det"),
+        ("text", "not numeric"),
+        ("counting", "keeps state"),
+        ("missing", "missing.tflite"),
+    ],
+)
+async def test_a_model_that_cannot_run_is_refused_with_its_reason(
+    lite: RunnerProcess, name: str, names_in_reason: str
+) -> None:
+    before = lite.pid
+    with pytest.raises(CannotLoad, match=names_in_reason):
+        await lite.load(odd(name))
+    assert lite.pid == before
+    await infer(lite, "line", {"x": row(1, 2, 3, 4)})
+
+
+async def test_a_model_that_folds_its_batch_runs_one_by_one(
+    lite: RunnerProcess,
+) -> None:
+    spec = await lite.load(odd("folds_batch"))
+    assert not spec.batched
+    requests = [{"x": row(n, 0, 0, 1)} for n in range(3)]
+    together = await infer(lite, "folds_batch", *requests)
+    for index, request in enumerate(requests):
+        alone = await infer(lite, "folds_batch", request)
+        np.testing.assert_array_equal(
+            output(together, index, "logits"), output(alone, 0, "logits")
+        )
+
+
+async def test_a_model_with_a_hidden_state_answers_the_same_twice(
+    lite: RunnerProcess,
+) -> None:
+    await lite.load(odd("remembering"))
+    request = {"x": row(5)}
+    first = await infer(lite, "remembering", request)
+    again = await infer(lite, "remembering", request, request)
+    for outputs, index in ((again, 0), (again, 1)):
+        np.testing.assert_array_equal(
+            output(outputs, index, "y"), output(first, 0, "y")
+        )
+
+
+async def test_a_quantised_model_takes_and_gives_real_values(
+    lite: RunnerProcess,
+) -> None:
+    await lite.load(odd("any_batch"))
+    request = {"x": row(0.5, -0.5, 0.25, 1.0)}
+    expected = output(await infer(lite, "any_batch", request), 0, "logits")
+    for name in ("dense_int8", "dense_uint8"):
+        spec = await lite.load(odd(name))
+        assert spec.inputs[0].dtype == "float32"
+        got = output(await infer(lite, name, request), 0, "logits")
+        np.testing.assert_allclose(got, expected, atol=0.05)
+
+
+async def test_several_inputs_and_outputs_go_by_name(lite: RunnerProcess) -> None:
+    await lite.load(odd("two"))
+    outputs = await infer(
+        lite, "two", {"a": row(5, 6), "b": row(1, 2)}, {"a": row(0, 0), "b": row(3, 4)}
+    )
+    assert output(outputs, 0, "total").tolist() == [[6, 8]]
+    assert output(outputs, 0, "difference").tolist() == [[4, 4]]
+    assert output(outputs, 1, "total").tolist() == [[3, 4]]
+
+
+async def test_a_damaged_saved_model_is_refused_and_the_others_serve_on(
+    lines: Lines, tmp_path: Path
+) -> None:
+    runner = lines.process
+    shutil.copytree(LINES["line_saved"][1], tmp_path / "1")
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"half a mod")
+    with pytest.raises(CannotLoad, match="cannot load"):
+        await runner.load(source("damaged", "saved_model", tmp_path / "1"))
+    await infer(runner, "line_saved", {"x": row(1, 2, 3, 4)})
+
+
+async def test_only_quick_lite_models_run_inline(lines: Lines) -> None:
+    assert lines.inline.runs_inline(source("line_inline", *LINES["line_inline"]))
+    # Told apart by the format, however quick they are.
+    saved = source("quick", *LINES["line_saved"])
+    await lines.inline.load(saved)
+    assert not lines.inline.runs_inline(saved)
+    never = InlineRunner(lines.process, below_ms=0.0)
+    lite = source("line_again", *LINES["line_lite"])
+    await never.load(lite)
+    assert not never.runs_inline(lite)
+
+
+async def test_the_loop_turns_between_inline_batches(lines: Lines) -> None:
+    inline = lines.inline
+    running = inline.submit("line_inline/1", *_batch(1.0)[1:])
+    assert running.done()
+    assert inline.running == 1
+    await running
+    await asyncio.sleep(0)
+    assert inline.running == 0
+
+
+async def test_a_killed_process_costs_its_batch_and_comes_back() -> None:
+    async with RunnerProcess() as runner, asyncio.TaskGroup() as group:
+        await runner.load(source("line", *LINES["line_lite"]))
+        mending = group.create_task(runner.run())
+        pid = runner.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        running = runner.submit(*_batch(1.0))
+        queued = runner.submit(*_batch(2.0))
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(BatchFailed, match="SIGKILL") as first:
+            await running
+        with pytest.raises(BatchFailed) as second:
+            await queued
+        assert first.value.suspect
+        assert first.value.crashed
+        assert not second.value.suspect
+        await _until_ready(runner)
+        assert runner.pid != pid
+        outputs = await infer(runner, "line", {"x": row(1, 2, 3, 4)})
+        assert output(outputs, 0, "y").tolist() == [[3, 5, 7, 9]]
+        mending.cancel()
+
+
+async def test_a_process_that_hangs_is_killed_and_comes_back() -> None:
+    async with (
+        RunnerProcess(batch_timeout_s=0.3) as runner,
+        asyncio.TaskGroup() as group,
+    ):
+        await runner.load(source("line", *LINES["line_lite"]))
+        mending = group.create_task(runner.run())
+        pid = runner.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(BatchFailed, match=r"did not answer within 0\.3 s") as hung:
+            await asyncio.wait_for(runner.submit(*_batch(1.0)), 20)
+        assert hung.value.crashed
+        await _until_ready(runner)
+        await infer(runner, "line", {"x": row(1, 2, 3, 4)})
+        mending.cancel()
+
+
+async def test_a_process_that_only_ever_dies_ends_the_worker() -> None:
+    async with RunnerProcess(max_deaths=2) as runner:
+        await runner.load(source("line", *LINES["line_lite"]))
+
+        async def kill_each() -> None:
+            while True:
+                await _until_ready(runner)
+                os.kill(runner.pid or 0, signal.SIGKILL)
+                await _until(lambda: not runner.ready)
+
+        async with asyncio.TaskGroup() as group:
+            killing = group.create_task(kill_each())
+            with pytest.raises(RunnerLost, match="2 times in a row"):
+                await asyncio.wait_for(runner.run(), 60)
+            killing.cancel()
+
+
+async def test_the_process_ends_with_the_runner() -> None:
+    async with RunnerProcess() as runner:
+        await runner.load(source("line", *LINES["line_lite"]))
+        pid = runner.pid
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def _batch(value: float) -> tuple[str, Any, Sequence[Sequence[bytes]]]:
+    signature = (("x", "float32", (1, 4)),)
+    return "line/1", signature, [[row(value, 0, 0, 0).tobytes()]]
+
+
+async def _until_ready(runner: RunnerProcess) -> None:
+    await _until(lambda: runner.ready)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - another process decides
+            await asyncio.sleep(0.005)

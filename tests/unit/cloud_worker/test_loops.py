@@ -1,0 +1,531 @@
+"""The loops with a broker and a model that do as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from broker.amqp import LinkDown
+from broker.codec import decode, encode, seal_envelope
+from broker.messages import (
+    Medium,
+    Reason,
+    Request,
+    Result,
+    Status,
+    Tensor,
+)
+from cloud_worker.adapters.runner import BatchFailed
+from cloud_worker.core.batcher import Batcher, Signature
+from cloud_worker.core.outputs import BatchOutputs, OutputBlock
+from cloud_worker.core.spec import ModelSpec, ServedModel, TensorSpec
+from cloud_worker.loops.infer import Infer
+from cloud_worker.loops.intake import Intake
+from cloud_worker.loops.media import Decoder
+from cloud_worker.loops.parcels import Held, Room
+from cloud_worker.loops.replies import Replies
+from cloud_worker.loops.side_queues import SideQueues
+from cloud_worker.loops.stamps import Stamps
+from lifecycle.clock import FakeClock
+
+KEY = "e1.agent-1.up.req.double.norm"
+MODEL = ServedModel(
+    "double",
+    "1",
+    ModelSpec(
+        (TensorSpec("x", "float32", (-1, 1)),),
+        (TensorSpec("y", "float32", (-1, 1)),),
+        batched=True,
+    ),
+    max_batch=8,
+)
+CRASH, REFUSE = 666.0, 13.0
+
+
+@dataclass
+class Letter:
+    """A delivery that remembers how it ended."""
+
+    body: bytes
+    routing_key: str = KEY
+    queue: str = "infer.double.norm"
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    received_at: float = 0.0
+    channel_open: bool = True
+    ended: str = ""
+
+    @property
+    def live(self) -> bool:
+        return self.channel_open and not self.ended
+
+    async def ack(self) -> None:
+        assert not self.ended
+        if self.channel_open:
+            self.ended = "acked"
+
+    async def reject(self, requeue: bool) -> None:
+        assert not self.ended
+        self.ended = "requeued" if requeue else "rejected"
+
+
+class Broker:
+    """Publishes that the test can fail or hold back."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, bytes, Mapping[str, Any] | None]] = []
+        self.down = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.tried = asyncio.Event()
+
+    async def publish(
+        self,
+        routing_key: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, Any] | None = None,
+        timeout_s: float,
+    ) -> None:
+        assert timeout_s > 0
+        self.tried.set()
+        await self.gate.wait()
+        if self.down:
+            raise LinkDown("down, says the test")
+        self.published.append((routing_key, body, headers))
+
+    def results(self) -> list[Result]:
+        return [
+            result
+            for _, body, _ in self.published
+            for result in decode(body, Result).items
+        ]
+
+
+class Doubling:
+    """A runner that doubles, and crashes or refuses when it is asked to."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.batches: list[list[float]] = []
+        self.held: list[asyncio.Future[BatchOutputs]] | None = None
+        self._open: set[asyncio.Future[BatchOutputs]] = set()
+
+    @property
+    def running(self) -> int:
+        return len(self._open)
+
+    def submit(
+        self, key: str, signature: Signature, requests: list[tuple[bytes, ...]]
+    ) -> asyncio.Future[BatchOutputs]:
+        assert key == "double/1"
+        assert signature == (("x", "float32", (1, 1)),)
+        values = [float(np.frombuffer(each[0], np.float32)[0]) for each in requests]
+        self.batches.append(values)
+        future: asyncio.Future[BatchOutputs] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
+        if self.held is not None:
+            self.held.append(future)
+        else:
+            self.end(future, values)
+        return future
+
+    def end(self, future: asyncio.Future[BatchOutputs], values: list[float]) -> None:
+        if CRASH in values:
+            future.set_exception(BatchFailed("it died", suspect=True, crashed=True))
+        elif REFUSE in values:
+            future.set_exception(BatchFailed("13?", suspect=True, crashed=False))
+        else:
+            data = memoryview((np.array(values, np.float32) * 2).tobytes())
+            block = OutputBlock("y", "float32", ((1, 1),), data)
+            future.set_result(BatchOutputs(len(values), (block,), 1.0))
+
+
+@dataclass
+class Bench:
+    """All loops of a worker, wired as the app does."""
+
+    broker: Broker
+    runner: Doubling
+    clock: FakeClock
+    room: Room
+    infer: Infer
+    intake: Intake
+    side_queues: SideQueues
+
+    async def take(self, *letters: Letter) -> None:
+        for letter in letters:
+            await self.intake.take(letter)
+
+
+@asynccontextmanager
+async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench]:
+    broker, runner, clock, room = Broker(), Doubling(), FakeClock(), Room(100)
+    served = {model.name: model for model in models}
+    replies = Replies(broker.publish, Stamps("w-1", clock))
+    infer = Infer(runner, Batcher[Held](), replies=replies, clock=clock)
+    with ThreadPoolExecutor(1) as threads:
+        intake = Intake(
+            served,
+            offer=infer.offer,
+            replies=replies,
+            clock=clock,
+            room=room,
+            decoder=Decoder(threads, max_pixels=1000),
+        )
+        side_queues = SideQueues(served, broker.publish, replies=replies, room=room)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(infer.run()), group.create_task(replies.run())]
+            yield Bench(broker, runner, clock, room, infer, intake, side_queues)
+            for task in tasks:
+                task.cancel()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - any state of the loops under test
+            await asyncio.sleep(0.001)
+
+
+def request(id_: str, value: float = 1.0, **changes: Any) -> Request:
+    fields: dict[str, Any] = {
+        "id": id_,
+        "device": "cam1",
+        "model": "double",
+        "reason": Reason.HARD,
+        "expires_at_ms": FakeClock().wall_ms() + 60_000,
+        "tensors": {
+            "x": Tensor(dtype="float32", shape=[1, 1], data=np.float32(value).tobytes())
+        },
+    }
+    return Request(**{**fields, **changes})
+
+
+def doubled(result: Result) -> float:
+    return float(np.frombuffer(result.outputs["y"].data, np.float32)[0])
+
+
+async def test_an_envelope_is_answered_together_and_then_acknowledged() -> None:
+    async with bench() as on:
+        letter = Letter(encode(*[request(f"r-{n}", n) for n in range(5)]))
+        on.broker.gate.clear()
+        await on.take(letter)
+        await asyncio.wait_for(on.broker.tried.wait(), 10)
+        assert letter.ended == ""
+        on.broker.gate.set()
+        await until(lambda: letter.ended)
+        assert letter.ended == "acked"
+        assert on.runner.batches == [[0.0, 1.0, 2.0, 3.0, 4.0]]
+        ((key, _, _),) = on.broker.published
+        assert key == "e1.agent-1.dn.res"
+        results = on.broker.results()
+        assert [each.id for each in results] == [f"r-{n}" for n in range(5)]
+        assert [doubled(each) for each in results] == [0, 2, 4, 6, 8]
+        assert results[0].batch_size == 5
+        assert results[0].version == "1"
+        assert results[0].worker == "w-1"
+        assert results[0].server_time_ms == on.clock.wall_ms()
+        assert on.room.held == 0
+
+
+async def test_a_delivery_is_acknowledged_only_when_all_of_it_is_confirmed() -> None:
+    async with bench() as on:
+        on.runner.held = []
+        letter = Letter(encode(*[request(f"r-{n}", n) for n in range(12)]))
+        await on.take(letter)
+        await until(lambda: len(on.runner.held or []) == 1)
+        first = on.runner.held.pop()
+        on.runner.end(first, on.runner.batches[0])
+        await until(lambda: len(on.broker.results()) == 8)
+        assert letter.ended == ""
+        await until(lambda: on.runner.held)
+        on.runner.end(on.runner.held.pop(), on.runner.batches[1])
+        await until(lambda: letter.ended == "acked")
+
+
+async def test_results_are_published_again_while_the_broker_is_away() -> None:
+    async with bench() as on:
+        on.broker.down = True
+        letter = Letter(encode(request("r-1")))
+        await on.take(letter)
+        await asyncio.wait_for(on.broker.tried.wait(), 10)
+        assert letter.ended == ""
+        on.broker.down = False
+        await until(lambda: letter.ended == "acked")
+        assert [each.id for each in on.broker.results()] == ["r-1"]
+
+
+async def test_results_of_a_dead_channel_are_dropped_as_the_broker_redelivers() -> None:
+    async with bench() as on:
+        on.broker.down = True
+        letter = Letter(encode(request("r-1")))
+        await on.take(letter)
+        await asyncio.wait_for(on.broker.tried.wait(), 10)
+        letter.channel_open = False
+        await until(lambda: on.room.held == 0)
+        on.broker.down = False
+        assert on.broker.published == []
+
+
+async def test_what_waits_for_a_batch_on_a_dead_channel_is_not_run() -> None:
+    async with bench() as on:
+        on.runner.ready = False
+        gone, here = (
+            Letter(encode(request("r-1", 1))),
+            Letter(encode(request("r-2", 2))),
+        )
+        await on.take(gone, here)
+        gone.channel_open = False
+        on.runner.ready = True
+        on.infer.wake()
+        await until(lambda: here.ended == "acked")
+        assert on.runner.batches == [[2.0]]
+        assert on.room.held == 0
+
+
+async def test_nothing_runs_while_the_model_process_is_away() -> None:
+    async with bench() as on:
+        on.runner.ready = False
+        letter = Letter(encode(request("r-1")))
+        await on.take(letter)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert on.runner.batches == []
+        on.runner.ready = True
+        on.infer.wake()
+        await until(lambda: letter.ended == "acked")
+
+
+async def test_the_culprit_of_a_crash_stands_alone_and_its_neighbours_succeed() -> None:
+    async with bench() as on:
+        values = [1.0, 2.0, CRASH, 4.0]
+        letter = Letter(encode(*[request(f"r-{v:g}", v) for v in values]))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        results = {each.id: each for each in on.broker.results()}
+        assert len(results) == len(on.broker.results()) == 4
+        culprit = results.pop(f"r-{CRASH:g}")
+        assert culprit.status is Status.FAILED
+        assert culprit.reason == "model 'double' version 1: it died"
+        assert all(each.status is Status.OK for each in results.values())
+        assert sorted(map(tuple, on.runner.batches[1:])) == [
+            (1.0,),
+            (2.0,),
+            (4.0,),
+            (CRASH,),
+        ]
+
+
+async def test_a_lone_request_that_the_model_refuses_is_not_tried_again() -> None:
+    async with bench() as on:
+        letter = Letter(encode(request("r-1", REFUSE)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.FAILED
+        assert on.runner.batches == [[REFUSE]]
+
+
+async def test_one_bad_item_costs_its_neighbours_nothing() -> None:
+    async with bench() as on:
+        good = encode(request("r-1", 4)), encode(request("r-3", 5))
+        items = [
+            decode_item(good[0]),
+            pack({"id": "r-2", "device": "cam1", "model": "double"}),
+            b"\xc1 noise",
+            decode_item(good[1]),
+        ]
+        letter = Letter(seal_envelope(Request, items))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        results = {each.id: each for each in on.broker.results()}
+        assert results["r-1"].status is results["r-3"].status is Status.OK
+        assert results["r-2"].status is Status.FAILED
+        assert "Field required" in (results["r-2"].reason or "")
+        assert len(results) == 3
+
+
+async def test_the_payload_does_not_choose_the_model_or_the_agent() -> None:
+    async with bench() as on:
+        letter = Letter(encode(request("r-1", model="other")))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.FAILED
+        assert "was sent to the topic of 'double'" in (result.reason or "")
+        assert on.runner.batches == []
+
+
+async def test_a_request_that_has_expired_costs_no_work() -> None:
+    async with bench() as on:
+        late = request("r-1", expires_at_ms=FakeClock().wall_ms())
+        letter = Letter(encode(late, request("r-2", 3)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        statuses = {each.id: each.status for each in on.broker.results()}
+        assert statuses == {"r-1": Status.EXPIRED, "r-2": Status.OK}
+        assert on.runner.batches == [[3.0]]
+
+
+async def test_a_request_that_expires_while_it_waits_costs_no_work() -> None:
+    async with bench() as on:
+        on.runner.held = []
+        running = Letter(encode(request("r-1")))
+        soon = FakeClock().wall_ms() + 50
+        waiting = Letter(encode(request("r-2", expires_at_ms=soon)))
+        await on.take(running)
+        await until(lambda: on.runner.batches)
+        await on.take(waiting)
+        on.clock.advance(0.05)
+        await until(lambda: waiting.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.EXPIRED
+        assert on.runner.batches == [[1.0]]
+        on.runner.end(on.runner.held.pop(), [1.0])
+
+
+async def test_an_envelope_of_another_version_is_answered_to_its_requests() -> None:
+    async with bench() as on:
+        item = pack({"id": "r-1", "device": "cam1"})
+        letter = Letter(pack({"v": 2, "kind": "req", "items": [item]}))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.FAILED
+        assert "version 2 is unknown" in (result.reason or "")
+
+
+async def test_noise_goes_to_the_dead_letters_and_the_loop_goes_on() -> None:
+    async with bench() as on:
+        noise = [
+            Letter(b"\x81"),
+            Letter(b""),
+            Letter(seal_envelope(Request, [b"\xc1"])),
+            Letter(encode(request("r-1")), routing_key="e1.a.b.c"),
+            Letter(encode(request("r-1")), routing_key="e1.A!.up.req.double.norm"),
+        ]
+        await on.take(*noise)
+        assert [each.ended for each in noise] == ["rejected"] * 5
+        assert on.room.held == 0
+        letter = Letter(encode(request("r-2")))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+
+
+async def test_a_medium_for_a_model_without_a_recipe_is_refused() -> None:
+    async with bench() as on:
+        medium = Medium(media_type="image/png", data=b"png")
+        letter = Letter(encode(request("r-1", tensors=None, medium=medium)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert "takes tensors, not image/png" in (result.reason or "")
+
+
+async def test_deliveries_wait_undecoded_while_too_much_is_held() -> None:
+    async with bench() as on:
+        on.runner.ready = False
+        await on.take(Letter(encode(*[request(f"r-{n}") for n in range(100)])))
+        assert on.room.held == 100
+        letter = Letter(encode(request("r-late")))
+        async with asyncio.TaskGroup() as group:
+            taking = group.create_task(on.intake.take(letter))
+            await asyncio.sleep(0)
+            assert not taking.done()
+            on.runner.ready = True
+            on.infer.wake()
+        await until(lambda: letter.ended == "acked")
+
+
+def unrouted(model: str, **changes: Any) -> Letter:
+    return Letter(
+        encode(request("r-1", model=model)),
+        routing_key=f"e1.agent-1.up.req.{model}.hi",
+        queue="unrouted",
+        **changes,
+    )
+
+
+async def test_a_request_that_no_queue_took_is_answered() -> None:
+    async with bench() as on:
+        letter = unrouted("nobody")
+        await on.side_queues.take(letter)
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.FAILED
+        assert result.reason == "no worker serves model 'nobody'"
+
+
+async def test_an_unrouted_request_that_can_be_served_now_goes_on_its_way() -> None:
+    async with bench() as on:
+        letter = unrouted("double")
+        await on.side_queues.take(letter)
+        assert letter.ended == "acked"
+        ((key, body, headers),) = on.broker.published
+        assert (key, body) == (letter.routing_key, letter.body)
+        assert headers == {"x-overspill-republished": 1}
+
+
+async def test_a_request_that_stays_unrouted_is_answered_in_the_end() -> None:
+    async with bench() as on:
+        letter = unrouted("double", headers={"x-overspill-republished": 3})
+        await on.side_queues.take(letter)
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.FAILED
+
+
+async def test_a_result_for_an_agent_that_is_gone_is_dropped() -> None:
+    async with bench() as on:
+        letter = Letter(b"res", routing_key="e1.agent-1.dn.res", queue="unrouted")
+        await on.side_queues.take(letter)
+        assert letter.ended == "acked"
+        assert on.side_queues.dropped_results == 1
+        assert on.broker.published == []
+
+
+async def test_dead_letters_are_answered_with_their_cause() -> None:
+    async with bench() as on:
+        letters = [
+            Letter(
+                encode(request(reason.replace("_", "-"))),
+                queue="infer.dead",
+                headers={"x-death": [{"reason": reason, "queue": "infer.double.norm"}]},
+            )
+            for reason in ("delivery_limit", "expired")
+        ]
+        for letter in letters:
+            await on.side_queues.take(letter)
+        await until(lambda: all(letter.ended == "acked" for letter in letters))
+        statuses = {each.id: each.status for each in on.broker.results()}
+        assert statuses == {
+            "delivery-limit": Status.FAILED,
+            "expired": Status.EXPIRED,
+        }
+
+
+async def test_a_dead_letter_that_nobody_can_be_told_of_is_let_go() -> None:
+    async with bench() as on:
+        letter = Letter(b"\xc1", queue="infer.dead")
+        await on.side_queues.take(letter)
+        assert letter.ended == "acked"
+        assert on.broker.published == []
+
+
+def pack(fields: Mapping[str, Any]) -> bytes:
+    packed: bytes = msgpack.packb(fields)
+    return packed
+
+
+def decode_item(envelope: bytes) -> bytes:
+    item: bytes = msgpack.unpackb(envelope)["items"][0]
+    return item

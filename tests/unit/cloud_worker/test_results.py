@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+from math import prod
+
+import msgpack
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from broker.codec import decode
+from broker.messages import Result, Status, Tensor, Timings
+from bundle.manifest import Decision
+from cloud_worker.core.dead_letters import Death, read_death, times_republished
+from cloud_worker.core.legible import legible_subject, legible_subjects
+from cloud_worker.core.outputs import BatchOutputs, OutputBlock
+from cloud_worker.core.reading import Reading, Unreadable, read
+from cloud_worker.core.replies import (
+    MAX_RESULT_BYTES,
+    Finished,
+    Reply,
+    group_replies,
+)
+from cloud_worker.core.results import Served, Stamp, Subject, answered, expired, failed
+from cloud_worker.core.retry import Verdict, verdict
+from cloud_worker.core.spec import ModelSpec, ServedModel, TensorSpec
+
+STAMP = Stamp("w-1", 1_700_000_000_000, 2.5)
+SERVED = Served("3", 4, Timings(queue_ms=1.0, batch_ms=2.0, infer_ms=3.0))
+
+
+def subject(number: int = 0) -> Subject:
+    return Subject(f"r-{number}", "cam1", "fashion")
+
+
+def finished(agent: str, number: int, size_bytes: int = 4) -> Finished[int]:
+    outputs = {"y": Tensor(dtype="uint8", shape=[size_bytes], data=bytes(size_bytes))}
+    result = answered(subject(number), outputs, Reading(), SERVED, STAMP)
+    return Finished(agent, result, number)
+
+
+def opened(reply: Reply[int]) -> list[str]:
+    return [each.id for each in decode(reply.body, Result).items]
+
+
+def test_a_result_reads_on_the_wire_as_it_was_made() -> None:
+    result = answered(
+        subject(),
+        {"y": Tensor(dtype="float32", shape=[1], data=bytes(4))},
+        Reading("Shirt", 0.75),
+        SERVED,
+        STAMP,
+    )
+    (reply,) = group_replies([Finished("agent-1", result, None)])
+    (read_back,) = decode(reply.body, Result).items
+    assert read_back.model_dump() == result.model_dump()
+    assert Result.model_validate(result.model_dump()) == read_back
+
+
+def test_failures_say_why_and_long_reasons_are_cut() -> None:
+    result = failed(subject(), "x" * 5000, STAMP, SERVED)
+    assert result.status is Status.FAILED
+    assert len(result.reason or "") == 1024
+    assert result.version == "3"
+    assert expired(subject(), "late", STAMP).status is Status.EXPIRED
+
+
+def test_results_of_one_agent_travel_together_in_order() -> None:
+    mixed = [finished("a", 0), finished("b", 1), finished("a", 2), finished("b", 3)]
+    replies = group_replies(mixed)
+    assert {reply.agent: opened(reply) for reply in replies} == {
+        "a": ["r-0", "r-2"],
+        "b": ["r-1", "r-3"],
+    }
+    assert {reply.agent: reply.settles for reply in replies} == {
+        "a": (0, 2),
+        "b": (1, 3),
+    }
+
+
+def test_an_envelope_holds_no_more_than_its_bounds() -> None:
+    many = [finished("a", number) for number in range(600)]
+    assert [len(each.settles) for each in group_replies(many)] == [256, 256, 88]
+    heavy = [finished("a", number, 400_000) for number in range(5)]
+    replies = group_replies(heavy)
+    assert [each.settles for each in replies] == [(0, 1), (2, 3), (4,)]
+    assert all(len(each.body) < 1024 * 1024 for each in replies)
+
+
+def test_a_result_over_the_bound_of_an_envelope_travels_alone() -> None:
+    replies = group_replies([finished("a", 0), finished("a", 1, 3_000_000)])
+    assert [each.settles for each in replies] == [(0,), (1,)]
+
+
+def test_a_result_that_no_broker_carries_becomes_a_failure() -> None:
+    (reply,) = group_replies([finished("a", 0, MAX_RESULT_BYTES)])
+    (result,) = decode(reply.body, Result).items
+    assert result.status is Status.FAILED
+    assert "over the limit" in (result.reason or "")
+    assert len(reply.body) < 1000
+
+
+def block(
+    values: NDArray[np.generic], *shapes: tuple[int, ...], name: str = "y"
+) -> OutputBlock:
+    data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    return OutputBlock(name, values.dtype.name, shapes, data)
+
+
+def test_a_batch_is_cut_into_the_parts_of_its_requests() -> None:
+    values = np.arange(6, dtype=np.int16)
+    even = block(values, (1, 2), name="even")
+    odd = block(values, (1,), (3,), (1, 2), name="odd")
+    outputs = BatchOutputs(3, (even, odd), 1.0)
+    parts = [outputs.part(index) for index in range(3)]
+    for part in parts:
+        for tensor in part.values():
+            assert len(tensor.data) == 2 * prod(tensor.shape)
+    assert [list(np.frombuffer(each["even"].data, "int16")) for each in parts] == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+    ]
+    assert [list(np.frombuffer(each["odd"].data, "int16")) for each in parts] == [
+        [0],
+        [1, 2, 3],
+        [4, 5],
+    ]
+
+
+def classifier(decision: Decision | None, labels: tuple[str, ...] = ()) -> ServedModel:
+    spec = ModelSpec((), (TensorSpec("y", "float32", (-1, 3)),), batched=True)
+    return ServedModel("m", "1", spec, 8, decision=decision, labels=labels)
+
+
+LOGITS = np.array([[0, 4, 0], [9, 0, 0]], np.float32)
+
+
+def test_labels_and_confidences_are_read_as_the_decision_says() -> None:
+    outputs = BatchOutputs(2, (block(LOGITS, (1, 3)),), 1.0)
+    readings = read(outputs, classifier(Decision(output="y"), ("a", "b", "c")))
+    assert [each.label for each in readings if isinstance(each, Reading)] == ["b", "a"]
+    expected = np.exp(4) / (np.exp(4) + 2)
+    first = readings[0]
+    assert isinstance(first, Reading)
+    assert first.confidence == pytest.approx(expected)
+
+
+def test_requests_of_several_rows_are_read_one_by_one_and_agree() -> None:
+    one_row = read(
+        BatchOutputs(2, (block(LOGITS, (1, 3)),), 1.0),
+        classifier(Decision(output="y"), ("a", "b", "c")),
+    )
+    flat = read(
+        BatchOutputs(2, (block(LOGITS, (3,)),), 1.0),
+        classifier(Decision(output="y"), ("a", "b", "c")),
+    )
+    assert flat == one_row
+
+
+def test_without_a_decision_nothing_is_read() -> None:
+    outputs = BatchOutputs(2, (block(LOGITS, (1, 3)),), 1.0)
+    assert read(outputs, classifier(None, ("a",))) == [Reading(), Reading()]
+
+
+def test_a_class_without_a_label_has_none() -> None:
+    outputs = BatchOutputs(2, (block(LOGITS, (1, 3)),), 1.0)
+    readings = read(outputs, classifier(Decision(output="y"), ("a",)))
+    assert [each.label for each in readings if isinstance(each, Reading)] == [None, "a"]
+
+
+def test_one_output_of_nan_spoils_no_other() -> None:
+    spoilt = LOGITS.copy()
+    spoilt[0, 2] = np.nan
+    outputs = BatchOutputs(2, (block(spoilt, (1, 3)),), 1.0)
+    first, second = read(outputs, classifier(Decision(output="y"), ("a", "b", "c")))
+    assert isinstance(first, Unreadable)
+    assert "not a number" in first.reason
+    assert isinstance(second, Reading)
+    assert second.label == "a"
+
+
+def test_an_empty_detection_is_an_answer_of_no_confidence() -> None:
+    nothing = block(np.zeros((0,), np.float32), (0, 3))
+    readings = read(BatchOutputs(1, (nothing,), 1.0), classifier(Decision(output="y")))
+    assert readings == [Reading(None, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("suspect", "crashed", "apart", "requests", "expected"),
+    [
+        (False, True, False, 8, Verdict.AGAIN),
+        (False, True, True, 1, Verdict.AGAIN),
+        (True, False, False, 8, Verdict.APART),
+        (True, True, False, 8, Verdict.APART),
+        # An error repeats, a death may have come from outside.
+        (True, False, False, 1, Verdict.FAILED),
+        (True, True, False, 1, Verdict.APART),
+        (True, False, True, 1, Verdict.FAILED),
+        (True, True, True, 1, Verdict.FAILED),
+    ],
+)
+def test_the_culprit_of_a_failed_batch_ends_up_alone(
+    suspect: bool, crashed: bool, apart: bool, requests: int, expected: Verdict
+) -> None:
+    judged = verdict(suspect=suspect, crashed=crashed, apart=apart, requests=requests)
+    assert judged is expected
+
+
+def test_whom_to_answer_is_found_in_an_envelope_of_another_version() -> None:
+    item = msgpack.packb({"id": "r-1", "device": "cam1", "new": [1]})
+    body = msgpack.packb({"v": 9, "kind": "req", "items": [item, b"\xc1", 5]})
+    assert legible_subjects(body, "m") == [Subject("r-1", "cam1", "m")]
+
+
+def test_a_bare_request_without_an_envelope_can_be_answered() -> None:
+    body = msgpack.packb({"id": "r-1"})
+    assert legible_subjects(body, "m") == [Subject("r-1", "unknown", "m")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\x92\x01", b"{}", msgpack.packb([1]), msgpack.packb({"id": "a.b"})],
+)
+def test_nobody_is_found_in_noise(body: bytes) -> None:
+    assert legible_subjects(body, "m") == []
+
+
+@pytest.mark.parametrize("id_", [None, 7, "", "a/b", "a.b", "A", "x" * 65])
+def test_an_id_that_could_not_be_a_topic_is_not_answered(id_: object) -> None:
+    assert legible_subject(id_, "cam1", "m") is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "expired_", "words"),
+    [
+        ("expired", True, "longer than"),
+        ("maxlen", False, "queue full"),
+        ("delivery_limit", False, "too many deliveries"),
+        ("rejected", False, "could not read"),
+        ("quota", False, "quota"),
+    ],
+)
+def test_dead_letters_say_why_they_died(
+    reason: str, expired_: bool, words: str
+) -> None:
+    death = read_death({"x-death": [{"reason": reason, "queue": "infer.m.norm"}]})
+    assert death.expired is expired_
+    assert words in death.reason
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-death": []}, {"x-death": "no"}])
+def test_a_dead_letter_without_a_cause_is_a_failure(headers: dict[str, object]) -> None:
+    assert isinstance(read_death(headers), Death)
+    assert not read_death(headers).expired
+
+
+@pytest.mark.parametrize(
+    ("headers", "times"),
+    [
+        ({}, 0),
+        ({"x-overspill-republished": 2}, 2),
+        ({"x-overspill-republished": "x"}, 3),
+    ],
+)
+def test_republishing_is_counted(headers: dict[str, object], times: int) -> None:
+    assert times_republished(headers) == times

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.messages import Priority, Reason, Result, Status, Tensor
+from edge_agent.core.answers import Answer, AnswerStatus, Source
+from edge_agent.core.delivery import (
+    EXPIRY_SLACK_MS,
+    Channel,
+    Ending,
+    Outcome,
+    Retry,
+    Spill,
+    conclude,
+    expire,
+    resend_delay_ms,
+)
+
+ACCEPTED_MS, DEADLINE_MS = 1_000.0, 5_000.0
+LOGITS = np.array([[0.5, 2.0]], np.float32)
+EDGE = Answer(
+    id="r1",
+    device="cam1",
+    status=AnswerStatus.ANSWERED,
+    source=Source.EDGE,
+    label="Shirt",
+    confidence=0.4,
+    model="fashion",
+    version="1",
+    ms=2.0,
+    outputs={"logits": LOGITS},
+)
+SPILL = Spill(
+    device="cam1",
+    id="r1",
+    model="fashion",
+    priority=Priority.NORM,
+    reason=Reason.HARD,
+    channel=Channel.MQTT,
+    encoding="json",
+    request=b"packed",
+    accepted_ms=ACCEPTED_MS,
+    deadline_ms=DEADLINE_MS,
+    due_ms=ACCEPTED_MS,
+)
+DOUBTED = replace(SPILL, edge=EDGE)
+
+
+def result(status: Status, **more: Any) -> Result:
+    return Result(id="r1", device="cam1", model="fashion", status=status, **more)
+
+
+def ending(decided: Ending | Retry) -> Ending:
+    assert isinstance(decided, Ending)
+    return decided
+
+
+def test_the_clouds_answer_is_told_with_why_it_was_asked() -> None:
+    tensor = Tensor(dtype="float32", shape=[1, 2], data=LOGITS.tobytes())
+    said = result(
+        Status.OK,
+        version="9",
+        label="Coat",
+        confidence=0.9,
+        outputs={"logits": tensor},
+    )
+    for spill in (SPILL, DOUBTED):
+        end = ending(conclude(spill, said, 1_250.0))
+        assert end.outcome is Outcome.ANSWERED
+        answer = end.answer
+        assert (answer.id, answer.device, answer.model) == ("r1", "cam1", "fashion")
+        assert answer.status is AnswerStatus.ANSWERED
+        assert answer.source is Source.CLOUD
+        assert answer.final
+        assert (answer.label, answer.confidence, answer.version) == ("Coat", 0.9, "9")
+        assert answer.reason == "hard"
+        assert answer.ms == 250.0
+        assert answer.outputs is not None
+        assert np.array_equal(answer.outputs["logits"], LOGITS)
+
+
+def test_a_failure_of_the_cloud_falls_back_to_the_edges_own_answer() -> None:
+    failed = result(Status.FAILED, reason="wrong shape")
+    end = ending(conclude(DOUBTED, failed, 1_100.0))
+    assert end.outcome is Outcome.ANSWERED
+    assert end.answer.source is Source.EDGE_FALLBACK
+    assert (end.answer.label, end.answer.version) == ("Shirt", "1")
+    assert end.answer.reason == "hard; cloud failed: wrong shape"
+    assert end.answer.ms == 100.0
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [("wrong shape", "wrong shape"), (None, "the pool gave no reason")],
+)
+def test_a_failure_without_an_edge_answer_is_told_as_failed(
+    reason: str | None, told: str
+) -> None:
+    end = ending(conclude(SPILL, result(Status.FAILED, reason=reason), 1_100.0))
+    assert end.outcome is Outcome.FAILED
+    assert end.answer.status is AnswerStatus.FAILED
+    assert end.answer.source is None
+    assert end.answer.final
+    assert end.answer.reason == told
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "retried"),
+    [
+        (ACCEPTED_MS, True),
+        (DEADLINE_MS - EXPIRY_SLACK_MS - 1, True),
+        (DEADLINE_MS - EXPIRY_SLACK_MS, False),
+        (DEADLINE_MS, False),
+    ],
+)
+def test_a_pool_whose_clock_is_ahead_expires_nothing_early(
+    now_ms: float, *, retried: bool
+) -> None:
+    decided = conclude(SPILL, result(Status.EXPIRED), now_ms)
+    if retried:
+        assert decided == Retry()
+    else:
+        assert ending(decided).outcome is Outcome.EXPIRED
+
+
+def test_a_deadline_without_an_edge_answer_is_told_as_expired() -> None:
+    end = expire(SPILL, DEADLINE_MS + 1)
+    assert end.outcome is Outcome.EXPIRED
+    assert end.answer.status is AnswerStatus.EXPIRED
+    assert end.answer.final
+    assert end.answer.reason is not None
+    assert "deadline" in end.answer.reason
+    assert end.answer.ms == 4_001.0
+
+
+def test_a_deadline_with_an_edge_answer_gives_it_as_the_fallback() -> None:
+    end = expire(DOUBTED, DEADLINE_MS)
+    assert end.outcome is Outcome.ANSWERED
+    assert end.answer.source is Source.EDGE_FALLBACK
+    assert end.answer.outputs is EDGE.outputs
+    assert end.answer.reason == "hard; deadline came first"
+
+
+@given(
+    attempt=st.integers(0, 10_000),
+    first_s=st.floats(0.001, 3600),
+    most_s=st.floats(0.001, 86_400),
+    chance=st.floats(0, 1),
+)
+def test_a_resend_is_never_early_nor_later_than_the_longest_wait(
+    attempt: int, first_s: float, most_s: float, chance: float
+) -> None:
+    delay_ms = resend_delay_ms(attempt, first_s=first_s, most_s=most_s, chance=chance)
+    assert delay_ms >= 0.8 * 1000 * min(first_s, most_s) * 0.999
+    assert delay_ms <= 1.2 * 1000 * most_s * 1.001
+
+
+@given(chance=st.floats(0, 1), attempt=st.integers(0, 40))
+def test_resends_come_ever_more_seldom(chance: float, attempt: int) -> None:
+    earlier, later = (
+        resend_delay_ms(n, first_s=1, most_s=60, chance=chance)
+        for n in (attempt, attempt + 1)
+    )
+    assert later >= earlier
+    assert earlier == 60_000 * (0.8 + 0.4 * chance) or later > earlier

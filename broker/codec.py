@@ -118,10 +118,16 @@ def unpack(payload: bytes, *, max_bytes: int = MAX_ENVELOPE_BYTES) -> Any:  # no
 
 
 def pack(message: Message) -> bytes:
-    """One message as a packed item."""
-    return msgpack.packb(  # type: ignore[no-any-return]
-        message.model_dump(mode="python", exclude_defaults=True)
-    )
+    """One message as a packed item: the fields that were set, the rest by default."""
+    return msgpack.packb(_fields(message), default=_fields)  # type: ignore[no-any-return]
+
+
+def _fields(message: object) -> dict[str, Any]:
+    # By hand: pydantic's own dump costs three times as much on a spill's path.
+    if not isinstance(message, Message):
+        raise TypeError(f"{type(message).__name__} is not part of the wire")
+    named = message.__pydantic_fields_set__
+    return {name: value for name, value in message.__dict__.items() if name in named}
 
 
 def seal_envelope(kind: type[Message], packed: Sequence[bytes]) -> bytes:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -149,6 +149,18 @@ class _Client(aiomqtt.Client):
         super()._on_message(*args, **kwargs)
         self.owes_puback = True
 
+    def begin(self, topic: str, payload: bytes) -> asyncio.Event:
+        """Publish at QoS 1; the event is set on PUBACK.
+
+        As aiomqtt's `publish`, but for the task and the turns of the loop it costs.
+        """
+        info = self._client.publish(topic, payload, 1)
+        if info.rc != paho.MQTT_ERR_SUCCESS:
+            raise aiomqtt.MqttCodeError(info.rc, "Could not publish message")
+        confirmation = asyncio.Event()
+        self._pending_publishes[info.mid] = confirmation
+        return confirmation
+
     def _flush(self, sock: socket.socket) -> None:
         client = self._client
         with contextlib.suppress(OSError):  # the reader learns of it too
@@ -161,6 +173,16 @@ class _Client(aiomqtt.Client):
         self.abandoned = True
         self._client.disconnect()
         self._client.loop_write()
+
+
+@dataclass(frozen=True, slots=True)
+class _Publishing:
+    """What is left of a publish: to wait for its PUBACK. Nobody has to."""
+
+    confirmed: Callable[[], Coroutine[Any, Any, None]]
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self.confirmed().__await__()
 
 
 class MqttLink:
@@ -235,10 +257,12 @@ class MqttLink:
                 reason = str(error)
             await self._standing.pause(reason)
 
-    async def publish(
+    def publish(
         self, topic: str, payload: bytes, *, timeout_s: float = 10.0
-    ) -> None:
-        """Publish at QoS 1 and return when the broker has acknowledged.
+    ) -> Awaitable[None]:
+        """Publish at QoS 1 and return, once awaited, when the broker has acknowledged.
+
+        With room in the window the message is written before this returns.
 
         Raises:
             LinkDown: there is no connection, or it was lost before the
@@ -249,6 +273,22 @@ class MqttLink:
         client = self._client
         if client is None:
             raise LinkDown(self._down())
+        try:
+            begun = None if self._slots.locked() else client.begin(topic, payload)
+        except aiomqtt.MqttError as error:
+            raise LinkDown(f"{self._target} is going down: {error}") from error
+        return _Publishing(
+            functools.partial(self._confirmed, client, begun, topic, payload, timeout_s)
+        )
+
+    async def _confirmed(
+        self,
+        client: _Client,
+        begun: asyncio.Event | None,
+        topic: str,
+        payload: bytes,
+        timeout_s: float,
+    ) -> None:
         deadline = asyncio.timeout(timeout_s)
         try:
             async with deadline:
@@ -256,8 +296,7 @@ class MqttLink:
                 async with self._slots:
                     if client is not self._client:
                         raise LinkDown(self._down())
-                    # `inf`: aiomqtt's own timeout would cost a task each.
-                    await client.publish(topic, payload, qos=1, timeout=math.inf)
+                    await (begun or client.begin(topic, payload)).wait()
         except TimeoutError:
             if client is not self._client:
                 raise LinkDown(self._down()) from None

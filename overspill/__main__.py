@@ -80,19 +80,20 @@ def _mount(app: typer.Typer, name: str) -> None:
     try:
         target = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        target = _unavailable(name, error.name or module)
+        _mount_stub(app, name, error.name or module)
+        return
     if isinstance(target, typer.Typer):
         app.add_typer(target, name=name)
     else:
         app.command(name)(target)
 
 
-def _unavailable(name: str, module: str) -> typer.Typer:
+def _mount_stub(app: typer.Typer, name: str, module: str) -> None:
     """A command that says which part of the distribution is not installed."""
-    stub = typer.Typer()
 
-    @stub.callback(
-        invoke_without_command=True,
+    # Not a group: whatever follows its name, this is what is to be said.
+    @app.command(
+        name,
         help=f"(not installed: needs the Python module {module})",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )
@@ -102,8 +103,6 @@ def _unavailable(name: str, module: str) -> typer.Typer:
             "installed: run `pip install 'overspill[all]'`\n"
         )
         raise typer.Exit(1)
-
-    return stub
 
 
 def _can_be_mended(error: Exception) -> bool:

@@ -153,7 +153,7 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._table = await self._in_thread(SpillTable.open, self._path)
         try:
-            counts = await self.counts()
+            counts = await self._run(self._table.counts)
         except OutboxFailed as error:
             await self._in_thread(self._table.close)
             raise OutboxUnusable(
@@ -458,7 +458,8 @@ class Outbox:
     async def counts(self) -> Counts:
         """Depth, age and outcomes."""
         self._hand_over()
-        return await self._run(self._table.counts)
+        open_bytes = self._open_bytes
+        return await self._run(lambda: self._table.counts(open_bytes))
 
     async def forget_told(self, before_ms: float, *, limit: int = 1000) -> int:
         """Delete told rows that ended before then; gives how many went."""

@@ -71,8 +71,7 @@ def to_wire_tensor(array: Array) -> Tensor:
             f"one of {', '.join(ITEM_BYTES)} and a rank of at most {MAX_RANK}"
         )
     data = array.astype(_LITTLE[name], copy=False).tobytes()
-    # The length agrees by construction, so it is not validated again.
-    return Tensor.model_construct(dtype=name, shape=list(array.shape), data=data)
+    return Tensor(dtype=name, shape=list(array.shape), data=data)
 
 
 def check_finite(array: Array) -> None:

@@ -193,15 +193,12 @@ class Serving:
                 request, doubt, "this agent has no cloud: cloud_url is not set"
             )
         spill = self._stored(request, doubt, channel, began_ms)
-        beside = self._uplink.has_room(len(spill.request))
-        if beside:
-            spill = replace(spill, due_ms=self._uplink.resend_at_ms(0), attempt=1)
         try:
             accepted = self._outbox.accept(spill)
         except OutboxFull as error:
             return self._fall_back(request, doubt, str(error))
         self._outcomes.expect(spill)
-        if beside:
+        if spill.attempt:
             self._uplink.offer(spill)
         self.spilled[doubt.route.reason] += 1
         return OnItsWay(spill, accepted)
@@ -232,7 +229,7 @@ class Serving:
         deadline_ms = began_ms + self._deadline_ms(request)
         tensors, medium = to_wire_inputs(request)
         self._seq += 1
-        wire = Request.model_construct(
+        wire = Request(
             id=id_,
             device=request.device,
             model=request.model,
@@ -248,6 +245,9 @@ class Serving:
                 label=edge.label, confidence=edge.confidence, version=edge.version
             ),
         )
+        packed = pack(wire)
+        # Sent beside its commit where there is room; else it is due at once.
+        beside = self._uplink.has_room(len(packed))
         return StoredSpill(
             device=request.device,
             id=id_,
@@ -256,10 +256,11 @@ class Serving:
             reason=doubt.route.reason,
             channel=channel,
             encoding=request.encoding.value,
-            request=pack(wire),
+            request=packed,
             accepted_ms=began_ms,
             deadline_ms=deadline_ms,
-            due_ms=began_ms,
+            due_ms=self._uplink.resend_at_ms(0) if beside else began_ms,
+            attempt=int(beside),
             edge=edge,
         )
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -39,10 +39,10 @@ class Link(Protocol):
         """Whether a publish can be tried."""
         ...
 
-    async def publish(
+    def publish(
         self, topic: str, payload: bytes, *, timeout_s: float = 10.0
-    ) -> None:
-        """Return on PUBACK; raise LinkDown."""
+    ) -> Awaitable[None]:
+        """Begin at once, return on PUBACK; raise LinkDown, then or when awaited."""
         ...
 
 
@@ -212,8 +212,7 @@ class Uplink:
             batch = self._next_batch()
             if not batch:
                 break
-            self._in_flight += 1
-            sends.create_task(self._send(batch))
+            self._send(sends, batch)
         if self._claim_now and self._half_empty():
             self._wake.set()
 
@@ -239,20 +238,31 @@ class Uplink:
         self._ready_bytes -= size
         return batch
 
-    async def _send(self, batch: list[_Ready]) -> None:
+    def _send(self, sends: asyncio.TaskGroup, batch: list[_Ready]) -> None:
+        payload = seal_envelope(Request, [each.packed for each in batch])
         try:
-            payload = seal_envelope(Request, [each.packed for each in batch])
-            await self._link.publish(batch[0].topic, payload)
+            # On its way before this returns: only the PUBACK is left to wait for.
+            confirmed = self._link.publish(batch[0].topic, payload)
+        except LinkDown:
+            sends.create_task(self._put_back(batch))
+            return
+        self._in_flight += 1
+        sends.create_task(self._confirm(batch, confirmed))
+
+    async def _confirm(self, batch: list[_Ready], confirmed: Awaitable[None]) -> None:
+        try:
+            await confirmed
             self.counters.envelopes += 1
             self.counters.sent += len(batch)
         except LinkDown:
-            # Not acknowledged: due at once, and claimed when the link is back.
-            self.counters.send_failures += 1
-            with contextlib.suppress(OutboxFailed):  # then due at its own time
-                await self._outbox.reschedule(
-                    [each.key for each in batch], self._now_ms()
-                )
-            self._claim_now = True
+            await self._put_back(batch)
         finally:
             self._in_flight -= 1
         self._send_what_fits()
+
+    async def _put_back(self, batch: list[_Ready]) -> None:
+        """Not acknowledged: due at once, and claimed when the link is back."""
+        self.counters.send_failures += 1
+        with contextlib.suppress(OutboxFailed):  # then due at its own time
+            await self._outbox.reschedule([each.key for each in batch], self._now_ms())
+        self._claim_now = True

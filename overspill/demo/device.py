@@ -17,7 +17,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -70,7 +70,7 @@ class Stage:
 class Publishes(Protocol):
     """The half of a link that a device sends through."""
 
-    async def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes) -> Awaitable[None]:
         """Publish at QoS 1 and return when acknowledged; raises LinkDown."""
         ...
 

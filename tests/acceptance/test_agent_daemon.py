@@ -8,6 +8,7 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.acceptance.processes import (
 from tests.integration.edge_agent.edge import (
     ROOT,
     SHIRT,
+    Device,
     WorkerProcess,
     device,
     pool_models,
@@ -75,37 +77,74 @@ def pool(rabbit: Node, tmp_path: Path) -> Iterator[WorkerProcess]:
         yield process
 
 
-async def test_without_rabbitmq_it_answers_and_when_it_appears_its_spills_drain(
+async def test_rabbitmq_may_come_late_and_go_at_any_time_and_every_spill_is_answered(
     planned: Node, mosquitto: str, sure: Path, short_tmp: Path, tmp_path: Path
 ) -> None:
-    ids = [f"r{number}" for number in range(50)]
     settings = {
         "agent_id": "agent-1",
         "cloud_url": planned.mqtt_url("agent-1"),
         "local_url": mosquitto,
         "bundles": sure,
+        "resend_after_s": 1,
     }
     async with agent(short_tmp, **settings) as daemon, device(mosquitto) as cam:
+        # There is none yet.
+        before = [f"before-{number}" for number in range(50)]
         await cam.send("fashion", SHIRT)
         assert (await cam.next_answer(0))["source"] == "edge"
-        for id_ in ids:
-            await cam.send("copy", {"id": id_, "inputs": COPY})
-        await until(lambda: all(cam.of(id_) for id_ in ids))
-        assert {cam.of(id_)[0]["status"] for id_ in ids} == {"accepted"}
+        await send_all(cam, before)
+        await until(lambda: all(cam.of(id_) for id_ in before))
+        assert {cam.of(id_)[0]["status"] for id_ in before} == {"accepted"}
         waiting = await daemon.status()
-        assert waiting["outbox"]["open"] == len(ids)
-        assert not waiting["cloud"]["up"]
+        assert waiting["outbox"]["open"] == len(before)
         assert "nothing listens" in waiting["cloud"]["error"]
 
+        # It appears.
         await planned.start()
         with worker(planned.amqp_url("worker"), pool_models(tmp_path)):
-            for id_ in ids:
-                answer = await cam.final(id_, 60)
-                assert (answer["status"], answer["source"]) == ("answered", "cloud")
+            await answered_by_the_cloud(cam, before)
             drained = await daemon.until_status(lambda each: not each["outbox"]["open"])
-        assert drained["cloud"] == {"configured": True, "up": True, "error": None}
-        assert drained["outbox"]["answered"] == len(ids)
+            assert drained["cloud"] == {"configured": True, "up": True, "error": None}
+
+            # It goes as in a power cut, with requests and results on their way.
+            during = [f"during-{number}" for number in range(60)]
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(send_all(cam, during, pause_s=0.005))
+                await until(lambda: cam.of(during[20]))
+                await planned.kill()
+            await daemon.until_status(lambda each: not each["cloud"]["up"])
+            seen = len(cam.raw)
+            await cam.send("fashion", SHIRT)
+            await until(
+                lambda: any(each["source"] == "edge" for each in cam.answers[seen:])
+            )
+            await send_all(cam, ["away"])
+            await until(lambda: cam.of("away"))
+            assert [each["status"] for each in cam.of("away")] == ["accepted"]
+
+            # It comes back.
+            await planned.start()
+            await answered_by_the_cloud(cam, [*during, "away"])
+        ended = await daemon.until_status(lambda each: not each["outbox"]["untold"])
+        ids = [*before, *during, "away"]
+        assert (ended["outbox"]["open"], ended["outbox"]["answered"]) == (0, len(ids))
+        for id_ in ids:
+            assert len([each for each in cam.of(id_) if each["final"]]) == 1, id_
         assert await daemon.end() == 0
+
+
+async def send_all(cam: Device, ids: list[str], pause_s: float = 0.0) -> None:
+    """Send a request under each id, at the device's own pace."""
+    for id_ in ids:
+        await cam.send("copy", {"id": id_, "inputs": COPY})
+        await asyncio.sleep(pause_s)
+
+
+async def answered_by_the_cloud(cam: Device, ids: list[str]) -> None:
+    """Return once each has its answer."""
+    for id_ in ids:
+        answer = await cam.final(id_, 60)
+        assert (answer["status"], answer["source"]) == ("answered", "cloud")
 
 
 async def test_status_and_infer_speak_to_the_daemon_that_runs(
@@ -191,29 +230,32 @@ async def test_a_second_daemon_on_the_same_folder_says_so_and_the_first_lives_on
 def test_what_keeps_it_from_starting_is_told_in_one_line(
     short_tmp: Path, free_port: int
 ) -> None:
-    def run(*words: str | Path) -> str:
-        state = ("--state-dir", short_tmp / "agent")
-        return one_line(said("run", *state, *words))
-
-    with socket.create_server(("127.0.0.1", free_port)):
-        taken = run("--embedded-port", str(free_port))
-    assert f"cannot listen on 127.0.0.1:{free_port}" in taken
-    assert "embedded_port" in taken
-    port = ("--embedded-port", str(free_port))
-    assert "mqtt://user:password@host" in run("--cloud-url", "cloud:1883", *port)
-    assert "secret" not in run("--cloud-url", "http://me:secret@cloud", *port)
-    assert "agent_id" in run("--agent-id", "Cam.1", *port)
-    assert "no bundle" in run("--bundle", short_tmp / "absent", *port)
     garbage = short_tmp / "garbage.tar"
     garbage.write_bytes(b"garbage" * 1000)
-    assert "not a packed bundle" in run("--bundle", garbage, *port)
-    assert "log level" in run("--log-level", "loud", *port)
-    assert str(short_tmp / "no.pub") in run(
-        "--trusted-keys", short_tmp / "no.pub", *port
-    )
     (short_tmp / "file").write_text("")
-    under_a_file = one_line(said("run", "--state-dir", short_tmp / "file" / "x", *port))
-    assert "Not a directory" in under_a_file
+    absent = short_tmp / "absent"
+    cases: list[tuple[tuple[str | Path, ...], str]] = [
+        (("--embedded-port", str(free_port)), f"listen on 127.0.0.1:{free_port}"),
+        (("--cloud-url", "cloud:1883"), "mqtt://user:password@host"),
+        (("--cloud-url", "http://me:secret@cloud"), "does not name an MQTT broker"),
+        (("--agent-id", "Cam.1"), "agent_id"),
+        (("--bundle", absent), "no bundle"),
+        (("--bundle", garbage), "not a packed bundle"),
+        (("--log-level", "loud"), "log level"),
+        (("--trusted-keys", absent), str(absent)),
+        (("--state-dir", short_tmp / "file" / "x"), "Not a directory"),
+    ]
+
+    def run(number: int) -> str:
+        own = ("--state-dir", short_tmp / f"agent-{number}")
+        port = ("--embedded-port", str(choose_port()))
+        return one_line(said("run", *own, *port, *cases[number][0]))
+
+    with socket.create_server(("127.0.0.1", free_port)), ThreadPoolExecutor(3) as some:
+        lines = list(some.map(run, range(len(cases))))
+    for line, (words, says) in zip(lines, cases, strict=True):
+        assert says in line, (words, line)
+        assert "secret" not in line
 
 
 async def test_sigterm_ends_it_within_seconds_with_spills_open_and_no_cloud(

@@ -76,7 +76,9 @@ async def test_many_publishes_at_once_all_arrive(mosquitto: str) -> None:
     async with mqtt(mosquitto, "a", "n", heard=heard, window=8) as link:
         async with asyncio.TaskGroup() as publishes:
             for number in range(500):
-                publishes.create_task(link.publish("n", number.to_bytes(2, "big")))
+                publishes.create_task(
+                    caught(link.publish("n", number.to_bytes(2, "big")))
+                )
         got = [(await heard.message())[1] for _ in range(500)]
     assert sorted(got) == [number.to_bytes(2, "big") for number in range(500)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,19 +35,22 @@ class Wire:
         self.acknowledge.set()
         self.failure: type[LinkDown] | None = None
 
-    async def publish(
+    def publish(
         self,
         topic: str,
         payload: bytes,
         *,
         timeout_s: float = 10.0,  # noqa: ARG002 - the port's
-    ) -> None:
+    ) -> Awaitable[None]:
         if not self.up:
             raise LinkDown("the test took the link down")
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         self.sizes.append(len(payload))
         self.sent.append((topic, list(decode(payload, Request).items)))
+        return self._acknowledged()
+
+    async def _acknowledged(self) -> None:
         try:
             await self.acknowledge.wait()
             if self.failure is not None:
@@ -138,7 +141,6 @@ async def test_a_fresh_spill_is_sent_at_once_and_not_again_before_its_time(
         assert uplink.has_room(len(each.request))
         accepted = outbox.accept(each)
         uplink.offer(each)
-        await asyncio.sleep(0)
         assert wire.ids == ["r1"]
         assert not accepted.done()
         assert await accepted == Committed()

@@ -45,7 +45,7 @@ bench: setup ## every benchmark, each beside its limit
 		$(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes \
-	--no-emit-find-links --custom-compile-command "make lock" pyproject.toml
+	--no-emit-find-links --custom-compile-command "make lock" -c requirements/constraints.in pyproject.toml
 lock: $(STAMP) ## resolve pyproject.toml into requirements/*.lock
 	@echo "==> requirements/*.lock"
 	@$(UV_COMPILE) --extra all --group dev -o requirements/dev.lock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -77,7 +78,7 @@ def run(  # noqa: PLR0913 - the options of a command line
         drain_s=drain_s,
     )
     try:
-        asyncio.run(_run(settings))
+        _run_loop(_run(settings))
     except (NoRepository, BadUrl, RunnerLost) as error:
         _give_up(str(error))
     except KeyboardInterrupt:
@@ -107,6 +108,15 @@ def models(
         )
     for refused in found.refused:
         typer.echo(f"passed over {refused.path}: {refused.reason}")
+
+
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop  # noqa: PLC0415 - where there is no wheel, asyncio's own does
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
 
 
 async def _run(settings: WorkerSettings) -> None:

@@ -1,16 +1,21 @@
 """One worker with the ResNet and a deep queue against the same SavedModel in process.
 
 Envelopes of 32 requests, as an agent sends when a backlog drains, and of one. The
-model in process is measured before and after, and the better of the two counts.
+worker and the model in process take turns of a few seconds, each stopped while the
+other runs, so that a machine that drifts slows both.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +24,7 @@ import msgpack
 import numpy as np
 from aio_pika.abc import AbstractIncomingMessage
 
-from benchmarks.limits import Limit, arguments, progress, report
+from benchmarks.limits import Limit, arguments, median, progress, report
 from benchmarks.path import process
 from broker.codec import encode
 from broker.messages import Priority, Reason, Request, Tensor
@@ -32,25 +37,62 @@ EXAMPLE: Final = Path(__file__).parent.parent / "examples" / "fashion"
 MODELS: Final = EXAMPLE / "cloud"
 IMAGES: Final = EXAMPLE / "images" / "test1000.npz"
 AGENT: Final = "bench"
-BACKLOG: Final = 12_800
-SINGLES: Final = 6_400
+TURNS: Final = 5
+TURN_S: Final = 2.5
+SETTLE_S: Final = 0.3
+MOST_PER_S: Final = 4_000
 MOST_S: Final = 120.0
 
 
-async def in_process() -> dict[str, float]:
-    """Images a second by batch size, in a process of its own."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "benchmarks.in_process",
-        str(MODELS / "fashion" / "1"),
-        str(IMAGES),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(MOST_S):
-        printed, _ = await child.communicate()
-    rates: dict[str, float] = json.loads(printed.splitlines()[-1])
-    return rates
+class InProcess:
+    """The model in a process of its own, run when asked."""
+
+    def __init__(self, child: asyncio.subprocess.Process, said: dict[str, Any]) -> None:
+        self._child = child
+        self.rates: dict[str, float] = said["rates"]
+        self.best: int = said["best"]
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(cls) -> AsyncIterator[InProcess]:
+        """Start it and find its best batch size."""
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "benchmarks.in_process"),
+            *(str(MODELS / "fashion" / "1"), str(IMAGES)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            assert child.stdout is not None
+            async with asyncio.timeout(MOST_S):
+                line = await child.stdout.readline()
+            yield cls(child, json.loads(line))
+        finally:
+            child.kill()
+            await child.wait()
+
+    async def per_second(self) -> float:
+        """Images a second during one turn."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(f"{TURN_S}\n".encode())
+        async with asyncio.timeout(TURN_S + 30):
+            return float(await self._child.stdout.readline())
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process and its children stand still."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    pids = [pid, *map(int, children)]
+    for each in pids:
+        os.kill(each, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in reversed(pids):
+            os.kill(each, signal.SIGCONT)
 
 
 def envelopes(count: int, items: int) -> list[bytes]:
@@ -76,75 +118,82 @@ def envelopes(count: int, items: int) -> list[bytes]:
     ]
 
 
-async def drain(node: Node, count: int, items: int) -> float:
-    """Requests a second that one worker answers from a queue filled before it came."""
+async def fill(channel: aio_pika.abc.AbstractChannel, items: int) -> int:
+    """Fill the queue for all turns; gives how many requests it holds."""
+    count = round(TURNS * (TURN_S + SETTLE_S) * MOST_PER_S / items) * items
+    topic = await channel.get_exchange("amq.topic")
+    key = as_routing_key(requests(AGENT, "fashion", Priority.NORM))
+    bodies = envelopes(count, items)
+    for start in range(0, len(bodies), 200):
+        await asyncio.gather(
+            *(
+                topic.publish(aio_pika.Message(each, delivery_mode=2), key)
+                for each in bodies[start : start + 200]
+            )
+        )
+    return count
+
+
+async def turns(
+    node: Node, limit: InProcess, items: int
+) -> tuple[list[float], list[float]]:
+    """Requests a second of the worker and of the model in process, turn by turn."""
     connection = await aio_pika.connect(node.amqp_url("admin"))
     async with connection:
         channel = await connection.channel()
-        topic = await channel.get_exchange("amq.topic")
         inbox = await channel.declare_queue(exclusive=True)
-        await inbox.bind(topic, as_routing_key(results(AGENT)))
-        key = as_routing_key(requests(AGENT, "fashion", Priority.NORM))
-        bodies = envelopes(count, items)
-        for start in range(0, len(bodies), 200):
-            await asyncio.gather(
-                *(
-                    topic.publish(aio_pika.Message(each, delivery_mode=2), key)
-                    for each in bodies[start : start + 200]
-                )
-            )
-        arrivals: list[tuple[float, int]] = []
-        done = asyncio.Event()
+        await inbox.bind("amq.topic", as_routing_key(results(AGENT)))
+        progress(f"filling the queue, {items} an envelope")
+        count = await fill(channel, items)
         seen = 0
 
         async def on_result(message: AbstractIncomingMessage) -> None:
             nonlocal seen
-            number = len(msgpack.unpackb(message.body)["items"])
-            seen += number
-            arrivals.append((time.perf_counter(), number))
-            if seen >= count:
-                done.set()
+            seen += len(msgpack.unpackb(message.body)["items"])
 
         await inbox.consume(on_result, no_ack=True)
+        pool, alone = [], []
         async with process(
-            "cloud_worker",
-            "run",
-            "--amqp-url",
-            node.amqp_url("worker"),
-            "--models",
-            str(MODELS),
-            "--log-level",
-            "warning",
-        ):
-            async with asyncio.timeout(MOST_S):
-                await done.wait()
-    # From the first result on: the worker's start is not its throughput.
-    first_at, first_number = arrivals[0]
-    return (seen - first_number) / (arrivals[-1][0] - first_at)
+            *("cloud_worker", "run", "--amqp-url", node.amqp_url("worker")),
+            *("--models", str(MODELS), "--log-level", "warning"),
+        ) as worker:
+            for number in range(TURNS):
+                progress(f"turn {number + 1} of {TURNS}")
+                await asyncio.sleep(SETTLE_S)
+                before, started = seen, time.perf_counter()
+                await asyncio.sleep(TURN_S)
+                pool.append((seen - before) / (time.perf_counter() - started))
+                if seen >= count:
+                    raise RuntimeError("the queue ran dry: fill it with more")
+                with stopped(worker.pid):
+                    alone.append(await limit.per_second())
+        leftovers = await channel.declare_queue(
+            f"infer.fashion.{Priority.NORM.value}", passive=True
+        )
+        await leftovers.purge()
+    return pool, alone
 
 
 async def measure() -> dict[str, Any]:
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="ovs-") as folder:
-        progress("the model in process")
-        before = await in_process()
-        async with Node(Path(folder), agents=(AGENT,), models=("fashion",)) as node:
-            progress(f"{BACKLOG} requests, 32 an envelope")
-            backlog = await drain(node, BACKLOG, 32)
-            progress(f"{SINGLES} requests, one an envelope")
-            singles = await drain(node, SINGLES, 1)
-        progress("the model in process again")
-        after = await in_process()
-    rates = {size: max(before[size], after[size]) for size in before}
-    best = max(rates, key=lambda size: rates[size])
-    return {
-        "in_process_per_s": {size: round(rate, 1) for size, rate in rates.items()},
-        "in_process_best_batch": int(best),
-        "in_process_best_per_s": round(rates[best], 1),
-        "worker_32_an_envelope_per_s": round(backlog, 1),
-        "worker_1_an_envelope_per_s": round(singles, 1),
-        "ratio_32": round(backlog / rates[best], 3),
-        "ratio_1": round(singles / rates[best], 3),
-    }
+        progress("starting a private RabbitMQ and the model in process")
+        async with (
+            Node(Path(folder), agents=(AGENT,), models=("fashion",)) as node,
+            InProcess.start() as limit,
+        ):
+            figures["in_process_by_batch_per_s"] = {
+                size: round(rate, 1) for size, rate in limit.rates.items()
+            }
+            figures["in_process_best_batch"] = limit.best
+            for items in (32, 1):
+                pool, alone = await turns(node, limit, items)
+                ratios = [a / b for a, b in zip(pool, alone, strict=True)]
+                figures[f"worker_{items}_an_envelope_per_s"] = round(median(pool), 1)
+                figures[f"in_process_beside_{items}_per_s"] = round(median(alone), 1)
+                figures[f"ratio_{items}"] = round(median(ratios), 3)
+                figures[f"ratio_{items}_by_turn"] = [round(r, 3) for r in ratios]
+    return figures
 
 
 def main() -> int:

@@ -17,6 +17,8 @@ from broker.node import Node
 from broker.ports import free_port as choose_port
 
 AGENTS = ("agent-1", "agent-2", "agent-3", "agent-4")
+# For tests that need to know all that an agent's session hears.
+WIRE_AGENTS = ("wire-1", "wire-2", "wire-3", "wire-4")
 RABBIT_TIMEOUT_S = 120
 
 
@@ -46,7 +48,7 @@ def short_tmp() -> Iterator[Path]:
 def rabbit() -> Iterator[Node]:
     """A private RabbitMQ that knows four agents; tests share it, so use own names."""
     folder = Path(tempfile.mkdtemp(prefix="rabbit"))
-    node = Node(folder, agents=AGENTS)
+    node = Node(folder, agents=(*AGENTS, *WIRE_AGENTS))
     asyncio.run(node.start())
     yield node
     asyncio.run(node.stop())

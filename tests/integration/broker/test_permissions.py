@@ -26,24 +26,24 @@ async def test_a_request_reaches_the_queue_of_its_model_and_class(rabbit: Node) 
     consume = {queue.name: 10 for queue in queues}
     async with (
         amqp(rabbit.amqp_url("worker"), queues=queues, consume=consume, heard=heard),
-        mqtt(rabbit.mqtt_url("agent-1"), "agent-1") as agent,
+        mqtt(rabbit.mqtt_url("wire-1"), "wire-1") as agent,
     ):
         for priority in Priority:
             await agent.publish(
-                topics.requests("agent-1", "routed", priority), priority.encode()
+                topics.requests("wire-1", "routed", priority), priority.encode()
             )
             delivery = await heard.delivery()
             assert delivery.queue == f"infer.routed.{priority.value}"
             assert delivery.body == priority.encode()
             assert topics.read_request_key(delivery.routing_key) == (
-                topics.RequestAddress("agent-1", "routed", priority)
+                topics.RequestAddress("wire-1", "routed", priority)
             )
             await delivery.ack()
 
 
 async def test_a_request_that_no_queue_takes_lands_in_unrouted(rabbit: Node) -> None:
     heard = Heard()
-    topic = topics.requests("agent-1", "nobody-serves-this", Priority.NORM)
+    topic = topics.requests("wire-1", "nobody-serves-this", Priority.NORM)
     async with (
         amqp(
             rabbit.amqp_url("worker"),
@@ -51,7 +51,7 @@ async def test_a_request_that_no_queue_takes_lands_in_unrouted(rabbit: Node) -> 
             consume={topology.UNROUTED_QUEUE: 1},
             heard=heard,
         ),
-        mqtt(rabbit.mqtt_url("agent-1"), "agent-1") as agent,
+        mqtt(rabbit.mqtt_url("wire-1"), "wire-1") as agent,
     ):
         await agent.publish(topic, b"lost?")
         # Other tests publish what nobody takes as well.
@@ -69,13 +69,13 @@ async def test_a_rejected_request_lands_among_the_dead_with_its_key(
     consume = {"infer.dying.norm": 1, topology.DEAD_QUEUE: 1}
     async with (
         amqp(rabbit.amqp_url("worker"), queues=queues, consume=consume, heard=heard),
-        mqtt(rabbit.mqtt_url("agent-1"), "agent-1") as agent,
+        mqtt(rabbit.mqtt_url("wire-1"), "wire-1") as agent,
     ):
-        await agent.publish(topics.requests("agent-1", "dying", Priority.NORM), b"x")
+        await agent.publish(topics.requests("wire-1", "dying", Priority.NORM), b"x")
         await (await heard.delivery()).reject(requeue=False)
         dead = await heard.delivery()
         assert dead.queue == topology.DEAD_QUEUE
-        assert dead.routing_key == "e1.agent-1.up.req.dying.norm"
+        assert dead.routing_key == "e1.wire-1.up.req.dying.norm"
         await dead.ack()
 
 
@@ -83,59 +83,57 @@ async def test_results_reach_the_agent_they_are_for_and_no_other(rabbit: Node) -
     one, other = Heard(), Heard()
     result = Result(id="r1", device="d1", model="m", status=Status.OK)
     async with (
+        mqtt(rabbit.mqtt_url("wire-1"), "wire-1", topics.downlink("wire-1"), heard=one),
         mqtt(
-            rabbit.mqtt_url("agent-1"), "agent-1", topics.downlink("agent-1"), heard=one
-        ),
-        mqtt(
-            rabbit.mqtt_url("agent-2"),
-            "agent-2",
-            topics.downlink("agent-2"),
+            rabbit.mqtt_url("wire-2"),
+            "wire-2",
+            topics.downlink("wire-2"),
             heard=other,
         ),
         amqp(rabbit.amqp_url("worker")) as worker,
     ):
-        await worker.publish("e1.agent-1.dn.res", codec.encode(result))
+        await worker.publish("e1.wire-1.dn.res", codec.encode(result))
         topic, payload = await one.message()
-        await worker.publish("e1.agent-2.dn.res", b"after")
+        await worker.publish("e1.wire-2.dn.res", b"after")
 
         assert (await other.message())[1] == b"after"
-        assert topic == topics.results("agent-1")
+        assert topic == topics.results("wire-1")
         assert codec.decode(payload, Result).items == (result,)
 
 
 async def test_results_wait_for_an_agent_that_is_away(rabbit: Node) -> None:
     heard = Heard()
-    url, topic = rabbit.mqtt_url("agent-3"), topics.downlink("agent-3")
-    async with mqtt(url, "agent-3", topic):
+    url, topic = rabbit.mqtt_url("wire-3"), topics.downlink("wire-3")
+    async with mqtt(url, "wire-3", topic):
         pass
     async with amqp(rabbit.amqp_url("worker")) as worker:
         for number in range(50):
-            await worker.publish("e1.agent-3.dn.res", bytes([number]))
+            await worker.publish("e1.wire-3.dn.res", bytes([number]))
 
-    async with mqtt(url, "agent-3", topic, heard=heard):
+    async with mqtt(url, "wire-3", topic, heard=heard):
         got = [(await heard.message())[1] for _ in range(50)]
     assert got == [bytes([number]) for number in range(50)]
 
 
 async def test_the_fleet_may_hint_but_not_answer_requests(rabbit: Node) -> None:
     heard = Heard()
-    topic = topics.downlink("agent-2")
+    topic = topics.downlink("wire-2")
     async with (
-        mqtt(rabbit.mqtt_url("agent-2"), "agent-2", topic, heard=heard),
+        mqtt(rabbit.mqtt_url("wire-2"), "wire-2", topic, heard=heard),
         amqp(rabbit.amqp_url("fleet")) as fleet,
     ):
         hint = codec.encode(Command(action="desired_changed"))
-        await fleet.publish("e1.agent-2.dn.cmd", hint)
-        assert await heard.message() == (topics.commands("agent-2"), hint)
+        await fleet.publish("e1.wire-2.dn.cmd", hint)
+        assert await heard.message() == (topics.commands("wire-2"), hint)
         with pytest.raises(AmqpDown):
-            await fleet.publish("e1.agent-2.up.req.m.norm", b"x", timeout_s=10)
+            await fleet.publish("e1.wire-2.up.req.m.norm", b"x", timeout_s=10)
 
 
 @pytest.mark.parametrize(
     "topic",
     [
-        pytest.param("e1/agent-2/up/get", id="as another agent"),
-        pytest.param("e1/agent-1/dn/res", id="as the pool"),
+        pytest.param("e1/wire-2/up/get", id="as another agent"),
+        pytest.param("e1/wire-1/dn/res", id="as the pool"),
         pytest.param("infer/x/y", id="outside the wire"),
     ],
 )
@@ -150,12 +148,12 @@ async def test_an_agent_cannot_publish_but_under_its_own_name(
             consume={topology.GET_QUEUE: 10, topology.UNROUTED_QUEUE: 10},
             heard=heard,
         ),
-        mqtt(rabbit.mqtt_url("agent-1"), "agent-1") as agent,
+        mqtt(rabbit.mqtt_url("wire-1"), "wire-1") as agent,
     ):
         with pytest.raises(LinkDown):
             await agent.publish(topic, b"forged")
         await agent.wait_up()
-        await agent.publish("e1/agent-1/up/get", b"honest")
+        await agent.publish("e1/wire-1/up/get", b"honest")
         bodies: list[bytes] = []
         while b"honest" not in bodies:
             delivery = await heard.delivery()
@@ -175,30 +173,30 @@ async def test_an_agent_cannot_take_another_name_with_dots_inside_a_level(
             consume={topology.GET_QUEUE: 10},
             heard=heard,
         ),
-        mqtt(rabbit.mqtt_url("agent-1"), "agent-1") as agent,
+        mqtt(rabbit.mqtt_url("wire-1"), "wire-1") as agent,
     ):
         # RabbitMQ 3.10 routes a dot as it routes a slash, 4.x the other way round.
-        for topic in ("e1/agent-1.up.agent-2/up/get", "e1/agent-1.up/get"):
+        for topic in ("e1/wire-1.up.wire-2/up/get", "e1/wire-1.up/get"):
             await agent.publish(topic, b"forged")
-        await agent.publish("e1/agent-1/up/get", b"honest")
+        await agent.publish("e1/wire-1/up/get", b"honest")
         delivery = await heard.delivery()
         while delivery.body != b"honest":
-            assert topics.read_agent(delivery.routing_key) in {"agent-1", None}
+            assert topics.read_agent(delivery.routing_key) in {"wire-1", None}
             await delivery.ack()
             delivery = await heard.delivery()
         await delivery.ack()
 
 
 @pytest.mark.parametrize(
-    "topic", ["e1/agent-2/dn/#", "e1/+/dn/res", "#", "e1/agent-1/up/#"]
+    "topic", ["e1/wire-2/dn/#", "e1/+/dn/res", "#", "e1/wire-1/up/#"]
 )
 async def test_an_agent_cannot_listen_to_what_is_not_its_own(
     rabbit: Node, topic: str
 ) -> None:
     heard = Heard()
     link = MqttLink(
-        MqttTarget.from_url(rabbit.mqtt_url("agent-1")),
-        client_id="agent-1",
+        MqttTarget.from_url(rabbit.mqtt_url("wire-1")),
+        client_id="wire-1",
         subscriptions=[topic],
         on_message=heard.on_message,
         on_change=heard.on_change,
@@ -207,7 +205,7 @@ async def test_an_agent_cannot_listen_to_what_is_not_its_own(
     )
     async with running(link.run), amqp(rabbit.amqp_url("worker")) as worker:
         await until(lambda: link.last_error)
-        await worker.publish("e1.agent-2.dn.res", b"secret")
+        await worker.publish("e1.wire-2.dn.res", b"secret")
 
         assert link.last_error is not None
         assert repr(topic) in link.last_error
@@ -218,29 +216,29 @@ async def test_an_agent_cannot_listen_to_what_is_not_its_own(
 
 async def test_an_agent_cannot_read_the_session_of_another(rabbit: Node) -> None:
     thief, owner = Heard(), Heard()
-    url, topic = rabbit.mqtt_url("agent-4"), topics.downlink("agent-4")
-    async with mqtt(url, "agent-4", topic):
+    url, topic = rabbit.mqtt_url("wire-4"), topics.downlink("wire-4")
+    async with mqtt(url, "wire-4", topic):
         pass
     async with amqp(rabbit.amqp_url("worker")) as worker:
-        await worker.publish("e1.agent-4.dn.res", b"private")
+        await worker.publish("e1.wire-4.dn.res", b"private")
     link = MqttLink(
-        MqttTarget.from_url(rabbit.mqtt_url("agent-1")),
-        client_id="agent-4",
-        subscriptions=[topics.downlink("agent-1")],
+        MqttTarget.from_url(rabbit.mqtt_url("wire-1")),
+        client_id="wire-4",
+        subscriptions=[topics.downlink("wire-1")],
         on_message=thief.on_message,
         backoff=quick(),
     )
     async with running(link.run):
         await until(lambda: link.last_error)
 
-    async with mqtt(url, "agent-4", topic, heard=owner):
+    async with mqtt(url, "wire-4", topic, heard=owner):
         assert (await owner.message())[1] == b"private"
     assert thief.messages.empty()
 
 
 @pytest.mark.parametrize(
     ("username", "password"),
-    [("agent-1", "wrong"), ("nobody", "x"), ("guest", "guest"), (None, None)],
+    [("wire-1", "wrong"), ("nobody", "x"), ("guest", "guest"), (None, None)],
 )
 async def test_strangers_are_refused_and_told_to_check_their_credentials(
     rabbit: Node, username: str | None, password: str | None

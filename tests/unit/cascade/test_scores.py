@@ -43,7 +43,9 @@ def test_probabilities_sum_to_one_and_keep_the_order_of_the_logits(
 ) -> None:
     p = softmax(output)
     assert np.allclose(p.sum(axis=-1), 1)
-    assert (p.argmax(axis=-1) == output.argmax(axis=-1)).all()
+    # Logits that differ by less than a probability can show may tie.
+    most = output.argmax(axis=-1, keepdims=True)
+    assert (np.take_along_axis(p, most, axis=-1)[..., 0] == p.max(axis=-1)).all()
 
 
 def test_scores_of_a_known_answer_are_the_textbook_ones() -> None:

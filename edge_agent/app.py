@@ -22,7 +22,7 @@ import structlog
 
 from broker import topics
 from broker.messages import Priority, Report
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt import LinkDown, MqttLink, MqttTarget
 from bundle.pack import BundleRejected
 from bundle.trust import load_public_keys
 from edge_agent.adapters.control import ControlServer, only_agent_of
@@ -78,9 +78,13 @@ class _NoLink:
     up = False
 
     async def publish(
-        self, topic: str, payload: bytes, *, timeout_s: float = 10.0
+        self,
+        topic: str,
+        payload: bytes,  # noqa: ARG002 - a link's arguments
+        *,
+        timeout_s: float = 10.0,  # noqa: ARG002 - a link's arguments
     ) -> None:
-        raise NotImplementedError(f"no cloud to publish {topic} to")
+        raise LinkDown(f"this agent has no cloud to publish {topic} to")
 
 
 class Agent:

@@ -181,7 +181,7 @@ class Uplink:
         """The stored request with today's attempt and the pool's clock."""
         try:
             request = Request.model_validate(unpack(spill.request))
-        except (WireError, ValueError) as error:  # pragma: no cover - our own bytes
+        except (WireError, ValueError) as error:
             log.error("stored_request_unreadable", id=spill.id, error=str(error))
             return spill.request
         return pack(

@@ -70,12 +70,14 @@ class Infer:
         self._replies = replies
         self._clock = clock
         self._changed = asyncio.Event()
+        self._batches: asyncio.TaskGroup | None = None
 
     def offer(self, items: Iterable[Item[Held]]) -> None:
-        """Let requests wait for their batch."""
+        """Let requests wait for their batch, which may start before this returns."""
         for item in items:
             self._batcher.add(item)
-        self._changed.set()
+        if self._batches is None or self._start_batches(self._batches) is not None:
+            self._changed.set()
 
     def wake(self) -> None:
         """Look again: the runner has come back."""
@@ -85,6 +87,7 @@ class Infer:
         """Run batches, for ever."""
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as batches:
+            self._batches = batches
             while True:
                 wait_s = self._start_batches(batches)
                 alarm = None
@@ -123,7 +126,13 @@ class Infer:
             first.inputs.signature,
             [item.work.inputs.buffers for item in batch],
         )
-        batches.create_task(self._collect(batches, batch, outputs, now))
+        if outputs.done():
+            # It ran inline, where nothing idles while its results are written up.
+            self._take(batch, outputs, now, self._clock.monotonic())
+            # After the runner's own callback, which counts it as ended.
+            outputs.add_done_callback(lambda _: self._changed.set())
+        else:
+            batches.create_task(self._collect(batches, batch, outputs, now))
 
     async def _collect(
         self,
@@ -132,17 +141,28 @@ class Infer:
         running: asyncio.Future[BatchOutputs],
         started_s: float,
     ) -> None:
+        # The runner itself bounds the time.
+        await asyncio.wait((running,))
+        done_s = self._clock.monotonic()
+        # The runner first: it should not idle while results are written up.
+        if running.exception() is None and self._start_batches(batches) is not None:
+            self._changed.set()
+        self._take(batch, running, started_s, done_s)
+
+    def _take(
+        self,
+        batch: Batch,
+        done: asyncio.Future[BatchOutputs],
+        started_s: float,
+        done_s: float,
+    ) -> None:
+        """Write up what the runner made of a batch."""
         try:
-            # The runner itself bounds the time.
-            outputs = await running
+            outputs = done.result()
         except BatchFailed as error:
             self._retry_or_fail(batch, error)
             self._changed.set()
             return
-        done_s = self._clock.monotonic()
-        # The runner first: it should not idle while results are written up.
-        if self._start_batches(batches) is not None:
-            self._changed.set()
         waited_ms = (started_s - batch[0].work.parcel.delivery.received_at) * 1000
         self._replies.stamps.waited(max(waited_ms, 0.0))
         self._replies.finish(

@@ -191,7 +191,7 @@ class Outbox:
             # The same id twice in one group: the second is a resend of the first.
             accepted.set_result(Recorded(Stage.OPEN, twin.spill.encoding))
             return accepted
-        self._check_room(len(spill.request))
+        self.check_room(len(spill.request))
         self._open_rows += 1
         self._open_bytes += len(spill.request)
         self._fresh[spill.key] = _Fresh(spill, accepted, self._loop.time())
@@ -201,7 +201,12 @@ class Outbox:
             self._start_group()
         return accepted
 
-    def _check_room(self, size: int) -> None:
+    def check_room(self, size: int) -> None:
+        """Return if `accept` would take a request of `size` bytes now.
+
+        Raises:
+            OutboxFull: a limit is reached; says which.
+        """
         if self._open_rows >= self._max_rows:
             raise OutboxFull(f"the outbox holds {self._open_rows} requests, its limit")
         if self._open_bytes + size > self._max_bytes:

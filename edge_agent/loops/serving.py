@@ -194,12 +194,15 @@ class Serving:
             )
         spill = self._stored(request, doubt, channel, began_ms)
         try:
+            self._outbox.check_room(len(spill.request))
+            self._outcomes.expect(spill)
+            if spill.attempt:
+                # Before the row, so that the pool works while it is written up.
+                self._uplink.offer(spill)
             accepted = self._outbox.accept(spill)
         except OutboxFull as error:
+            self._outcomes.forget(spill.key)
             return self._fall_back(request, doubt, str(error))
-        self._outcomes.expect(spill)
-        if spill.attempt:
-            self._uplink.offer(spill)
         self.spilled[doubt.route.reason] += 1
         return OnItsWay(spill, accepted)
 

@@ -33,6 +33,7 @@ MAX_TEXT_BYTES: Final = 64 * 1024
 # Lists and maps in one item or envelope. An empty list is one byte on the wire and
 # 64 in memory: without this, 16 MB of them take 1 GB and seconds.
 MAX_PARTS: Final = 1024
+SHORT_BYTES: Final = 8 * 1024
 
 KINDS: Final[dict[type[Message], str]] = {
     Request: "req",
@@ -77,6 +78,19 @@ def _refuse_ext(code: int, _data: bytes) -> Any:  # noqa: ANN401 - msgpack's hoo
     raise WireError(f"MessagePack extension type {code} is not part of the wire")
 
 
+class _PartCounter:
+    """Bounds the lists and maps of one value, each of which costs memory of its own."""
+
+    def __init__(self) -> None:
+        self._parts = 0
+
+    def __call__(self, part: Any) -> Any:  # noqa: ANN401 - msgpack's hook type
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise WireError(f"more than {MAX_PARTS} lists and maps in one value")
+        return part
+
+
 def unpack(payload: bytes, *, max_bytes: int = MAX_ENVELOPE_BYTES) -> Any:  # noqa: ANN401
     """Read one MessagePack value of at most `max_bytes`.
 
@@ -86,15 +100,8 @@ def unpack(payload: bytes, *, max_bytes: int = MAX_ENVELOPE_BYTES) -> Any:  # no
     """
     if len(payload) > max_bytes:
         raise WireError(f"{len(payload)} bytes is over the limit of {max_bytes}")
-    parts = 0
-
-    def count(part: Any) -> Any:  # noqa: ANN401 - msgpack's hook type
-        nonlocal parts
-        parts += 1
-        if parts > MAX_PARTS:
-            raise WireError(f"more than {MAX_PARTS} lists and maps in one value")
-        return part
-
+    # A short payload cannot hold enough parts to matter, and counting costs a call each.
+    count = None if len(payload) <= SHORT_BYTES else _PartCounter()
     try:
         return msgpack.unpackb(
             payload,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 
 def uuid7(wall_ms: int, random_bytes: bytes) -> str:
     """A UUID version 7 as text, valid as an id of the wire.
@@ -17,4 +15,5 @@ def uuid7(wall_ms: int, random_bytes: bytes) -> str:
     bits = bytearray(wall_ms.to_bytes(6, "big") + random_bytes[:10])
     bits[6] = 0x70 | bits[6] & 0x0F
     bits[8] = 0x80 | bits[8] & 0x3F
-    return str(uuid.UUID(bytes=bytes(bits)))
+    text = bits.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -103,6 +103,15 @@ class _Client(aiomqtt.Client):
     abandoned = False
     owes_puback = False
 
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 - aiomqtt's own
+        hand_over: Callable[[str, bytes], None],
+        **kwargs: Any,  # noqa: ANN401 - aiomqtt's own
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.hand_over = hand_over
+
     @override
     async def __aenter__(self) -> Self:
         await super().__aenter__()
@@ -145,8 +154,11 @@ class _Client(aiomqtt.Client):
             self._flush(sock)
 
     @override
-    def _on_message(self, *args: Any, **kwargs: Any) -> None:
-        super()._on_message(*args, **kwargs)
+    def _on_message(
+        self, client: paho.Client, userdata: Any, message: paho.MQTTMessage
+    ) -> None:
+        # Handed over at once: no queue, and no task or wait for each message.
+        self.hand_over(message.topic, bytes(message.payload))
         self.owes_puback = True
 
     def begin(self, topic: str, payload: bytes) -> asyncio.Event:
@@ -229,7 +241,6 @@ class MqttLink:
         self._unconfirmed = 0
         self._stalled = asyncio.Event()
         self._asking: str | None = None
-        self._queue_type = _direct_queue(self._deliver)
 
     @property
     def up(self) -> bool:
@@ -349,7 +360,7 @@ class MqttLink:
             username=target.username,
             password=target.password,
             identifier=self._client_id,
-            queue_type=self._queue_type,
+            hand_over=self._deliver,
             protocol=aiomqtt.ProtocolVersion.V311,
             clean_session=not self._persistent,
             timeout=CONNECT_TIMEOUT_S,
@@ -403,14 +414,12 @@ class MqttLink:
             if not deadline.expired():
                 deadline.reschedule(now)
 
-    def _deliver(self, message: aiomqtt.Message) -> None:
+    def _deliver(self, topic: str, payload: bytes) -> None:
         try:
-            self._on_message(message.topic.value, message.payload)
+            self._on_message(topic, payload)
         except Exception:
             log.exception(
-                "a message was not handled",
-                link=self._standing.name,
-                topic=message.topic.value,
+                "a message was not handled", link=self._standing.name, topic=topic
             )
 
     def _why_unconnected(self, error: Exception) -> str:
@@ -449,19 +458,6 @@ async def _until_lost(client: _Client) -> None:
     # Messages go to `_deliver`; the iterator itself only ever reports the loss.
     async for message in client.messages:
         log.error("a message came by a way that is not used", topic=message.topic.value)
-
-
-def _direct_queue(
-    deliver: Callable[[aiomqtt.Message], None],
-) -> type[asyncio.Queue[aiomqtt.Message]]:
-    """A "queue" that hands each message over at once: no task and no wait for each."""
-
-    class Direct(asyncio.Queue[aiomqtt.Message]):
-        @override
-        def put_nowait(self, item: aiomqtt.Message) -> None:
-            deliver(item)
-
-    return Direct
 
 
 def _code(answer: object) -> int:

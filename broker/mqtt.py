@@ -177,7 +177,8 @@ class _Client(aiomqtt.Client):
         client = self._client
         with contextlib.suppress(OSError):  # the reader learns of it too
             client.loop_write()
-        if client.want_write() and not self.abandoned:
+        # A socket that was closed meanwhile has no number for the selector.
+        if client.want_write() and not self.abandoned and sock.fileno() >= 0:
             super()._on_socket_register_write(client, None, sock)
 
     def abandon(self) -> None:

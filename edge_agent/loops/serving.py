@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from typing import Final
 
 import structlog
 
@@ -25,13 +25,7 @@ from edge_agent.adapters.litert import (
     RunnerClosed,
     RunnerFull,
 )
-from edge_agent.adapters.outbox import (
-    Committed,
-    Outbox,
-    OutboxFull,
-    Overtaken,
-    Recorded,
-)
+from edge_agent.adapters.outbox import Accepted, Outbox, OutboxFull
 from edge_agent.core.answers import Answer, AnswerStatus, Array, Source
 from edge_agent.core.arrays import NotAnArray
 from edge_agent.core.delivery import Channel
@@ -53,7 +47,6 @@ log = structlog.get_logger(__name__)
 # Decoding more than this takes milliseconds, so it leaves the event loop.
 INLINE_PIXELS: Final = 128 * 128
 
-Accepted: TypeAlias = asyncio.Future[Committed | Overtaken | Recorded]
 REFUSALS: Final = (BadRequest, BadInput, NotAnArray, UnreadableImage, RunnerFull)
 
 

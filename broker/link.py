@@ -59,7 +59,12 @@ class Standing:
         await self._up.wait()
 
     def rise(self) -> None:
-        """The link works from now on."""
+        """The link works from now on.
+
+        Raises:
+            asyncio.CancelledError: the task was cancelled and a library lost it.
+        """
+        _honour_cancellation()
         self._since_s = asyncio.get_running_loop().time()
         self.last_error = None
         self._up.set()
@@ -83,7 +88,12 @@ class Standing:
         return self._up.is_set() and held_s >= STABLE_S
 
     async def pause(self, error: str) -> None:
-        """Say what keeps the link down, once for each cause, and wait before a retry."""
+        """Say what keeps the link down, once for each cause, and wait before a retry.
+
+        Raises:
+            asyncio.CancelledError: the task was cancelled, be it before this call.
+        """
+        _honour_cancellation()
         wait_s = self._backoff.next_s()
         report = log.warning if error != self.last_error else log.debug
         report("link down", link=self.name, error=error, retry_in_s=round(wait_s, 2))
@@ -97,6 +107,17 @@ class Standing:
             self._on_change(up)
         except Exception:
             log.exception("a link's on_change failed", link=self.name, up=up)
+
+
+def _honour_cancellation() -> None:
+    """Raise the cancellation that a library swallowed.
+
+    Until Python 3.12 `asyncio.wait_for`, which aiomqtt and aiormq await, forgets one
+    that comes in the turn of the loop in which its awaitable is done.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def why_unreachable(where: str, error: BaseException) -> str:

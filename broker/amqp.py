@@ -38,6 +38,7 @@ from aiormq.exceptions import (
 from pamqp.commands import Basic
 from yarl import URL
 
+from broker.acks import Acks
 from broker.backoff import Backoff
 from broker.link import (
     BadUrl,
@@ -64,6 +65,10 @@ CONNECT_TIMEOUT_S: Final = 10.0
 SETUP_TIMEOUT_S: Final = 60.0
 CALL_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
+# How long an acknowledgement may wait for others to travel with, and the share of
+# the prefetch that may, so that waiting never keeps the next delivery back.
+ACK_DELAY_S: Final = 0.01
+ACK_SHARE: Final = 4
 PERSISTENT: Final = 2
 
 # What aio-pika lets through when a connection is gone or a call is refused; an
@@ -73,6 +78,45 @@ _LOST: Final = (AMQPError, OSError, EOFError, RuntimeError)
 
 class NoSuchQueue(LookupError):
     """The broker has no queue of that name."""
+
+
+class _Consumer:
+    """One queue being consumed on a channel of its own."""
+
+    def __init__(self, queue: str, channel: Channel, prefetch: int) -> None:
+        self.queue = queue
+        self.channel = channel
+        self.tag = ""
+        self._acks = Acks()
+        self._most_owed = max(1, prefetch // ACK_SHARE)
+
+    @property
+    def alive(self) -> bool:
+        """Whether deliveries of it can still be settled."""
+        return not self.channel.is_closed
+
+    @property
+    def owes_many(self) -> bool:
+        """Whether acknowledgements should not wait for more company."""
+        return self._acks.owed >= self._most_owed
+
+    def finish(self, tag: int) -> None:
+        """Owe the broker an acknowledgement."""
+        self._acks.finish(tag)
+
+    async def reject(self, tag: int, *, requeue: bool) -> None:
+        """Give a delivery back."""
+        await self.channel.basic_reject(tag, requeue=requeue, wait=False)
+        # Only now: an acknowledgement of later ones would cover it too.
+        self._acks.settled(tag)
+
+    async def acknowledge(self) -> None:
+        """Tell the broker all that is owed; returns when it is written."""
+        due = self._acks.take()
+        if due.up_to:
+            await self.channel.basic_ack(due.up_to, multiple=True)
+        for tag in due.alone:
+            await self.channel.basic_ack(tag)
 
 
 class Delivery:
@@ -88,7 +132,8 @@ class Delivery:
     """
 
     __slots__ = (
-        "_channel",
+        "_consumer",
+        "_on_ack",
         "_settled",
         "_tag",
         "body",
@@ -100,32 +145,36 @@ class Delivery:
     )
 
     def __init__(
-        self, queue: str, message: DeliveredMessage, received_at: float
+        self,
+        consumer: _Consumer,
+        message: DeliveredMessage,
+        on_ack: Callable[[_Consumer], None],
     ) -> None:
-        self.queue = queue
+        self.queue = consumer.queue
         self.routing_key = message.routing_key or ""
         self.body = message.body
         self.headers: Mapping[str, Any] = message.header.properties.headers or {}
         self.redelivered = bool(message.redelivered)
-        self.received_at = received_at
-        self._channel = message.channel
+        self.received_at = time.monotonic()
+        self._consumer = consumer
+        self._on_ack = on_ack
         self._tag = message.delivery_tag or 0
         self._settled = False
 
     @property
     def live(self) -> bool:
         """Whether it can still be settled: not yet, and its channel is open."""
-        return not (self._settled or self._channel.is_closed)
+        return not self._settled and self._consumer.alive
 
-    async def ack(self) -> None:
-        """Tell the broker to forget it.
+    def ack(self) -> None:
+        """Have the broker forget it, together with others and within milliseconds.
 
         Does nothing when it was settled before or its channel is gone: the broker
         has then queued it again, and a tag means nothing on another channel.
         """
         if self._settle():
-            with contextlib.suppress(*_LOST):
-                await self._channel.basic_ack(self._tag, wait=False)
+            self._consumer.finish(self._tag)
+            self._on_ack(self._consumer)
 
     async def reject(self, requeue: bool) -> None:
         """Give it back, to be delivered again (`requeue`) or dead-lettered.
@@ -134,7 +183,7 @@ class Delivery:
         """
         if self._settle():
             with contextlib.suppress(*_LOST):
-                await self._channel.basic_reject(self._tag, requeue=requeue, wait=False)
+                await self._consumer.reject(self._tag, requeue=requeue)
 
     def _settle(self) -> bool:
         if not self.live:
@@ -192,7 +241,9 @@ class AmqpLink:
         self._outlet: Channel | None = None
         self._inspector: Channel | None = None
         self._inspecting = asyncio.Lock()
-        self._consumers: list[tuple[Channel, str]] = []
+        self._consumers: list[_Consumer] = []
+        self._owing = asyncio.Event()
+        self._owing_many = asyncio.Event()
         self._stopped = False
 
     @property
@@ -219,6 +270,7 @@ class AmqpLink:
         async with asyncio.TaskGroup() as sides:
             sides.create_task(_endure(self._inward, self._consume_once))
             sides.create_task(_endure(self._outward, self._publish_once))
+            sides.create_task(self._acknowledge_for_ever())
 
     async def publish(
         self,
@@ -268,9 +320,9 @@ class AmqpLink:
     async def stop_consuming(self) -> None:
         """Take no further deliveries, for good; those taken can still be settled."""
         self._stopped = True
-        for channel, tag in self._consumers:
+        for each in self._consumers:
             with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
-                await channel.basic_cancel(tag, timeout=CALL_TIMEOUT_S)
+                await each.channel.basic_cancel(each.tag, timeout=CALL_TIMEOUT_S)
 
     async def depth(self, queue: str) -> int:
         """How many messages of `queue` are ready to be delivered.
@@ -351,9 +403,12 @@ class AmqpLink:
                     async with asyncio.timeout(SETUP_TIMEOUT_S):
                         await self._start_consumers(connection, cancelled)
                 self._inward.rise()
-                channels = [channel for channel, _ in self._consumers]
+                channels = [each.channel for each in self._consumers]
                 await self._until_ended(connection, channels, cancelled)
             finally:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                        await self._acknowledge()
                 self._inlet = self._inspector = None
                 self._consumers = []
                 self._inward.fall()
@@ -391,25 +446,52 @@ class AmqpLink:
                 partial(self._on_cancelled, queue, cancelled)
             )
             await channel.basic_qos(prefetch_count=prefetch)
+            consumer = _Consumer(queue, channel, prefetch)
+            self._consumers.append(consumer)  # a delivery may come before the answer
             try:
-                ok = await channel.basic_consume(queue, partial(self._receive, queue))
+                ok = await channel.basic_consume(
+                    queue, partial(self._receive, consumer)
+                )
             except (ChannelNotFoundEntity, ChannelAccessRefused) as error:
                 raise LinkDown(
                     f"cannot consume queue {queue!r} at {self._where} "
                     f"({_text(error)}): declare it or give user {self._url.user!r} "
                     "permission to read it"
                 ) from error
-            self._consumers.append((channel, str(ok.consumer_tag)))
+            consumer.tag = str(ok.consumer_tag)
 
-    async def _receive(self, queue: str, message: DeliveredMessage) -> None:
-        delivery = Delivery(queue, message, time.monotonic())
+    async def _receive(self, consumer: _Consumer, message: DeliveredMessage) -> None:
+        delivery = Delivery(consumer, message, self._note_ack)
         try:
             await self._on_delivery(delivery)  # type: ignore[misc] # set when consuming
         except LinkDown as error:
             # Its channel went too, or it stays unacknowledged: it comes again.
-            log.info("a delivery was dropped", queue=queue, error=str(error))
+            log.info("a delivery was dropped", queue=consumer.queue, error=str(error))
         except Exception:
-            log.exception("a delivery was not handled", link=self._name, queue=queue)
+            log.exception(
+                "a delivery was not handled", link=self._name, queue=consumer.queue
+            )
+
+    def _note_ack(self, consumer: _Consumer) -> None:
+        self._owing.set()
+        if consumer.owes_many:
+            self._owing_many.set()
+
+    async def _acknowledge_for_ever(self) -> None:
+        while True:
+            await self._owing.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ACK_DELAY_S):
+                    await self._owing_many.wait()
+            await self._acknowledge()
+
+    async def _acknowledge(self) -> None:
+        """Tell the broker of all that was finished since the last time."""
+        self._owing.clear()
+        self._owing_many.clear()
+        for each in self._consumers:
+            with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
+                await each.acknowledge()
 
     def _on_cancelled(
         self, queue: str, cancelled: asyncio.Future[None], _: object

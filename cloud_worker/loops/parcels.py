@@ -45,7 +45,7 @@ class Delivery(Protocol):
         """Whether it can still be acknowledged."""
         ...
 
-    async def ack(self) -> None:
+    def ack(self) -> None:
         """Tell the broker to forget it."""
         ...
 
@@ -119,11 +119,11 @@ class Parcel:
         """Whether working on it is of use: else the broker delivers it again."""
         return self.delivery.live
 
-    async def settle(self) -> None:
+    def settle(self) -> None:
         """One request's result is confirmed; the last one acknowledges them all."""
         self._open -= 1
         if self._open == 0:
-            await self.delivery.ack()
+            self.delivery.ack()
         self._room.give(1)
 
     def drop(self) -> None:

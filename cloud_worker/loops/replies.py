@@ -108,6 +108,6 @@ class Replies:
         self._send_finished()
         for parcel in reply.settles:
             if confirmed:
-                await parcel.settle()
+                parcel.settle()
             else:
                 parcel.drop()

@@ -104,7 +104,7 @@ class SideQueues:
             routing_key=delivery.routing_key[:200],
             size_bytes=len(delivery.body),
         )
-        await delivery.ack()
+        delivery.ack()
 
     def _may_go_again(self, delivery: Delivery, address: RequestAddress) -> bool:
         return (
@@ -122,7 +122,7 @@ class SideQueues:
             timeout_s=self._timeout_s,
         )
         if confirmed:
-            await delivery.ack()
+            delivery.ack()
 
     async def _answer_dead(self, delivery: Delivery, address: RequestAddress) -> None:
         death = read_death(delivery.headers)
@@ -149,7 +149,7 @@ class SideQueues:
                 size_bytes=len(delivery.body),
                 first_bytes=delivery.body[:64].hex(),
             )
-            await delivery.ack()
+            delivery.ack()
             return
         await self._room.wait()
         parcel = Parcel(delivery, address.agent, len(subjects), self._room)

@@ -42,13 +42,13 @@ class Updates:
         agent = read_agent(delivery.routing_key)
         if agent is None:
             log.warning("get refused", routing_key=delivery.routing_key[:200])
-            await delivery.ack()
+            delivery.ack()
             return
         try:
             envelope = decode(delivery.body, Get)
         except WireError as error:
             log.warning("get refused", agent=agent, reason=str(error))
-            await delivery.ack()
+            delivery.ack()
             return
         for bad in envelope.bad:
             log.warning("get refused", agent=agent, reason=bad.reason)
@@ -65,7 +65,7 @@ class Updates:
             )
             if not confirmed:
                 return
-        await delivery.ack()
+        delivery.ack()
 
     def _read(self, agent: str, get: Get) -> Blob:
         asked = Blob(

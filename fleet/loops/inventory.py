@@ -36,7 +36,7 @@ class Delivered(Protocol):
     routing_key: str
     body: bytes
 
-    async def ack(self) -> None:
+    def ack(self) -> None:
         """Tell the broker to forget it."""
         ...
 
@@ -101,7 +101,7 @@ class Inventory:
             changed = await self._write(said)
             # Ack last: a crash here writes the same again, but forgets nothing.
             for delivery in batch:
-                await delivery.ack()
+                delivery.ack()
                 self._taken.task_done()
             if changed:
                 await self._hint(changed)

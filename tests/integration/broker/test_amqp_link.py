@@ -41,8 +41,8 @@ async def test_a_confirmed_message_is_delivered_with_all_that_was_sent(
         assert delivery.headers["x-why"] == "test"
         assert not delivery.redelivered
         assert before <= delivery.received_at <= time.monotonic()
-        await delivery.ack()
-        await delivery.ack()
+        delivery.ack()
+        delivery.ack()
     assert heard.changes == [True, False]
 
 
@@ -57,7 +57,7 @@ async def test_what_was_acknowledged_is_gone_and_the_rest_comes_again(
         for body in (b"0", b"1", b"2"):
             await link.publish(key, body)
         deliveries = [await first.delivery() for _ in range(3)]
-        await deliveries[1].ack()
+        deliveries[1].ack()
         # Not yet gone for certain: an acknowledgement has no answer.
         await link.publish(key, b"3")
         deliveries.append(await first.delivery())
@@ -68,12 +68,58 @@ async def test_what_was_acknowledged_is_gone_and_the_rest_comes_again(
         assert all(each.redelivered for each in again)
         # The old tags mean other messages here: settling them must do nothing.
         for stale in deliveries:
-            await stale.ack()
+            stale.ack()
             await stale.reject(requeue=False)
         assert link.up
         for each in again:
-            await each.ack()
+            each.ack()
     assert second.deliveries.empty()
+
+
+async def test_acknowledgements_travel_together_and_all_arrive(rabbit: Node) -> None:
+    heard = Heard()
+    queue, key = norm_queue("together")
+    url = rabbit.amqp_url("worker")
+    consume = {"queues": [queue], "consume": {queue.name: 100}}
+    sent = []
+    async with amqp(url, heard=heard, **consume) as link:
+        for number in range(60):
+            await link.publish(key, str(number).encode())
+        held = [await heard.delivery() for _ in range(60)]
+        channel = held[0]._consumer.channel
+        really_ack = channel.basic_ack
+
+        async def counted(tag: int, **more: Any) -> None:
+            sent.append(tag)
+            await really_ack(tag, **more)
+
+        channel.basic_ack = counted  # type: ignore[method-assign,assignment] # only counts
+        for each in held[:25]:
+            each.ack()
+        await until(lambda: sent == [25])
+        for each in held[26:]:
+            each.ack()
+        held[25].ack()
+        # The link ends with acknowledgements owed, and still tells them.
+    assert sent == [25, 60]
+
+    async with amqp(url, heard=heard, **consume) as link:
+        await link.publish(key, b"next")
+        assert (await heard.delivery()).body == b"next"
+        assert await link.depth(queue.name) == 0
+
+
+async def test_a_small_prefetch_is_never_stalled(rabbit: Node) -> None:
+    heard = Heard()
+    queue, key = norm_queue("single-file")
+    consume = {"queues": [queue], "consume": {queue.name: 1}}
+    async with amqp(rabbit.amqp_url("worker"), heard=heard, **consume) as link:
+        for number in range(50):
+            await link.publish(key, str(number).encode())
+        for number in range(50):
+            delivery = await heard.delivery()
+            assert delivery.body == str(number).encode()
+            delivery.ack()
 
 
 async def test_a_channel_that_dies_brings_its_deliveries_again(rabbit: Node) -> None:
@@ -85,12 +131,12 @@ async def test_a_channel_that_dies_brings_its_deliveries_again(rabbit: Node) -> 
         await link.publish(key, b"once")
         lost = await heard.delivery()
         # An unknown tag makes the broker close the channel.
-        await lost._channel.basic_ack(99)
+        await lost._consumer.channel.basic_ack(99)
         again = await heard.delivery()
         assert again.body == b"once"
         assert again.redelivered
-        await lost.ack()
-        await again.ack()
+        lost.ack()
+        again.ack()
         await until(lambda: link.up)
     assert heard.changes == [True, False, True, False]
 
@@ -107,7 +153,7 @@ async def test_a_rejected_delivery_comes_again_when_it_is_requeued(
         await (await heard.delivery()).reject(requeue=True)
         again = await heard.delivery()
         assert again.redelivered
-        await again.ack()
+        again.ack()
 
 
 async def test_a_queue_that_is_deleted_is_declared_and_consumed_again(
@@ -125,7 +171,7 @@ async def test_a_queue_that_is_deleted_is_declared_and_consumed_again(
         await link.publish(key, b"after")
         delivery = await heard.delivery()
         assert delivery.body == b"after"
-        await delivery.ack()
+        delivery.ack()
 
 
 async def test_each_queue_has_its_own_prefetch(rabbit: Node) -> None:
@@ -146,9 +192,9 @@ async def test_each_queue_has_its_own_prefetch(rabbit: Node) -> None:
         assert await link.depth(one.name) == 4
         assert await link.depth(other.name) == 2
         for each in held:
-            await each.ack()
+            each.ack()
         for _ in range(6):
-            await (await heard.delivery()).ack()
+            (await heard.delivery()).ack()
 
 
 async def test_after_stop_consuming_what_is_held_can_still_be_settled(
@@ -162,14 +208,14 @@ async def test_after_stop_consuming_what_is_held_can_still_be_settled(
         held = await heard.delivery()
         await link.stop_consuming()
         await link.publish(key, b"left")
-        await held.ack()
+        held.ack()
         assert await link.depth(queue.name) == 1
         assert heard.deliveries.empty()
     heard = Heard()
     async with amqp(url, queues=[queue], consume={queue.name: 5}, heard=heard):
         left = await heard.delivery()
         assert left.body == b"left"
-        await left.ack()
+        left.ack()
 
 
 async def test_the_depth_of_a_queue_that_is_not_there_is_no_number(
@@ -288,7 +334,7 @@ async def test_many_publishes_at_once_are_all_confirmed(rabbit: Node) -> None:
         for _ in range(300):
             delivery = await heard.delivery()
             seen.add(delivery.body)
-            await delivery.ack()
+            delivery.ack()
         assert len(seen) == 300
 
 

@@ -38,7 +38,7 @@ async def test_a_request_reaches_the_queue_of_its_model_and_class(rabbit: Node) 
             assert topics.read_request_key(delivery.routing_key) == (
                 topics.RequestAddress("wire-1", "routed", priority)
             )
-            await delivery.ack()
+            delivery.ack()
 
 
 async def test_a_request_that_no_queue_takes_lands_in_unrouted(rabbit: Node) -> None:
@@ -56,9 +56,9 @@ async def test_a_request_that_no_queue_takes_lands_in_unrouted(rabbit: Node) -> 
         await agent.publish(topic, b"lost?")
         # Other tests publish what nobody takes as well.
         while (delivery := await heard.delivery()).body != b"lost?":
-            await delivery.ack()
+            delivery.ack()
         assert delivery.routing_key == topics.as_routing_key(topic)
-        await delivery.ack()
+        delivery.ack()
 
 
 async def test_a_rejected_request_lands_among_the_dead_with_its_key(
@@ -76,7 +76,7 @@ async def test_a_rejected_request_lands_among_the_dead_with_its_key(
         dead = await heard.delivery()
         assert dead.queue == topology.DEAD_QUEUE
         assert dead.routing_key == "e1.wire-1.up.req.dying.norm"
-        await dead.ack()
+        dead.ack()
 
 
 async def test_results_reach_the_agent_they_are_for_and_no_other(rabbit: Node) -> None:
@@ -158,7 +158,7 @@ async def test_an_agent_cannot_publish_but_under_its_own_name(
         while b"honest" not in bodies:
             delivery = await heard.delivery()
             bodies.append(delivery.body)
-            await delivery.ack()
+            delivery.ack()
         assert b"forged" not in bodies
 
 
@@ -182,9 +182,9 @@ async def test_an_agent_cannot_take_another_name_with_dots_inside_a_level(
         delivery = await heard.delivery()
         while delivery.body != b"honest":
             assert topics.read_agent(delivery.routing_key) in {"wire-1", None}
-            await delivery.ack()
+            delivery.ack()
             delivery = await heard.delivery()
-        await delivery.ack()
+        delivery.ack()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ class Letter:
         self.body = body
         self.acked = 0
 
-    async def ack(self) -> None:
+    def ack(self) -> None:
         self.acked += 1
 
 
@@ -120,8 +120,8 @@ async def test_a_report_is_in_the_inventory_before_it_is_acknowledged(
 
     class Watching(Letter):
         @override
-        async def ack(self) -> None:
-            await super().ack()
+        def ack(self) -> None:
+            super().ack()
             seen.append("a" in home.devices())
 
     await deliver(home.inventory(), Watching(encode(report(slot("1"), runtime="x"))))

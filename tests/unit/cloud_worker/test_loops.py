@@ -65,7 +65,7 @@ class Letter:
     def live(self) -> bool:
         return self.channel_open and not self.ended
 
-    async def ack(self) -> None:
+    def ack(self) -> None:
         assert not self.ended
         if self.channel_open:
             self.ended = "acked"

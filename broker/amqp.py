@@ -45,6 +45,7 @@ from broker.link import (
     LinkDown,
     PublishTimeout,
     Standing,
+    until_cancelled,
     why_unreachable,
     without_password,
 )
@@ -110,13 +111,13 @@ class _Consumer:
         # Only now: an acknowledgement of later ones would cover it too.
         self._acks.settled(tag)
 
-    async def acknowledge(self) -> None:
-        """Tell the broker all that is owed; returns when it is written."""
+    async def acknowledge(self, *, written: bool) -> None:
+        """Tell the broker all that is owed; with `written`, return once it is sent."""
         due = self._acks.take()
         if due.up_to:
-            await self.channel.basic_ack(due.up_to, multiple=True)
+            await self.channel.basic_ack(due.up_to, multiple=True, wait=written)
         for tag in due.alone:
-            await self.channel.basic_ack(tag)
+            await self.channel.basic_ack(tag, wait=written)
 
 
 class Delivery:
@@ -268,9 +269,12 @@ class AmqpLink:
             # They log each failure in their own words; ours say it once.
             logging.getLogger(library).setLevel(logging.CRITICAL)
         async with asyncio.TaskGroup() as sides:
-            sides.create_task(_endure(self._inward, self._consume_once))
-            sides.create_task(_endure(self._outward, self._publish_once))
-            sides.create_task(self._acknowledge_for_ever())
+            for side in (
+                _endure(self._inward, self._consume_once),
+                _endure(self._outward, self._publish_once),
+                self._acknowledge_for_ever(),
+            ):
+                sides.create_task(until_cancelled(side))
 
     async def publish(
         self,
@@ -406,9 +410,8 @@ class AmqpLink:
                 channels = [each.channel for each in self._consumers]
                 await self._until_ended(connection, channels, cancelled)
             finally:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                        await self._acknowledge()
+                # Closing throws away what was not yet written.
+                await self._acknowledge(CLOSE_TIMEOUT_S, written=True)
                 self._inlet = self._inspector = None
                 self._consumers = []
                 self._inward.fall()
@@ -483,15 +486,21 @@ class AmqpLink:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ACK_DELAY_S):
                     await self._owing_many.wait()
-            await self._acknowledge()
+            await self._acknowledge(CALL_TIMEOUT_S)
 
-    async def _acknowledge(self) -> None:
+    async def _acknowledge(self, timeout_s: float, *, written: bool = False) -> None:
         """Tell the broker of all that was finished since the last time."""
         self._owing.clear()
         self._owing_many.clear()
-        for each in self._consumers:
-            with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
-                await each.acknowledge()
+        # A connection that is dead and does not know it may take frames for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for each in self._consumers:
+                    with (
+                        contextlib.suppress(*_LOST, LinkDown),
+                        _only_own_cancellation(),
+                    ):
+                        await each.acknowledge(written=written)
 
     def _on_cancelled(
         self, queue: str, cancelled: asyncio.Future[None], _: object

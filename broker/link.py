@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 import structlog
 
@@ -19,6 +19,8 @@ from broker.backoff import Backoff
 log = structlog.get_logger(__name__)
 
 STABLE_S: Final = 5.0
+# Longer than a link takes to close in good order.
+CANCEL_AGAIN_S: Final = 5.0
 
 
 class LinkDown(Exception):
@@ -59,12 +61,7 @@ class Standing:
         await self._up.wait()
 
     def rise(self) -> None:
-        """The link works from now on.
-
-        Raises:
-            asyncio.CancelledError: the task was cancelled and a library lost it.
-        """
-        _honour_cancellation()
+        """The link works from now on."""
         self._since_s = asyncio.get_running_loop().time()
         self.last_error = None
         self._up.set()
@@ -88,12 +85,7 @@ class Standing:
         return self._up.is_set() and held_s >= STABLE_S
 
     async def pause(self, error: str) -> None:
-        """Say what keeps the link down, once for each cause, and wait before a retry.
-
-        Raises:
-            asyncio.CancelledError: the task was cancelled, be it before this call.
-        """
-        _honour_cancellation()
+        """Say what keeps the link down, once for each cause, and wait before a retry."""
         wait_s = self._backoff.next_s()
         report = log.warning if error != self.last_error else log.debug
         report("link down", link=self.name, error=error, retry_in_s=round(wait_s, 2))
@@ -109,15 +101,22 @@ class Standing:
             log.exception("a link's on_change failed", link=self.name, up=up)
 
 
-def _honour_cancellation() -> None:
-    """Raise the cancellation that a library swallowed.
+async def until_cancelled(work: Coroutine[Any, Any, None]) -> None:
+    """Run a link's endless work, and end it for certain when this is cancelled.
 
-    Until Python 3.12 `asyncio.wait_for`, which aiomqtt and aiormq await, forgets one
-    that comes in the turn of the loop in which its awaitable is done.
+    Until Python 3.12 a cancellation can get lost on its way: `asyncio.wait_for`, which
+    the libraries await, and `TaskGroup` both prefer an error or a result that comes in
+    the same turn of the loop. The link would then connect again and go on for ever.
     """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(work)
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            while not task.done():
+                task.cancel()
+                await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)
+            raise
 
 
 def why_unreachable(where: str, error: BaseException) -> str:

@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import aiomqtt
@@ -27,6 +28,7 @@ from broker.link import (
     LinkDown,
     PublishTimeout,
     Standing,
+    until_cancelled,
     why_unreachable,
     without_password,
 )
@@ -34,6 +36,8 @@ from broker.link import (
 __all__ = ["BadUrl", "LinkDown", "MqttLink", "MqttTarget", "PublishTimeout"]
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 10.0
 SUBSCRIBE_TIMEOUT_S: Final = 10.0
@@ -119,6 +123,16 @@ class _Client(aiomqtt.Client):
             raise aiomqtt.MqttError("it closed the connection at once")
         self.entered = True
         return self
+
+    @override
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:
+        # Not `asyncio.wait_for`: until Python 3.12 that may forget a cancellation.
+        seconds = self.timeout if timeout is None else timeout
+        try:
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                return await fut
+        except TimeoutError:
+            raise aiomqtt.MqttError("Operation timed out") from None
 
     @override
     def _client_connect(self) -> None:
@@ -261,6 +275,9 @@ class MqttLink:
         """Connect and stay connected; only cancellation ends it."""
         # aiomqtt's own words for what ours say once.
         logging.getLogger("mqtt").setLevel(logging.CRITICAL)
+        await until_cancelled(self._endure())
+
+    async def _endure(self) -> None:
         while True:
             reason = "the connection ended"
             try:

@@ -4,56 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any
 
-from broker.backoff import Backoff
-from broker.link import Standing
+import pytest
 
-
-def _standing() -> Standing:
-    return Standing("a link", None, Backoff())
+from broker import link
+from broker.link import until_cancelled
 
 
-async def _swallow_cancellation() -> None:
-    # As Python 3.11's wait_for does when its awaitable is done in the same turn.
-    with contextlib.suppress(asyncio.CancelledError):
+async def test_a_cancellation_that_got_lost_is_given_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "CANCEL_AGAIN_S", 0.01)
+    lost = 0
+
+    async def work() -> None:
+        # As Python 3.11's wait_for does when its awaitable is done in the same turn.
+        nonlocal lost
+        for _ in range(3):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.get_running_loop().create_future()
+            lost += 1
         await asyncio.get_running_loop().create_future()
 
-
-async def _ends_when_cancelled(run: Coroutine[Any, Any, None]) -> None:
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(run)
+        task = tasks.create_task(until_cancelled(work()))
         await asyncio.sleep(0)
         task.cancel()
     assert task.cancelled()
+    assert lost == 3
 
 
-async def test_a_cancellation_lost_before_a_retry_ends_the_link() -> None:
-    standing = _standing()
+async def test_work_may_close_in_good_order() -> None:
+    closed = False
 
-    async def run() -> None:
-        await _swallow_cancellation()
-        await standing.pause("refused")
+    async def work() -> None:
+        nonlocal closed
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0.01)
+            closed = True
 
-    await _ends_when_cancelled(run())
-
-
-async def test_a_cancellation_lost_while_connecting_ends_the_link() -> None:
-    standing = _standing()
-
-    async def run() -> None:
-        await _swallow_cancellation()
-        standing.rise()
-
-    await _ends_when_cancelled(run())
-    assert not standing.up
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(until_cancelled(work()))
+        await asyncio.sleep(0)
+        task.cancel()
+    assert task.cancelled()
+    assert closed
 
 
-async def test_a_link_that_nobody_cancelled_rises_and_pauses() -> None:
-    standing = _standing()
-    standing.rise()
-    assert standing.up
-    standing.fall()
-    await standing.pause("refused")
-    assert standing.last_error == "refused"
+async def test_an_error_of_the_work_is_raised() -> None:
+    async def work() -> None:
+        raise LookupError("a defect")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await until_cancelled(work())
+    assert caught.group_contains(LookupError)

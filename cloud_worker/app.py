@@ -36,6 +36,7 @@ from cloud_worker.loops.stamps import Stamps
 from cloud_worker.loops.updates import Updates
 from cloud_worker.settings import WorkerSettings
 from lifecycle.clock import Clock, SystemClock
+from lifecycle.journal import NOBODY, Journal
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +52,7 @@ class Worker:
         settings: see `WorkerSettings`.
         clock: for deadlines and stamps.
         on_ready: called with the models once, when the first connection consumes.
+        journal: told what happens to each request.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class Worker:
         *,
         clock: Clock | None = None,
         on_ready: Callable[[tuple[ServedModel, ...]], None] = lambda _: None,
+        journal: Journal = NOBODY,
     ) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._on_ready = on_ready
+        self._journal = journal
 
     async def run(self, stop: asyncio.Event) -> None:
         """Load the models, work until `stop`, drain.
@@ -92,7 +96,15 @@ class Worker:
                 ThreadPoolExecutor(self._settings.decode_threads, "decode")
             )
             readers = stack.enter_context(ThreadPoolExecutor(UPDATE_READERS, "update"))
-            pool = _Pool(self._settings, self._clock, runner, models, decoders, readers)
+            pool = _Pool(
+                self._settings,
+                self._clock,
+                runner,
+                models,
+                decoders=decoders,
+                readers=readers,
+                journal=self._journal,
+            )
             process.on_ready = pool.infer.wake
             try:
                 await self._work(pool, process, stop)
@@ -170,14 +182,16 @@ class Worker:
 class _Pool:
     """The loops of one worker and what they share."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
         settings: WorkerSettings,
         clock: Clock,
         runner: InlineRunner,
         models: tuple[ServedModel, ...],
+        *,
         decoders: ThreadPoolExecutor,
         readers: ThreadPoolExecutor,
+        journal: Journal,
     ) -> None:
         self.models = {model.name: model for model in models}
         self.room = Room(settings.max_held)
@@ -190,7 +204,9 @@ class _Pool:
         )
         timeout_s = settings.publish_timeout_s
         stamps = Stamps(settings.worker_id, clock)
-        self.replies = Replies(self.link.publish, stamps, timeout_s=timeout_s)
+        self.replies = Replies(
+            self.link.publish, stamps, timeout_s=timeout_s, journal=journal
+        )
         self.infer = Infer(
             runner,
             Batcher(max_batch_bytes=settings.max_batch_bytes),
@@ -204,6 +220,7 @@ class _Pool:
             clock=clock,
             room=self.room,
             decoder=Decoder(decoders, max_pixels=settings.max_pixels),
+            journal=journal,
         )
         self._side_queues = SideQueues(
             self.models,

@@ -62,6 +62,7 @@ from edge_agent.loops.updates import ModelRefused, Updates, UpdateSettings
 from edge_agent.loops.uplink import Link, Uplink, UplinkLimits
 from edge_agent.settings import AgentSettings
 from lifecycle.clock import Clock, SteadyTime, SystemClock
+from lifecycle.journal import NOBODY, Journal
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +96,7 @@ class Agent:
         clock: where time comes from.
         devices: serve devices over MQTT and answer the control socket; a program
             that embeds the agent may leave both out.
+        journal: told what happens to each spill.
     """
 
     def __init__(
@@ -103,10 +105,12 @@ class Agent:
         *,
         clock: Clock | None = None,
         devices: bool | None = None,
+        journal: Journal = NOBODY,
     ) -> None:
         self.settings = settings
         self._devices = settings.local if devices is None else devices
         self._time = SteadyTime(clock or SystemClock())
+        self._journal = journal
         self._rng = random.Random()  # noqa: S311 - it spreads retries, guards nothing
         self._stack = contextlib.AsyncExitStack()
 
@@ -370,6 +374,7 @@ class Agent:
                 max_rows=settings.outbox_max_rows,
                 max_bytes=settings.outbox_max_bytes,
                 disk_reserve_bytes=settings.disk_reserve_bytes,
+                journal=self._journal,
             )
         )
         self._counts = await self._outbox.counts()
@@ -436,6 +441,7 @@ class Agent:
             ),
             now_ms=self._time.now_ms,
             rng=self._rng,
+            journal=self._journal,
         )
         self._outcomes = Outcomes(
             outbox=self._outbox,
@@ -443,6 +449,7 @@ class Agent:
             local=self._local,
             now_ms=self._time.now_ms,
             keep_outcomes_s=settings.keep_outcomes_s,
+            journal=self._journal,
         )
         self._serving = Serving(
             outbox=self._outbox,

@@ -28,11 +28,12 @@ class Finished(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Reply(Generic[T]):
-    """One sealed envelope of results for one agent."""
+    """One sealed envelope of results for one agent, and what is in it."""
 
     agent: str
     body: bytes
     settles: tuple[T, ...]
+    results: tuple[Result, ...]
 
 
 def group_replies(
@@ -57,9 +58,10 @@ def group_replies(
             replies.append(draft.sealed())
             draft = None
         if draft is None:
-            draft = open_[each.agent] = _Draft(each.agent, [], [])
+            draft = open_[each.agent] = _Draft(each.agent, [], [], [])
         draft.packed.append(packed)
         draft.settles.append(each.settles)
+        draft.results.append(each.result)
         draft.size_bytes += len(packed)
     replies.extend(draft.sealed() for draft in open_.values())
     return replies
@@ -70,6 +72,7 @@ class _Draft(Generic[T]):
     agent: str
     packed: list[bytes]
     settles: list[T]
+    results: list[Result]
     size_bytes: int = 0
 
     def has_room(self, more_bytes: int, max_results: int, max_bytes: int) -> bool:
@@ -79,7 +82,7 @@ class _Draft(Generic[T]):
 
     def sealed(self) -> Reply[T]:
         body = seal_envelope(Result, self.packed)
-        return Reply(self.agent, body, tuple(self.settles))
+        return Reply(self.agent, body, tuple(self.settles), tuple(self.results))
 
 
 def _packed(result: Result) -> bytes:

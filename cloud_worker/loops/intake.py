@@ -26,6 +26,7 @@ from cloud_worker.loops.parcels import Delivery, Held, Parcel, Room
 from cloud_worker.loops.replies import Replies
 from cloud_worker.loops.stamps import Stamps
 from lifecycle.clock import Clock
+from lifecycle.journal import NOBODY, Event, Journal
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +36,7 @@ EXPIRED_ON_ARRIVAL: Final = "its time was over when it reached the worker"
 class Intake:
     """From deliveries to requests that wait for a batch."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
         models: Mapping[str, ServedModel],
         *,
@@ -44,6 +45,7 @@ class Intake:
         clock: Clock,
         room: Room,
         decoder: Decoder,
+        journal: Journal = NOBODY,
     ) -> None:
         self._models = models
         self._offer = offer
@@ -51,6 +53,7 @@ class Intake:
         self._clock = clock
         self._room = room
         self._decoder = decoder
+        self._journal = journal
 
     async def take(self, delivery: Delivery) -> None:
         """Take one delivery of a request queue over."""
@@ -70,6 +73,8 @@ class Intake:
         except WireError as error:
             await self._refuse(delivery, address, str(error))
             return
+        for request in envelope.items:
+            self._journal.note(Event.SEEN, request.device, request.id)
         await self._admit(delivery, address, model, envelope)
 
     async def _admit(

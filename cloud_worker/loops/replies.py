@@ -17,6 +17,7 @@ from broker.topics import as_routing_key, results
 from cloud_worker.core.replies import Finished, Reply, group_replies
 from cloud_worker.loops.parcels import Parcel
 from cloud_worker.loops.stamps import Stamps
+from lifecycle.journal import NOBODY, Event, Journal
 
 log = structlog.get_logger(__name__)
 
@@ -68,11 +69,17 @@ class Replies:
     """
 
     def __init__(
-        self, publish: Publish, stamps: Stamps, *, timeout_s: float = 10.0
+        self,
+        publish: Publish,
+        stamps: Stamps,
+        *,
+        timeout_s: float = 10.0,
+        journal: Journal = NOBODY,
     ) -> None:
         self.stamps = stamps
         self._publish = publish
         self._timeout_s = timeout_s
+        self._journal = journal
         self._finished: list[Finished[Parcel]] = []
         self._sending: asyncio.TaskGroup | None = None
         self._in_flight = 0
@@ -106,6 +113,11 @@ class Replies:
         )
         self._in_flight -= 1
         self._send_finished()
+        if confirmed:
+            for result in reply.results:
+                self._journal.note(
+                    Event.PUBLISHED, result.device, result.id, result.status.value
+                )
         for parcel in reply.settles:
             if confirmed:
                 parcel.settle()

@@ -31,6 +31,7 @@ from edge_agent.adapters.spill_table import (
     SpillTable,
 )
 from edge_agent.core.delivery import Channel, Key, Outcome, Spill, Stage
+from lifecycle.journal import NOBODY, Event, Journal
 
 __all__ = [
     "Committed",
@@ -116,6 +117,7 @@ class Outbox:
         max_rows: open spills above which `accept` refuses.
         max_bytes: bytes of open requests above which `accept` refuses.
         disk_reserve_bytes: free bytes below which `accept` refuses.
+        journal: told before and after each commit.
     """
 
     def __init__(
@@ -126,12 +128,14 @@ class Outbox:
         max_rows: int = 1_000_000,
         max_bytes: int = 1024**3,
         disk_reserve_bytes: int = 0,
+        journal: Journal = NOBODY,
     ) -> None:
         self._path = path
         self._group_s = group_commit_ms / 1000.0
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._reserve = disk_reserve_bytes
+        self._journal = journal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._open_rows = 0
         self._open_bytes = 0
@@ -253,6 +257,8 @@ class Outbox:
             return
         fresh, self._fresh = self._fresh, {}
         overtaken, self._overtaken = self._overtaken, {}
+        for key in fresh:
+            self._journal.note(Event.ACCEPTING, *key)
         writing = self._loop.run_in_executor(
             self._thread, self._write_group, list(fresh.values()), overtaken
         )
@@ -297,6 +303,8 @@ class Outbox:
         for key, each in fresh.items():
             if key in written.known:
                 self._give_back(len(each.spill.request))
+            else:
+                self._journal.note(Event.ACCEPTED, *key)
             if not each.accepted.done():
                 each.accepted.set_result(written.known.get(key) or Committed())
 
@@ -339,8 +347,10 @@ class Outbox:
                 fresh.accepted.set_result(Overtaken())
             self._overtaken[key] = (fresh.spill, ended)
             self._start_group()
+            self._journal.note(Event.ENDED, *key, outcome.value)
             first.set_result(True)
             return first
+        self._journal.note(Event.ENDING, *key, outcome.value)
         self._settling.append(_Settling(ended, first))
         if not self._settles_under_way:
             self._settles_under_way = True
@@ -378,6 +388,8 @@ class Outbox:
         for each, size in zip(group, freed, strict=True):
             if size is not None:
                 self._give_back(size)
+                ended = each.ended
+                self._journal.note(Event.ENDED, *ended.key, ended.outcome.value)
             if not each.first.done():
                 each.first.set_result(size is not None)
         self._settle_group()

@@ -31,6 +31,7 @@ from edge_agent.core.delivery import (
 )
 from edge_agent.core.payload import Encoding, render
 from edge_agent.loops.uplink import Link, Uplink
+from lifecycle.journal import NOBODY, Event, Journal
 
 log = structlog.get_logger(__name__)
 
@@ -66,12 +67,14 @@ class Outcomes:
         local: Link | None,
         now_ms: Callable[[], float],
         keep_outcomes_s: float,
+        journal: Journal = NOBODY,
     ) -> None:
         self._outbox = outbox
         self._uplink = uplink
         self._local = local
         self._now_ms = now_ms
         self._keep_ms = keep_outcomes_s * 1000.0
+        self._journal = journal
         self._recent: OrderedDict[Key, Spill] = OrderedDict()
         self._waiting: dict[Key, list[asyncio.Future[Answer]]] = {}
         self._unmatched: asyncio.Queue[Result] = asyncio.Queue(UNMATCHED_RESULTS)
@@ -313,13 +316,16 @@ class Outcomes:
     async def _tell_for_ever(self, local: Link) -> None:
         while True:
             key, rendered = await self._to_tell.get()
+            self._journal.note(Event.TELLING, *key)
             try:
                 await local.publish(f"answer/{key[0]}", rendered)
             except LinkDown:
                 log.debug("device_not_told", device=key[0], id=key[1])
             else:
                 self.counters.told += 1
+                self._journal.note(Event.TOLD, *key)
                 await self._outbox.mark_told([key])
+                self._journal.note(Event.MARKED, *key)
             finally:
                 self._telling.discard(key)
                 if self._more_untold and len(self._telling) < UNTOLD_ROWS // 2:

@@ -23,6 +23,7 @@ from broker.messages import Priority, Request
 from broker.mqtt import LinkDown
 from edge_agent.adapters.outbox import Outbox, OutboxFailed, enduring
 from edge_agent.core.delivery import Key, Spill, resend_delay_ms
+from lifecycle.journal import NOBODY, Event, Journal
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +78,7 @@ class _Ready:
 class Uplink:
     """The agent's sending side. `run` is its only loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
         *,
         agent: str,
@@ -86,6 +87,7 @@ class Uplink:
         limits: UplinkLimits,
         now_ms: Callable[[], float],
         rng: random.Random,
+        journal: Journal = NOBODY,
     ) -> None:
         self._agent = agent
         self._link = link
@@ -93,6 +95,7 @@ class Uplink:
         self._limits = limits
         self._now_ms = now_ms
         self._rng = rng
+        self._journal = journal
         self._ready: dict[Priority, deque[_Ready]] = {p: deque() for p in Priority}
         self._ready_rows = 0
         self._ready_bytes = 0
@@ -239,6 +242,8 @@ class Uplink:
         return batch
 
     def _send(self, sends: asyncio.TaskGroup, batch: list[_Ready]) -> None:
+        for each in batch:
+            self._journal.note(Event.SENDING, *each.key)
         payload = seal_envelope(Request, [each.packed for each in batch])
         try:
             # On its way before this returns: only the PUBACK is left to wait for.
@@ -254,6 +259,8 @@ class Uplink:
             await confirmed
             self.counters.envelopes += 1
             self.counters.sent += len(batch)
+            for each in batch:
+                self._journal.note(Event.SENT, *each.key)
         except LinkDown:
             await self._put_back(batch)
         finally:

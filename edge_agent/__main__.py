@@ -153,6 +153,10 @@ def _show_status(reply: dict[str, Any]) -> None:
         f"{outbox['untold']} untold; ended: {outbox['answered']} answered, "
         f"{outbox['failed']} failed, {outbox['expired']} expired"
     )
+    failed = {name: n for name, n in reply["loops"]["failures"].items() if n}
+    if failed:
+        shown = ", ".join(f"{name} {n} times" for name, n in failed.items())
+        typer.echo(f"failed  {shown}; last {reply['loops']['last_error']}")
     counters = {name: n for name, n in reply["counters"].items() if n}
     typer.echo("counts  " + ", ".join(f"{n} {name}" for name, n in counters.items()))
 

@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 
 from broker import topics
+from broker.backoff import Backoff
 from broker.messages import Priority, Report
 from broker.mqtt import LinkDown, MqttLink, MqttTarget
 from bundle.pack import BundleRejected
@@ -35,7 +36,6 @@ from edge_agent.adapters.outbox import (
     OutboxFailed,
     OutboxFull,
     Recorded,
-    enduring,
 )
 from edge_agent.adapters.trial import try_bundle
 from edge_agent.core.answers import Answer, Array
@@ -63,6 +63,7 @@ from edge_agent.loops.uplink import Link, Uplink, UplinkLimits
 from edge_agent.settings import AgentSettings
 from lifecycle.clock import Clock, SteadyTime, SystemClock
 from lifecycle.journal import NOBODY, Journal
+from lifecycle.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -303,6 +304,10 @@ class Agent:
                 **asdict(counts),
                 "oldest_s": None if oldest is None else max(0.0, now - oldest) / 1000.0,
             },
+            "loops": {
+                "failures": dict(self._loops.failures),
+                "last_error": self._loops.last_error,
+            },
             "counters": self._counters(),
         }
 
@@ -333,6 +338,7 @@ class Agent:
             **asdict(self._uplink.counters),
             **asdict(self._outcomes.counters),
             **{f"ingress_{k}": v for k, v in asdict(self._ingress.counters).items()},
+            "loop_failures": sum(self._loops.failures.values()),
         }
 
     def _report(self) -> Report:
@@ -384,8 +390,8 @@ class Agent:
         self._stack.push_async_callback(self._serving.close)
         await self._load_models()
         await self._open_control()
-        tasks = await self._stack.enter_async_context(_Tasks())
-        self._start(tasks)
+        self._loops = await self._stack.enter_async_context(Supervisor(Backoff))
+        self._start(self._loops)
 
     async def _open_local_broker(self) -> None:
         settings = self.settings
@@ -501,24 +507,25 @@ class Agent:
             rng=self._rng,
         )
 
-    def _start(self, tasks: asyncio.TaskGroup) -> None:
-        tasks.create_task(self._outcomes.run())
-        tasks.create_task(enduring(self._count_now_and_then))
+    def _start(self, loops: Supervisor) -> None:
+        loops.start("outcomes", self._outcomes.run)
+        loops.start("counts", self._count_now_and_then)
         if self._cloud is not None:
-            tasks.create_task(self._cloud.run())
-            tasks.create_task(self._uplink.run())
+            loops.start("cloud link", self._cloud.run)
+            loops.start("uplink", self._uplink.run)
         if self._updates is not None:
-            tasks.create_task(self._updates.run())
+            loops.start("updates", self._updates.run)
         if self._reporting is not None:
-            tasks.create_task(self._reporting.run())
+            loops.start("reporting", self._reporting.run)
         if self._local is not None:
-            tasks.create_task(self._ingress.run(self._local))
-            tasks.create_task(self._local.run())
+            loops.start("ingress", functools.partial(self._ingress.run, self._local))
+            loops.start("devices' link", self._local.run)
 
     async def _count_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(COUNTS_EVERY_S)
-            self._counts = await self._outbox.counts()
+            with contextlib.suppress(OutboxFailed):  # whose own loops say so
+                self._counts = await self._outbox.counts()
 
     # --- models -----------------------------------------------------------------------
 
@@ -649,34 +656,6 @@ class Agent:
                 return shown
             case _:
                 return {"error": f"unknown control request {str(request)[:80]}"}
-
-
-class _Tasks:
-    """A task group whose end cancels what runs in it: these loops end no other way."""
-
-    def __init__(self) -> None:
-        self._group = asyncio.TaskGroup()
-
-    async def __aenter__(self) -> asyncio.TaskGroup:
-        await self._group.__aenter__()
-        self._cancel = asyncio.Event()
-        self._group.create_task(self._end_when_asked())
-        return self._group
-
-    async def __aexit__(self, *_: object) -> None:
-        self._cancel.set()
-        try:
-            await self._group.__aexit__(None, None, None)
-        except* _Ended:
-            pass
-
-    async def _end_when_asked(self) -> None:
-        await self._cancel.wait()
-        raise _Ended
-
-
-class _Ended(Exception):
-    """The one way out of a `_Tasks` group."""
 
 
 def _fell_back(slots: Slots, why: str) -> Slots:

@@ -13,7 +13,7 @@ import contextlib
 import functools
 import platform
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final, Self, TypeAlias
 
@@ -126,7 +126,9 @@ class Agent:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(
+        self, stop: asyncio.Event, *, on_ready: Callable[[], None] = lambda: None
+    ) -> None:
         """Serve until `stop` is set; `ready` is logged once devices can be heard."""
         if self._local is not None and not await self._heard(self._local, stop):
             return
@@ -137,6 +139,7 @@ class Agent:
                 name: slots.active for name, slots in self._updates_slots().items()
             },
         )
+        on_ready()
         await stop.wait()
         log.info("stopping", agent=self.settings.agent_id)
 

@@ -37,7 +37,9 @@ from edge_agent.adapters.outbox import (
     OutboxFull,
     Recorded,
 )
+from edge_agent.adapters.time_stamp import TimeStampFile, this_boot
 from edge_agent.adapters.trial import try_bundle
+from edge_agent.core.agent_time import TimeStamp, resume_ms
 from edge_agent.core.answers import Answer, Array
 from edge_agent.core.arrays import NotAnArray, check_finite
 from edge_agent.core.delivery import Channel
@@ -72,6 +74,7 @@ Inputs: TypeAlias = bytes | Array | Mapping[str, Array]
 ONLY_INPUT: Final = "input"
 CONTROL_ID: Final = "operator"
 COUNTS_EVERY_S: Final = 5.0
+STAMP_EVERY_S: Final = 10.0
 
 
 class _NoLink:
@@ -98,6 +101,8 @@ class Agent:
         devices: serve devices over MQTT and answer the control socket; a program
             that embeds the agent may leave both out.
         journal: told what happens to each spill.
+        boot_id: names the boot of the machine that `clock` is of; the system's own
+            when both are left out.
     """
 
     def __init__(
@@ -107,10 +112,12 @@ class Agent:
         clock: Clock | None = None,
         devices: bool | None = None,
         journal: Journal = NOBODY,
+        boot_id: str | None = None,
     ) -> None:
         self.settings = settings
         self._devices = settings.local if devices is None else devices
-        self._time = SteadyTime(clock or SystemClock())
+        self._clock = clock or SystemClock()
+        self._boot_id = boot_id or (this_boot() if clock is None else None)
         self._journal = journal
         self._rng = random.Random()  # noqa: S311 - it spreads retries, guards nothing
         self._stack = contextlib.AsyncExitStack()
@@ -370,6 +377,7 @@ class Agent:
         settings = self.settings
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.enter_context(only_agent_of(settings.state_dir))
+        self._resume_time()
         self._store = ModelStore(settings.state_dir / "models")
         self._trusted = (
             {}
@@ -390,11 +398,37 @@ class Agent:
         await self._open_local_broker()
         self._make_links()
         self._make_parts()
+        self._stack.callback(self._save_time)
         self._stack.push_async_callback(self._serving.close)
         await self._load_models()
         await self._open_control()
         self._loops = await self._stack.enter_async_context(Supervisor(Backoff))
         self._start(self._loops)
+
+    def _resume_time(self) -> None:
+        """Go on with the time of the last life, whatever the wall clock says now."""
+        self._stamps = TimeStampFile(
+            self.settings.state_dir / "time.json", self._boot_id
+        )
+        self._stamp = self._stamps.read()
+        start_ms = resume_ms(self._stamp, self._stamps.now(self._clock))
+        self._time = SteadyTime(self._clock, start_ms)
+
+    def _save_time(self) -> None:
+        stamp = TimeStamp.at(
+            self._time.now_ms(),
+            self._stamps.now(self._clock),
+            self._uplink.pool_offset_ms,
+        )
+        try:
+            self._stamps.write(stamp)
+        except OSError as error:
+            log.error("time_stamp_not_written", error=str(error))
+
+    async def _save_time_now_and_then(self) -> None:
+        while True:
+            await asyncio.to_thread(self._save_time)
+            await asyncio.sleep(STAMP_EVERY_S)
 
     async def _open_local_broker(self) -> None:
         settings = self.settings
@@ -452,6 +486,8 @@ class Agent:
             rng=self._rng,
             journal=self._journal,
         )
+        if self._stamp is not None and self._stamp.pool_offset_ms is not None:
+            self._uplink.pool_offset_ms = self._stamp.pool_offset_ms
         self._outcomes = Outcomes(
             outbox=self._outbox,
             uplink=self._uplink,
@@ -512,6 +548,7 @@ class Agent:
 
     def _start(self, loops: Supervisor) -> None:
         loops.start("outcomes", self._outcomes.run)
+        loops.start("time", self._save_time_now_and_then)
         loops.start("counts", self._count_now_and_then)
         if self._cloud is not None:
             loops.start("cloud link", self._cloud.run)

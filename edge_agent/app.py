@@ -285,7 +285,7 @@ class Agent:
         try:
             return await answer
         except OutboxFull as error:
-            return self._serving.unkept(reply.spill, str(error))
+            return self._serving.unkept(reply.spill, error)
         finally:
             answer.cancel()
 

@@ -81,6 +81,8 @@ class Ingress:
     async def run(self, link: Link) -> None:
         """Work on what `on_message` takes, until cancelled."""
         self._link = link
+        # A run that failed has ended its tasks, some before they began.
+        self._in_hand = self._refusals = 0
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from broker.ports import free_port
-from tests.acceptance.processes import AgentProcess, agent, until
-from tests.integration.edge_agent.edge import tiny
+from tests.acceptance.processes import AgentProcess, agent, environment, module, until
+from tests.integration.edge_agent.edge import pool_models, tiny
 from tests.unit.lifecycle.systemd import Systemd
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(60)]  # real processes
@@ -68,6 +69,29 @@ async def test_an_agent_whose_devices_broker_is_away_is_ready_and_alive(
         assert "STATUS=serving" not in ears.said
     finally:
         assert await made.end() == 0
+
+
+async def test_a_worker_whose_rabbitmq_is_away_is_ready_alive_and_ending(
+    systemd: Systemd, short_tmp: Path
+) -> None:
+    ears = Ears(systemd)
+    command = module(
+        "cloud_worker",
+        "run",
+        *("--amqp-url", f"amqp://127.0.0.1:{free_port()}/"),
+        *("--models", pool_models(short_tmp / "models")),
+    )
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment(), stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        await until(lambda: ears.listen().count("WATCHDOG=1") > 2, within_s=40)
+        assert ears.said[0] == "READY=1\nSTATUS=waiting for RabbitMQ"
+    finally:
+        process.terminate()
+        async with asyncio.timeout(15):
+            assert await process.wait() == 0
+    assert "STOPPING=1\nSTATUS=stopping" in ears.listen()
 
 
 class Ears:

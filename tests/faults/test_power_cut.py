@@ -8,7 +8,15 @@ import pytest
 
 from tests.faults.rows.power_cut import cut_often, recorded, recorded_alone
 from tests.faults.unsynced import Disk
-from tests.faults.watched_disk import Made, Mark, Step, Synced, Truncated, Wrote
+from tests.faults.watched_disk import (
+    Made,
+    Mark,
+    Step,
+    Synced,
+    SyncFailed,
+    Truncated,
+    Wrote,
+)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -83,3 +91,15 @@ def test_a_hole_before_a_surviving_sector_holds_no_promise() -> None:
 
 def test_a_truncation_may_be_forgotten() -> None:
     assert remains([*BEGUN, Truncated("a-wal", 0)]) == {b"1" * 1024, b""}
+
+
+def test_what_a_failed_sync_covered_stays_in_doubt_after_a_good_one() -> None:
+    doubtful: list[Step] = [
+        *BEGUN,
+        Wrote("a-wal", 0, b"2" * 512),
+        SyncFailed("a-wal", 4),
+        Wrote("a-wal", 512, b"3" * 512),
+        Synced("a-wal", 6),
+    ]
+    ends = b"3" * 512
+    assert remains(doubtful) == {b"1" * 512 + ends, b"2" * 512 + ends}

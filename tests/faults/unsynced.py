@@ -2,15 +2,19 @@
 
 Pure but for `Remains.write_to`. Unsynced writes survive in 512-byte sectors, in any
 order between files and within one; a name that was made or removed since its folder
-was last synced may be there or not; bytes that no write reached are zeros or rubbish.
+was last synced may be there or not; what a failed sync covered stays in doubt whatever
+later syncs say, as on Linux; bytes that no write reached are zeros or rubbish.
 What is not modelled: storage that lies about fsync, and sectors that tear inside.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -20,6 +24,7 @@ from tests.faults.watched_disk import (
     Removed,
     Step,
     Synced,
+    SyncFailed,
     Truncated,
     Wrote,
 )
@@ -30,16 +35,37 @@ Survives: TypeAlias = Callable[[int, Wrote | Truncated, int], bool]
 """(position in the trace, the write, which sector of it) → whether it reached the disk."""
 
 
+class _Fate(Enum):
+    OPEN = auto()
+    """May or may not be on the disk; the next sync decides."""
+    DOUBTFUL = auto()
+    """A sync of it failed, and no later sync will try again."""
+    KEPT = auto()
+    """On the disk."""
+
+
+@dataclass(slots=True)
+class _Write:
+    at: int
+    step: Wrote | Truncated
+    fate: _Fate = _Fate.OPEN
+
+
 @dataclass(slots=True)
 class _File:
-    durable: bytearray = field(default_factory=bytearray)
-    pending: list[tuple[int, Wrote | Truncated]] = field(default_factory=list)
+    """What is on the disk for certain, and the writes since, in order."""
 
-    def sync(self, before: int) -> None:
-        for at, step in self.pending:
-            if at < before:
-                _apply(self.durable, step, lambda _: True, b"\0")
-        self.pending = [each for each in self.pending if each[0] >= before]
+    durable: bytearray = field(default_factory=bytearray)
+    writes: list[_Write] = field(default_factory=list)
+
+    def decide(self, before: int, fate: _Fate) -> None:
+        for each in self.writes:
+            if each.at < before and each.fate is _Fate.OPEN:
+                each.fate = fate
+        kept = list(itertools.takewhile(lambda w: w.fate is _Fate.KEPT, self.writes))
+        for each in kept:
+            _apply(self.durable, each.step, lambda _: True, b"\0")
+        del self.writes[: len(kept)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +99,29 @@ class Disk:
 
     def _take(self, step: Step) -> None:
         match step:
-            case Made(name):
-                self._files.append(_File())
-                self._names[name] = len(self._files) - 1
-                self._name_steps.append((name, self._names[name]))
+            case Made() | Removed():
+                self._rename(step)
             case Wrote() | Truncated():
-                self._file(step.file).pending.append((self._at, step))
+                self._file(step.file).writes.append(_Write(self._at, step))
+            case SyncFailed(name, before):
+                self._file(name).decide(before, _Fate.DOUBTFUL)
             case Synced(name, before):
-                self._file(name).sync(before)
+                self._file(name).decide(before, _Fate.KEPT)
                 # SQLite syncs the folder after the first sync of a new log.
                 if name.endswith(("-wal", "-journal")):
                     self._sync_folder()
-            case Removed(name, sync):
-                del self._names[name]
-                self._name_steps.append((name, None))
-                if sync:
-                    self._sync_folder()
             case Mark():
                 pass
+
+    def _rename(self, step: Made | Removed) -> None:
+        if isinstance(step, Made):
+            self._files.append(_File())
+            self._names[step.file] = len(self._files) - 1
+        else:
+            del self._names[step.file]
+        self._name_steps.append((step.file, self._names.get(step.file)))
+        if isinstance(step, Removed) and step.sync:
+            self._sync_folder()
 
     def _file(self, name: str) -> _File:
         return self._files[self._names[name]]
@@ -119,8 +150,10 @@ class Disk:
     @staticmethod
     def _content(file: _File, survives: Survives, hole: bytes) -> bytes:
         content = bytearray(file.durable)
-        for at, step in file.pending:
-            _apply(content, step, lambda n, a=at, s=step: survives(a, s, n), hole)  # type: ignore[misc] # bound at once
+        for each in file.writes:
+            kept = each.fate is _Fate.KEPT
+            choice = functools.partial(survives, each.at, each.step)
+            _apply(content, each.step, (lambda _: True) if kept else choice, hole)
         return bytes(content)
 
     def _choose(self, rng: random.Random) -> Survives:

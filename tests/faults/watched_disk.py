@@ -88,6 +88,14 @@ class Synced:
 
 
 @dataclass(frozen=True, slots=True)
+class SyncFailed:
+    """A sync failed: Linux then counts the writes before it as done, which they are not."""
+
+    file: str
+    before: int
+
+
+@dataclass(frozen=True, slots=True)
 class Removed:
     """A file was deleted; `sync` says that its folder was synced after."""
 
@@ -104,7 +112,7 @@ class Mark:
     detail: bytes = b""
 
 
-Step: TypeAlias = Made | Wrote | Truncated | Synced | Removed | Mark
+Step: TypeAlias = Made | Wrote | Truncated | Synced | SyncFailed | Removed | Mark
 Fault: TypeAlias = Callable[[Op, str, int], int]
 """(what is asked, the file's name, the size that it would have) → SQLite's result code."""
 
@@ -287,6 +295,7 @@ class _Shim:
             name = self._name(file)
             before = len(self.disk.trace)
             if code := self._ask(Op.SYNC, name, 0):
+                self.disk.trace.append(SyncFailed(name, before))
                 return code
             code = int(theirs.sync(file, flags))
             if code == OK:

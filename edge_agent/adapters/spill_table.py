@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, Self
 import structlog
 
 from broker.messages import Priority, Reason
+from edge_agent.adapters import salvage
 from edge_agent.core.delivery import Channel, Key, Outcome, Spill, Stage
 from edge_agent.core.records import pack_answer, unpack_answer
 
@@ -116,12 +117,34 @@ class SpillTable:
             OutboxUnusable: it cannot be opened, or is of another version.
         """
         try:
+            salvage.finish(path)
             return cls(_open(path))
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise OutboxUnusable(
                 f"cannot open the outbox {path}: {error}; "
                 "check that the folder exists, is writable and has space"
             ) from error
+
+    def take_over(self, damaged: Path) -> int:
+        """Add every row that can be read of another file; gives how many."""
+        taken = 0
+        columns = f"{_COLUMNS}, stage, outcome, answer, ended_ms"
+        with contextlib.closing(salvage.readable_rows(damaged, columns)) as rows:
+            for row in rows:
+                try:
+                    spill, ended = _spill(row), _ended(row)
+                    added = (
+                        self.insert(spill)
+                        if ended is None
+                        else self.insert_ended(spill, ended) is None
+                    )
+                except sqlite3.OperationalError:
+                    raise  # the new file's own disk
+                except Exception as error:  # noqa: BLE001 - such a row may hold anything
+                    log.error("row_not_salvaged", row=str(row[:2]), error=str(error))
+                else:
+                    taken += added
+        return taken
 
     def close(self) -> None:
         """Close the file."""
@@ -400,21 +423,47 @@ def _spill(row: Sequence[Any]) -> Spill:
     )
 
 
+def _ended(row: Sequence[Any]) -> Ended | None:
+    """What a row of `_COLUMNS`, stage, outcome, answer, ended_ms has come to."""
+    stage, outcome, answer, ended_ms = row[-4:]
+    if stage == Stage.OPEN:
+        return None
+    return Ended(
+        (row[0], row[1]), Outcome(outcome), bytes(answer), ended_ms, Stage(stage)
+    )
+
+
 def _open(path: Path) -> sqlite3.Connection:
     """Open the file, setting a corrupt one aside: reported, never deleted."""
+    name = f"corrupt-{os.getpid()}-{time.time_ns()}"
+    log_path = path.with_name(f"{path.name}-wal")
+    if not salvage.is_log(log_path):
+        # SQLite would take it for an empty one, and write over it without a word.
+        moved = salvage.move_aside(log_path, name)
+        log.error("outbox_log_corrupt", set_aside=str(moved))
     try:
         return _connect(path)
-    except sqlite3.DatabaseError as error:
+    # SQLite's own message may hold bytes of the damage, which are no text.
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
-        aside = path.with_name(f"{path.name}.corrupt-{os.getpid()}-{time.time_ns()}")
-        path.rename(aside)
+        aside = salvage.set_aside(path, name)
         log.error("outbox_corrupt", error=str(error), set_aside=str(aside))
-        for suffix in ("-wal", "-shm"):
-            side = path.with_name(path.name + suffix)
-            if side.exists():
-                side.rename(aside.with_name(aside.name + suffix))
+        _replace(path, aside)
         return _connect(path)
+
+
+def _replace(path: Path, damaged: Path) -> None:
+    """Put a new file in the place of a damaged one, with what can be read of that."""
+    part = salvage.in_the_making(path)
+    table = SpillTable(_connect(part))
+    try:
+        with table.transaction("FULL"):
+            taken = table.take_over(damaged)
+    finally:
+        table.close()
+    salvage.put_in_place(path, part)
+    log.error("outbox_salvaged", rows=taken, set_aside=str(damaged))
 
 
 def _check_pages(db: sqlite3.Connection) -> None:

@@ -182,6 +182,11 @@ class Device:
                 f"infer/{self.name}/{asked.model}", asked.body, timeout_s=5.0
             )
 
+    async def send_again(self, id_: str, kind: Kind) -> None:
+        """Publish an id whatever has become of it, as a device that forgot does."""
+        body = msgpack.packb(kind.body(id_))
+        await self.link.publish(f"infer/{self.name}/{kind.model}", body)
+
     async def resend_all(self) -> None:
         """Send all that has no answer, accepted or not, as after a loss of session."""
         for id_ in list(self.open):

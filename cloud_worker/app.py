@@ -37,6 +37,7 @@ from cloud_worker.loops.updates import Updates
 from cloud_worker.settings import WorkerSettings
 from lifecycle.clock import Clock, SystemClock
 from lifecycle.journal import NOBODY, Journal
+from lifecycle.watchdog import ServiceManager
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +54,7 @@ class Worker:
         clock: for deadlines and stamps.
         on_ready: called with the models once, when the first connection consumes.
         journal: told what happens to each request.
+        service: told that the worker is ready, alive and ending.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Worker:
         clock: Clock | None = None,
         on_ready: Callable[[tuple[ServedModel, ...]], None] = lambda _: None,
         journal: Journal = NOBODY,
+        service: ServiceManager | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._on_ready = on_ready
         self._journal = journal
+        self._service = service or ServiceManager()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Load the models, work until `stop`, drain.
@@ -107,7 +111,9 @@ class Worker:
             )
             process.on_ready = pool.infer.wake
             try:
-                await self._work(pool, process, stop)
+                # RabbitMQ may come hours later, and the watchdog watches until then.
+                async with self._service.watching("waiting for RabbitMQ"):
+                    await self._work(pool, process, stop)
             except* RunnerLost as lost:
                 raise lost.exceptions[0] from None
 
@@ -163,6 +169,7 @@ class Worker:
         await pool.link.wait_up()
         shown = [f"{each.name}/{each.version}" for each in pool.models.values()]
         log.info("ready", worker=self._settings.worker_id, models=shown)
+        self._service.status(f"serving {', '.join(shown)}")
         self._on_ready(tuple(pool.models.values()))
 
     async def _drain(self, pool: _Pool) -> None:

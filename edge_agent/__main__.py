@@ -24,6 +24,7 @@ from edge_agent.adapters.outbox import OutboxUnusable
 from edge_agent.settings import AgentSettings
 from lifecycle.logs import configure_logs
 from lifecycle.signals import stop_on_signals
+from lifecycle.watchdog import ServiceManager
 
 app = typer.Typer(
     help="Answer devices with a local model, and spill what is too hard to the cloud.",
@@ -117,8 +118,13 @@ async def _run(settings: AgentSettings) -> None:
     from edge_agent.app import Agent  # noqa: PLC0415 - `status` needs none of it
 
     stop = stop_on_signals()
-    async with Agent(settings) as agent:
-        await agent.run(stop)
+    service = ServiceManager.from_environment()
+    async with (
+        Agent(settings) as agent,
+        # The devices' broker may come hours later, and the watchdog watches until then.
+        service.watching("waiting for the devices' broker"),
+    ):
+        await agent.run(stop, on_ready=lambda: service.status("serving"))
 
 
 @app.command()
@@ -153,6 +159,10 @@ def _show_status(reply: dict[str, Any]) -> None:
         f"{outbox['untold']} untold; ended: {outbox['answered']} answered, "
         f"{outbox['failed']} failed, {outbox['expired']} expired"
     )
+    failed = {name: n for name, n in reply["loops"]["failures"].items() if n}
+    if failed:
+        shown = ", ".join(f"{name} {n} times" for name, n in failed.items())
+        typer.echo(f"failed  {shown}; last {reply['loops']['last_error']}")
     counters = {name: n for name, n in reply["counters"].items() if n}
     typer.echo("counts  " + ", ".join(f"{n} {name}" for name, n in counters.items()))
 

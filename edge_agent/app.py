@@ -13,7 +13,7 @@ import contextlib
 import functools
 import platform
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final, Self, TypeAlias
 
@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 
 from broker import topics
+from broker.backoff import Backoff
 from broker.messages import Priority, Report
 from broker.mqtt import LinkDown, MqttLink, MqttTarget
 from bundle.pack import BundleRejected
@@ -35,9 +36,10 @@ from edge_agent.adapters.outbox import (
     OutboxFailed,
     OutboxFull,
     Recorded,
-    enduring,
 )
+from edge_agent.adapters.time_stamp import TimeStampFile, this_boot
 from edge_agent.adapters.trial import try_bundle
+from edge_agent.core.agent_time import TimeStamp, resume_ms
 from edge_agent.core.answers import Answer, Array
 from edge_agent.core.arrays import NotAnArray, check_finite
 from edge_agent.core.delivery import Channel
@@ -63,6 +65,7 @@ from edge_agent.loops.uplink import Link, Uplink, UplinkLimits
 from edge_agent.settings import AgentSettings
 from lifecycle.clock import Clock, SteadyTime, SystemClock
 from lifecycle.journal import NOBODY, Journal
+from lifecycle.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +74,7 @@ Inputs: TypeAlias = bytes | Array | Mapping[str, Array]
 ONLY_INPUT: Final = "input"
 CONTROL_ID: Final = "operator"
 COUNTS_EVERY_S: Final = 5.0
+STAMP_EVERY_S: Final = 10.0
 
 
 class _NoLink:
@@ -97,6 +101,8 @@ class Agent:
         devices: serve devices over MQTT and answer the control socket; a program
             that embeds the agent may leave both out.
         journal: told what happens to each spill.
+        boot_id: names the boot of the machine that `clock` is of; the system's own
+            when both are left out.
     """
 
     def __init__(
@@ -106,10 +112,12 @@ class Agent:
         clock: Clock | None = None,
         devices: bool | None = None,
         journal: Journal = NOBODY,
+        boot_id: str | None = None,
     ) -> None:
         self.settings = settings
         self._devices = settings.local if devices is None else devices
-        self._time = SteadyTime(clock or SystemClock())
+        self._clock = clock or SystemClock()
+        self._boot_id = boot_id or (this_boot() if clock is None else None)
         self._journal = journal
         self._rng = random.Random()  # noqa: S311 - it spreads retries, guards nothing
         self._stack = contextlib.AsyncExitStack()
@@ -125,7 +133,9 @@ class Agent:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(
+        self, stop: asyncio.Event, *, on_ready: Callable[[], None] = lambda: None
+    ) -> None:
         """Serve until `stop` is set; `ready` is logged once devices can be heard."""
         if self._local is not None and not await self._heard(self._local, stop):
             return
@@ -136,6 +146,7 @@ class Agent:
                 name: slots.active for name, slots in self._updates_slots().items()
             },
         )
+        on_ready()
         await stop.wait()
         log.info("stopping", agent=self.settings.agent_id)
 
@@ -274,7 +285,7 @@ class Agent:
         try:
             return await answer
         except OutboxFull as error:
-            return self._serving.unkept(reply.spill, str(error))
+            return self._serving.unkept(reply.spill, error)
         finally:
             answer.cancel()
 
@@ -302,6 +313,10 @@ class Agent:
             "outbox": {
                 **asdict(counts),
                 "oldest_s": None if oldest is None else max(0.0, now - oldest) / 1000.0,
+            },
+            "loops": {
+                "failures": dict(self._loops.failures),
+                "last_error": self._loops.last_error,
             },
             "counters": self._counters(),
         }
@@ -333,6 +348,7 @@ class Agent:
             **asdict(self._uplink.counters),
             **asdict(self._outcomes.counters),
             **{f"ingress_{k}": v for k, v in asdict(self._ingress.counters).items()},
+            "loop_failures": sum(self._loops.failures.values()),
         }
 
     def _report(self) -> Report:
@@ -361,6 +377,7 @@ class Agent:
         settings = self.settings
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.enter_context(only_agent_of(settings.state_dir))
+        self._resume_time()
         self._store = ModelStore(settings.state_dir / "models")
         self._trusted = (
             {}
@@ -381,11 +398,37 @@ class Agent:
         await self._open_local_broker()
         self._make_links()
         self._make_parts()
+        self._stack.callback(self._save_time)
         self._stack.push_async_callback(self._serving.close)
         await self._load_models()
         await self._open_control()
-        tasks = await self._stack.enter_async_context(_Tasks())
-        self._start(tasks)
+        self._loops = await self._stack.enter_async_context(Supervisor(Backoff))
+        self._start(self._loops)
+
+    def _resume_time(self) -> None:
+        """Go on with the time of the last life, whatever the wall clock says now."""
+        self._stamps = TimeStampFile(
+            self.settings.state_dir / "time.json", self._boot_id
+        )
+        self._stamp = self._stamps.read()
+        start_ms = resume_ms(self._stamp, self._stamps.now(self._clock))
+        self._time = SteadyTime(self._clock, start_ms)
+
+    def _save_time(self) -> None:
+        stamp = TimeStamp.at(
+            self._time.now_ms(),
+            self._stamps.now(self._clock),
+            self._uplink.pool_offset_ms,
+        )
+        try:
+            self._stamps.write(stamp)
+        except OSError as error:
+            log.error("time_stamp_not_written", error=str(error))
+
+    async def _save_time_now_and_then(self) -> None:
+        while True:
+            await asyncio.to_thread(self._save_time)
+            await asyncio.sleep(STAMP_EVERY_S)
 
     async def _open_local_broker(self) -> None:
         settings = self.settings
@@ -443,6 +486,8 @@ class Agent:
             rng=self._rng,
             journal=self._journal,
         )
+        if self._stamp is not None and self._stamp.pool_offset_ms is not None:
+            self._uplink.pool_offset_ms = self._stamp.pool_offset_ms
         self._outcomes = Outcomes(
             outbox=self._outbox,
             uplink=self._uplink,
@@ -501,24 +546,26 @@ class Agent:
             rng=self._rng,
         )
 
-    def _start(self, tasks: asyncio.TaskGroup) -> None:
-        tasks.create_task(self._outcomes.run())
-        tasks.create_task(enduring(self._count_now_and_then))
+    def _start(self, loops: Supervisor) -> None:
+        loops.start("outcomes", self._outcomes.run)
+        loops.start("time", self._save_time_now_and_then)
+        loops.start("counts", self._count_now_and_then)
         if self._cloud is not None:
-            tasks.create_task(self._cloud.run())
-            tasks.create_task(self._uplink.run())
+            loops.start("cloud link", self._cloud.run)
+            loops.start("uplink", self._uplink.run)
         if self._updates is not None:
-            tasks.create_task(self._updates.run())
+            loops.start("updates", self._updates.run)
         if self._reporting is not None:
-            tasks.create_task(self._reporting.run())
+            loops.start("reporting", self._reporting.run)
         if self._local is not None:
-            tasks.create_task(self._ingress.run(self._local))
-            tasks.create_task(self._local.run())
+            loops.start("ingress", functools.partial(self._ingress.run, self._local))
+            loops.start("devices' link", self._local.run)
 
     async def _count_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(COUNTS_EVERY_S)
-            self._counts = await self._outbox.counts()
+            with contextlib.suppress(OutboxFailed):  # whose own loops say so
+                self._counts = await self._outbox.counts()
 
     # --- models -----------------------------------------------------------------------
 
@@ -649,34 +696,6 @@ class Agent:
                 return shown
             case _:
                 return {"error": f"unknown control request {str(request)[:80]}"}
-
-
-class _Tasks:
-    """A task group whose end cancels what runs in it: these loops end no other way."""
-
-    def __init__(self) -> None:
-        self._group = asyncio.TaskGroup()
-
-    async def __aenter__(self) -> asyncio.TaskGroup:
-        await self._group.__aenter__()
-        self._cancel = asyncio.Event()
-        self._group.create_task(self._end_when_asked())
-        return self._group
-
-    async def __aexit__(self, *_: object) -> None:
-        self._cancel.set()
-        try:
-            await self._group.__aexit__(None, None, None)
-        except* _Ended:
-            pass
-
-    async def _end_when_asked(self) -> None:
-        await self._cancel.wait()
-        raise _Ended
-
-
-class _Ended(Exception):
-    """The one way out of a `_Tasks` group."""
 
 
 def _fell_back(slots: Slots, why: str) -> Slots:

@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 
 # Not `infer/+/+`: a device whose id holds a slash must hear that it may not.
 REQUEST_FILTER: Final = "infer/#"
+BUSY_RETRY_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -107,10 +108,14 @@ class Ingress:
         if self._tasks is None or self._refusals >= self._limit:
             self.counters.replies_lost += 1
             return
+        # Later for each, so that those refused together do not come back together.
+        retry_after_s = BUSY_RETRY_S * (1.0 + self._refusals / self._limit)
         self._refusals += 1
-        self._tasks.create_task(self._reply_busy(device, model, payload))
+        self._tasks.create_task(self._reply_busy(device, model, payload, retry_after_s))
 
-    async def _reply_busy(self, device: str, model: str, payload: bytes) -> None:
+    async def _reply_busy(
+        self, device: str, model: str, payload: bytes, retry_after_s: float
+    ) -> None:
         try:
             id_ = None
             encoding = detect_encoding(payload)
@@ -119,9 +124,10 @@ class Ingress:
             except BadRequest as error:
                 id_ = error.id
             reason = f"the agent has {self._limit} requests in hand; send again later"
-            await self._reply(
-                Answer.refused(id_, device, model, reason=reason), encoding
+            refusal = Answer.refused(
+                id_, device, model, reason=reason, retry_after_s=retry_after_s
             )
+            await self._reply(refusal, encoding)
         finally:
             self._refusals -= 1
 
@@ -182,7 +188,7 @@ class Ingress:
             ended = await sent.accepted
         except OutboxFull as error:
             # The disk refused the row: what was sent beside it is a stranger now.
-            unkept = self._serving.unkept(sent.spill, str(error))
+            unkept = self._serving.unkept(sent.spill, error)
             await self._reply(unkept, request.encoding)
             return
         match ended:

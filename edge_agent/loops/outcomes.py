@@ -30,6 +30,7 @@ from edge_agent.core.delivery import (
     expire,
 )
 from edge_agent.core.payload import Encoding, render
+from edge_agent.core.pool_clock import PoolClock
 from edge_agent.loops.uplink import Link, Uplink
 from lifecycle.journal import NOBODY, Event, Journal
 
@@ -42,7 +43,6 @@ TELL_QUEUE: Final = 4096
 LOOK_EVERY_S: Final = 1.0
 COMMIT_PAUSE_MS: Final = 20.0
 UNTOLD_ROWS: Final = 256
-OFFSET_WEIGHT: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -146,14 +146,14 @@ class Outcomes:
     def _learn_clock(self, result: Result) -> None:
         if result.server_time_ms <= 0:
             return
-        seen = result.server_time_ms - self._now_ms()
-        if not self._offset_known:
-            self._offset_known = True
-            self._uplink.pool_offset_ms = seen
-        else:
-            self._uplink.pool_offset_ms += OFFSET_WEIGHT * (
-                seen - self._uplink.pool_offset_ms
-            )
+        now_ms = self._now_ms()
+        spill = self._recent.get((result.device, result.id))
+        known = PoolClock(self._uplink.pool_offset_ms, self._offset_known).after(
+            result.server_time_ms - now_ms,
+            None if spill is None else now_ms - spill.accepted_ms,
+        )
+        self._uplink.pool_offset_ms = known.offset_ms
+        self._offset_known = known.known
 
     def _conclude(self, spill: Spill, result: Result) -> None:
         match conclude(spill, result, self._now_ms()):

@@ -132,7 +132,13 @@ class Serving:
         except REFUSALS as error:
             self.counters.refused += 1
             return Answer.refused(
-                request.id, request.device, request.model, reason=str(error)
+                request.id,
+                request.device,
+                request.model,
+                reason=str(error),
+                retry_after_s=(
+                    error.retry_after_s if isinstance(error, RunnerFull) else None
+                ),
             )
 
     async def _decide(self, request: DeviceRequest, began_ms: float) -> Answer | _Doubt:
@@ -195,11 +201,13 @@ class Serving:
             accepted = self._outbox.accept(spill)
         except OutboxFull as error:
             self._outcomes.forget(spill.key)
-            return self._fall_back(request, doubt, str(error))
+            return self._fall_back(
+                request, doubt, str(error), retry_after_s=_retry_after_s(error)
+            )
         self.spilled[doubt.route.reason] += 1
         return OnItsWay(spill, accepted)
 
-    def unkept(self, spill: StoredSpill, why: str) -> Answer:
+    def unkept(self, spill: StoredSpill, why: OutboxFull) -> Answer:
         """What the device hears when the disk refused the row after all."""
         self._outcomes.forget(spill.key)
         reason = f"{spill.reason.value}; {why}"
@@ -207,15 +215,34 @@ class Serving:
             self.counters.answered_fallback += 1
             return replace(spill.edge, source=Source.EDGE_FALLBACK, reason=reason)
         self.counters.refused += 1
-        return Answer.refused(spill.id, spill.device, spill.model, reason=reason)
+        return Answer.refused(
+            spill.id,
+            spill.device,
+            spill.model,
+            reason=reason,
+            retry_after_s=_retry_after_s(why),
+        )
 
-    def _fall_back(self, request: DeviceRequest, doubt: _Doubt, why: str) -> Answer:
+    def _fall_back(
+        self,
+        request: DeviceRequest,
+        doubt: _Doubt,
+        why: str,
+        *,
+        retry_after_s: float | None = None,
+    ) -> Answer:
         reason = f"{doubt.route.reason.value}: {doubt.route.detail}; {why}"
         if doubt.edge is not None:
             self.counters.answered_fallback += 1
             return replace(doubt.edge, source=Source.EDGE_FALLBACK, reason=reason)
         self.counters.refused += 1
-        return Answer.refused(request.id, request.device, request.model, reason=reason)
+        return Answer.refused(
+            request.id,
+            request.device,
+            request.model,
+            reason=reason,
+            retry_after_s=retry_after_s,
+        )
 
     def _stored(
         self, request: DeviceRequest, doubt: _Doubt, channel: Channel, began_ms: float
@@ -267,6 +294,10 @@ class Serving:
 
     def _new_id(self) -> str:
         return uuid7(round(self._now_ms()), os.urandom(10))
+
+
+def _retry_after_s(error: OutboxFull) -> float:
+    return float(getattr(error, "retry_after_s", 5.0))
 
 
 def _facts(request: DeviceRequest, deadline_ms: float) -> RequestFacts:

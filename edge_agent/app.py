@@ -44,6 +44,7 @@ from edge_agent.core.payload import (
     PayloadLimits,
     media_type,
 )
+from edge_agent.core.quotas import QuotaLimits
 from edge_agent.core.records import read_rendered
 from edge_agent.core.served import Served, rule_of
 from edge_agent.core.slots import Slots, State
@@ -293,8 +294,12 @@ class Agent:
             Outbox(
                 settings.state_dir / "outbox.db",
                 group_commit_ms=settings.group_commit_ms,
-                max_rows=settings.outbox_max_rows,
-                max_bytes=settings.outbox_max_bytes,
+                limits=QuotaLimits(
+                    max_rows=settings.outbox_max_rows,
+                    max_bytes=settings.outbox_max_bytes,
+                    device_max_rows=settings.device_max_rows,
+                    device_max_bytes=settings.device_max_bytes,
+                ),
                 disk_reserve_bytes=settings.disk_reserve_bytes,
                 journal=self._journal,
             )
@@ -371,6 +376,7 @@ class Agent:
             local=self._local,
             now_ms=self._time.now_ms,
             keep_outcomes_s=settings.keep_outcomes_s,
+            keep_untold_s=settings.keep_untold_s,
             journal=self._journal,
         )
         self._serving = Serving(

@@ -26,8 +26,10 @@ from edge_agent.core.delivery import (
     Key,
     Retry,
     Spill,
+    cancel,
     conclude,
     expire,
+    settling_step,
 )
 from edge_agent.core.payload import Encoding, render
 from edge_agent.loops.uplink import Link, Uplink
@@ -43,6 +45,8 @@ LOOK_EVERY_S: Final = 1.0
 COMMIT_PAUSE_MS: Final = 20.0
 UNTOLD_ROWS: Final = 256
 OFFSET_WEIGHT: Final = 0.2
+FORGET_ROWS: Final = 1000
+FORGET_EVERY_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -53,13 +57,15 @@ class OutcomeCounters:
     duplicates: int = 0
     strangers: int = 0
     unreadable: int = 0
+    results_dropped: int = 0
     told: int = 0
+    undelivered: int = 0
 
 
 class Outcomes:
     """Matches results to spills, keeps deadlines, tells devices."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
         *,
         outbox: Outbox,
@@ -67,6 +73,7 @@ class Outcomes:
         local: Link | None,
         now_ms: Callable[[], float],
         keep_outcomes_s: float,
+        keep_untold_s: float = 7 * 86400.0,
         journal: Journal = NOBODY,
     ) -> None:
         self._outbox = outbox
@@ -74,6 +81,7 @@ class Outcomes:
         self._local = local
         self._now_ms = now_ms
         self._keep_ms = keep_outcomes_s * 1000.0
+        self._keep_untold_ms = keep_untold_s * 1000.0
         self._journal = journal
         self._recent: OrderedDict[Key, Spill] = OrderedDict()
         self._waiting: dict[Key, list[asyncio.Future[Answer]]] = {}
@@ -141,6 +149,7 @@ class Outcomes:
                 self._unmatched.put_nowait(result)
             except asyncio.QueueFull:
                 # Harmless: without an outcome the request is sent again.
+                self.counters.results_dropped += 1
                 log.warning("results_dropped", waiting=UNMATCHED_RESULTS)
 
     def _learn_clock(self, result: Result) -> None:
@@ -173,16 +182,30 @@ class Outcomes:
             self._wake(spill.key, ending.answer)
             asyncio.get_running_loop().call_soon(self._record, spill, ending)
         else:
-            self._record(spill, ending)
+            _ = self._record(spill, ending)
 
-    def _record(self, spill: Spill, ending: Ending) -> None:
+    async def cancel(self, key: Key) -> bool:
+        """End an open spill because the operator says so; False when none is open.
+
+        Raises:
+            OutboxFailed: the file cannot be read now.
+        """
+        spill = await self._outbox.get(key)
+        if spill is None or key in self._ending:
+            return False
+        self._recent.pop(key, None)
+        self._ending.add(key)
+        return await self._record(spill, cancel(spill, self._now_ms()))
+
+    def _record(self, spill: Spill, ending: Ending) -> asyncio.Future[bool]:
         answer = render(ending.answer, Encoding(spill.encoding))
         recorded = self._outbox.settle(
             spill.key,
             ending.outcome,
             answer,
             ended_ms=self._now_ms(),
-            told=spill.channel is Channel.CALL,
+            why=ending.why,
+            step=settling_step(spill.channel),
         )
         if recorded.done():
             # Never accepted, so the answer need not wait for a turn of the loop.
@@ -191,6 +214,7 @@ class Outcomes:
             recorded.add_done_callback(
                 functools.partial(self._tell, spill, ending.answer, answer)
             )
+        return recorded
 
     def _tell(
         self, spill: Spill, answer: Answer, rendered: bytes, won: asyncio.Future[bool]
@@ -238,7 +262,7 @@ class Outcomes:
             self._match_late_results,
             self._keep_deadlines,
             self._send_again,
-            self._forget_old,
+            self._give_up_and_forget,
         ]
         if self._local is not None:
             tell = functools.partial(self._tell_for_ever, self._local)
@@ -324,16 +348,37 @@ class Outcomes:
             else:
                 self.counters.told += 1
                 self._journal.note(Event.TOLD, *key)
-                await self._outbox.mark_told([key])
+                await self._outbox.mark_told([key], self._now_ms())
                 self._journal.note(Event.MARKED, *key)
             finally:
                 self._telling.discard(key)
                 if self._more_untold and len(self._telling) < UNTOLD_ROWS // 2:
                     self._look_for_untold.set()
 
-    async def _forget_old(self) -> None:
+    async def _give_up_and_forget(self) -> None:
         while True:
+            await self._give_up_untold()
             before = self._now_ms() - self._keep_ms
-            while await self._outbox.forget_told(before) == 1000:
+            while await self._outbox.forget_closed(before, limit=FORGET_ROWS) == (
+                FORGET_ROWS
+            ):
                 pass
-            await asyncio.sleep(60.0)
+            await asyncio.sleep(FORGET_EVERY_S)
+
+    async def _give_up_untold(self) -> None:
+        """Record as undelivered the answers that nobody has taken for too long."""
+        more = True
+        while more:
+            now_ms = self._now_ms()
+            lost = await self._outbox.give_up_untold(
+                now_ms - self._keep_untold_ms, now_ms, limit=FORGET_ROWS
+            )
+            more = len(lost) == FORGET_ROWS
+            if lost:
+                self.counters.undelivered += len(lost)
+                log.warning(
+                    "answers_undelivered",
+                    count=len(lost),
+                    first=lost[0],
+                    after_s=self._keep_untold_ms / 1000.0,
+                )

@@ -187,7 +187,7 @@ class Serving:
             )
         spill = self._stored(request, doubt, channel, began_ms)
         try:
-            self._outbox.check_room(len(spill.request))
+            self._outbox.check_room(spill.device, len(spill.request))
             self._outcomes.expect(spill)
             if spill.attempt:
                 # Before the row, so that the pool works while it is written up.

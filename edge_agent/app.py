@@ -174,6 +174,7 @@ class Agent:
         """
         request = self._request(model, inputs, id, device, deadline_s, priority, force)
         if isinstance(request, Answer):
+            self._serving.count_refusal("bad_request")
             return request
         return await self._infer(request)
 
@@ -253,6 +254,7 @@ class Agent:
                 return await answer
             return read_rendered(recorded.answer, Encoding(recorded.encoding))
         except OutboxFailed as error:
+            self._serving.count_refusal("outbox_unreadable")
             return Answer.refused(
                 request.id, request.device, request.model, reason=str(error)
             )
@@ -404,8 +406,13 @@ class Agent:
             settings=self.settings,
             cloud=self._cloud,
             local=self._local,
-            outbox=self._outbox,
-            parts=Counted(self._serving, self._uplink, self._outcomes, self._ingress),
+            parts=Counted(
+                self._serving,
+                self._uplink,
+                self._outcomes,
+                self._ingress,
+                self._outbox,
+            ),
             slots=self._current_slots,
             now_ms=self._time.now_ms,
         )
@@ -561,7 +568,10 @@ class Agent:
     async def _open_control(self) -> None:
         if self._devices:
             operator = Operator(
-                status=self._status, infer=self._infer, limits=self._limits
+                status=self._status,
+                infer=self._infer,
+                cancel=self._outcomes.cancel,
+                limits=self._limits,
             )
             await self._stack.enter_async_context(
                 ControlServer(self.settings.control_socket, operator.reply_to)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from edge_agent.adapters.outbox import OutboxFailed
 from edge_agent.core.answers import Answer
+from edge_agent.core.delivery import Key
 from edge_agent.core.payload import (
     BadRequest,
     DeviceRequest,
@@ -30,10 +31,12 @@ class Operator:
         *,
         status: AgentStatus,
         infer: Callable[[DeviceRequest], Awaitable[Answer]],
+        cancel: Callable[[Key], Awaitable[bool]],
         limits: PayloadLimits,
     ) -> None:
         self._status = status
         self._infer = infer
+        self._cancel = cancel
         self._limits = limits
 
     async def reply_to(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +52,8 @@ class Operator:
                 return await self._status.now()
             case {"do": "infer", "model": str() as model, "payload": str() as text}:
                 return await self._ask(model, text)
+            case {"do": "cancel", "device": str() as device, "id": str() as id_}:
+                return {"cancelled": await self._cancel((device, id_))}
             case _:
                 return {"error": f"unknown control request {str(request)[:80]}"}
 

@@ -1,4 +1,8 @@
-"""What the agent says of itself: to its operator, and in telemetry to the fleet."""
+"""What the agent says of itself: to its operator, and in telemetry to the fleet.
+
+The ledger is looked at whenever the outbox is counted: at the start, every few seconds
+and when somebody asks. One that does not balance is an error, reported everywhere.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import structlog
+
 from broker.messages import Report
 from broker.mqtt import MqttLink
 from edge_agent.adapters.outbox import Counts, Outbox, enduring
+from edge_agent.core.ledger import Ledger
 from edge_agent.core.slots import Slots
 from edge_agent.loops.ingress import Ingress
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.serving import Serving
 from edge_agent.loops.uplink import Uplink
 from edge_agent.settings import AgentSettings
+
+log = structlog.get_logger(__name__)
 
 COUNTS_EVERY_S: Final = 5.0
 
@@ -29,6 +38,7 @@ class Counted:
     uplink: Uplink
     outcomes: Outcomes
     ingress: Ingress
+    outbox: Outbox
 
     def counters(self) -> dict[str, int]:
         """What has happened since the start, by name."""
@@ -36,22 +46,24 @@ class Counted:
         return {
             **asdict(self.serving.counters),
             **{f"spilled_{reason.value}": n for reason, n in spilled.items()},
+            **{f"refused_{why}": n for why, n in self.serving.refused.items()},
             **asdict(self.uplink.counters),
+            "uplink_window": self.uplink.window,
             **asdict(self.outcomes.counters),
             **{f"ingress_{k}": v for k, v in asdict(self.ingress.counters).items()},
+            **{f"outbox_{k}": v for k, v in asdict(self.outbox.counters).items()},
         }
 
 
 class AgentStatus:
     """Gathers the state of every part; `run` keeps what telemetry needs at hand."""
 
-    def __init__(  # noqa: PLR0913 - the parts it looks at
+    def __init__(
         self,
         *,
         settings: AgentSettings,
         cloud: MqttLink | None,
         local: MqttLink | None,
-        outbox: Outbox,
         parts: Counted,
         slots: Callable[[], Mapping[str, Slots]],
         now_ms: Callable[[], float],
@@ -59,11 +71,12 @@ class AgentStatus:
         self._settings = settings
         self._cloud = cloud
         self._local = local
-        self._outbox = outbox
         self._parts = parts
         self._slots = slots
         self._now_ms = now_ms
         self._counts: Counts | None = None
+        self._missing = 0
+        self.ledger_mismatches = 0
 
     async def run(self) -> None:
         """Count now and then, until cancelled."""
@@ -75,9 +88,30 @@ class AgentStatus:
             await self.count()
 
     async def count(self) -> Counts:
-        """Look at the outbox; the next report carries what was found."""
-        self._counts = await self._outbox.counts()
+        """Look at the outbox; the next report carries what was found.
+
+        Raises:
+            OutboxFailed: the file cannot be read now.
+        """
+        self._counts = await self._parts.outbox.counts()
+        self._check(self._counts.ledger)
         return self._counts
+
+    def _check(self, ledger: Ledger) -> None:
+        if ledger.missing == self._missing:
+            return
+        self._missing = ledger.missing
+        if ledger.balanced:
+            log.info("ledger_balanced")
+            return
+        self.ledger_mismatches += 1
+        log.error(
+            "ledger_mismatch",
+            missing=ledger.missing,
+            accepted=dict(ledger.accepted),
+            ended={f"{what}/{why}": n for (what, why), n in ledger.ended.items()},
+            waiting=ledger.waiting,
+        )
 
     async def now(self) -> dict[str, Any]:
         """Links, model slots, outbox and counters, as JSON would hold them."""
@@ -98,7 +132,14 @@ class AgentStatus:
                 }
                 for name, slots in self._slots().items()
             },
-            "outbox": {**asdict(counts), "oldest_s": age_s},
+            "outbox": {
+                **{name: n for name, n in asdict(counts).items() if name != "ledger"},
+                "oldest_s": age_s,
+            },
+            "ledger": {
+                **counts.ledger.shown(),
+                "mismatches": self.ledger_mismatches,
+            },
             "counters": self._parts.counters(),
         }
 
@@ -121,7 +162,10 @@ class AgentStatus:
 
     def report(self) -> Report:
         """What the fleet is told."""
-        counters = self._parts.counters()
+        counters = {
+            **self._parts.counters(),
+            "ledger_mismatch": self.ledger_mismatches,
+        }
         counts = self._counts
         if counts is not None:
             counters |= {
@@ -129,6 +173,11 @@ class AgentStatus:
                 "outcome_answered": counts.answered,
                 "outcome_failed": counts.failed,
                 "outcome_expired": counts.expired,
+                "answers_undelivered": counts.ledger.undelivered,
+                **{
+                    f"accepted_{reason}": n
+                    for reason, n in counts.ledger.accepted.items()
+                },
             }
         return Report(
             agent=self._settings.agent_id,

@@ -371,11 +371,7 @@ class Outbox:
         try:
             written = done.result()
         except Exception as error:  # noqa: BLE001 - whatever it was, a device waits
-            why = OutboxFull(f"the outbox could not be written: {error}")
-            for key, each in fresh.items():
-                self._give_back(key, len(each.spill.request))
-                if not each.accepted.done():
-                    each.accepted.set_exception(why)
+            self._refuse(fresh, error)
             self._keep_unwritten(overtaken, error)
             return
         self._free_bytes = written.free_bytes
@@ -388,6 +384,13 @@ class Outbox:
                 self._journal.note(Event.ACCEPTED, *key)
             if not each.accepted.done():
                 each.accepted.set_result(written.known.get(key) or Committed())
+
+    def _refuse(self, fresh: dict[Key, _Fresh], error: Exception) -> None:
+        why = OutboxFull(f"the outbox could not be written: {error}")
+        for key, each in fresh.items():
+            self._give_back(key, len(each.spill.request))
+            if not each.accepted.done():
+                each.accepted.set_exception(why)
 
     def _keep_unwritten(
         self, overtaken: dict[Key, tuple[Spill, Ended]], error: Exception

@@ -37,6 +37,8 @@ from lifecycle.journal import NOBODY, Event, Journal
 
 log = structlog.get_logger(__name__)
 
+FORGET_ROWS: Final = 1000
+FORGET_EVERY_S: Final = 60.0
 RECENT_SPILLS: Final = 2048
 UNMATCHED_RESULTS: Final = 4096
 TELLERS: Final = 8
@@ -45,8 +47,6 @@ LOOK_EVERY_S: Final = 1.0
 COMMIT_PAUSE_MS: Final = 20.0
 UNTOLD_ROWS: Final = 256
 OFFSET_WEIGHT: Final = 0.2
-FORGET_ROWS: Final = 1000
-FORGET_EVERY_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -59,6 +59,8 @@ class OutcomeCounters:
     unreadable: int = 0
     results_dropped: int = 0
     told: int = 0
+    tell_failures: int = 0
+    tell_queue_full: int = 0
     undelivered: int = 0
 
 
@@ -246,7 +248,9 @@ class Outcomes:
             self._to_tell.put_nowait((key, rendered))
             self._telling.add(key)
         except asyncio.QueueFull:
-            # The row stays untold, and is found once there is room.
+            # The row stays untold, and is found once there is room; what was told
+            # before is heard again when the device sends its id once more.
+            self.counters.tell_queue_full += 1
             self._more_untold = True
 
     def local_link_changed(self, up: bool) -> None:
@@ -344,6 +348,7 @@ class Outcomes:
             try:
                 await local.publish(f"answer/{key[0]}", rendered)
             except LinkDown:
+                self.counters.tell_failures += 1
                 log.debug("device_not_told", device=key[0], id=key[1])
             else:
                 self.counters.told += 1

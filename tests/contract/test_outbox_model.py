@@ -131,40 +131,33 @@ class OutboxAndModel(RuleBasedStateMachine):
         )
         self.runner.run(self._accept(spill, commit))
 
+    def is_full(self, device: str) -> bool:
+        waiting = self.stage(Stage.OPEN)
+        own = [key for key in waiting if key[0] == device]
+        return len(waiting) >= LIMITS.max_rows or len(own) >= LIMITS.device_max_rows
+
     async def _accept(self, spill: Spill, commit: bool) -> None:
         known = self.rows.get(spill.key)
-        waiting = self.stage(Stage.OPEN)
-        own = [key for key in waiting if key[0] == spill.device]
         pending = known is not None and not known.written
-        overtaken = known is not None and pending and known.outcome is not None
-        fresh_twin = pending and not overtaken
+        refused = self.is_full(spill.device) and not pending
         try:
             accepted = self.outbox.accept(spill)
         except OutboxFull:
-            assert not pending
-            assert len(waiting) >= LIMITS.max_rows or len(own) >= LIMITS.device_max_rows
+            assert refused
             return
-        if not pending:
-            assert len(waiting) < LIMITS.max_rows
-            assert len(own) < LIMITS.device_max_rows
+        assert not refused
+        # What is not written yet is known at once, what is by the next commit.
+        assert accepted.done() is pending
         if known is None:
             self.rows[spill.key] = Row(spill, written=False)
-        if overtaken:
-            # Its outcome stands, and is known at once.
-            assert accepted.done()
-        elif known is not None and not fresh_twin:
-            # The answer to a resend is looked up by the commit.
-            commit = True
-        if commit:
+        if commit or not (pending or known is None):
             await self._commit()
             told = await accepted
             if known is None:
                 assert told == Committed()
             else:
                 assert isinstance(told, Recorded)
-                # A twin of a row that is not written yet only knows that it is open.
-                if not fresh_twin:
-                    assert (told.stage, told.outcome) == (known.stage, known.outcome)
+                assert (told.stage, told.outcome) == (known.stage, known.outcome)
 
     @rule()
     def commit(self) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from edge_agent.adapters.outbox import Committed, Outbox
-from edge_agent.core.delivery import Outcome
+from edge_agent.core.delivery import Outcome, Step
 from tests.faults.rows.power_cut import DEVICE, FILE, NOW_MS, content_of, spill_of
 
 PAGE: Final = 4096
@@ -44,7 +44,7 @@ async def files_of(rows: int, *, clean: bool) -> Files:
                         Outcome.ANSWERED,
                         content_of(f"answer {id_}"),
                         ended_ms=NOW_MS,
-                        told=number % 3 == 2,
+                        step=Step.ANSWER_CALLER if number % 3 == 2 else Step.SETTLE,
                     )
             if not clean:
                 return _read(folder)

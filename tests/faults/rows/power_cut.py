@@ -104,7 +104,7 @@ async def _one(outbox: Outbox, disk: WatchedDisk, id_: str, rng: random.Random) 
         disk.mark("ending", id_, answer)
         await outbox.settle(each.key, Outcome.ANSWERED, answer, ended_ms=NOW_MS + 1)
         if rng.random() < 0.5:
-            await outbox.mark_told([each.key])
+            await outbox.mark_told([each.key], NOW_MS + 2)
 
 
 def _checkpoint(path: Path, how: str) -> None:

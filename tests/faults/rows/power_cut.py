@@ -15,15 +15,19 @@ import random
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from broker.messages import Priority, Reason
 from edge_agent.adapters.outbox import Committed, Outbox
 from edge_agent.adapters.spill_table import SpillTable
 from edge_agent.core.delivery import Channel, Outcome, Spill
+from lifecycle.journal import Event
+from tests.faults.history import History
+from tests.faults.row import Row
+from tests.faults.stage import Stage
 from tests.faults.unsynced import Disk, Remains
 from tests.faults.watched_disk import Mark, Step, WatchedDisk, watched
 
@@ -171,8 +175,27 @@ class Findings:
     lost: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
+    def add(self, other: Findings) -> None:
+        """Count another's too."""
+        self.cuts += other.cuts
+        self.checked += other.checked
+        self.open += other.open
+        self.ended += other.ended
+        self.lost += other.lost
+        self.wrong += other.wrong
 
-async def cut_often(steps: Sequence[Step], cuts: int, seed: int) -> Findings:
+
+class Listener(Protocol):
+    """Hears of every cut."""
+
+    def tell(self, promised: Promises, rows: Mapping[str, Found]) -> None:
+        """What had been promised, and which rows were found."""
+        ...
+
+
+async def cut_often(
+    steps: Sequence[Step], cuts: int, seed: int, listener: Listener | None = None
+) -> Findings:
     """Cut the power at `cuts` random steps, each with other survivors."""
     rng = random.Random(seed)
     found = Findings()
@@ -185,7 +208,9 @@ async def cut_often(steps: Sequence[Step], cuts: int, seed: int) -> Findings:
         disk.follow(steps[done:at])
         done = at
         promised = Promises.of(steps[:at])
-        await _look(disk.cut(rng), promised, at, found)
+        rows = await _look(disk.cut(rng), promised, at, found)
+        if listener is not None:
+            listener.tell(promised, rows)
         found.cuts += 1
     return found
 
@@ -194,7 +219,9 @@ def _is_promise(step: Step) -> bool:
     return isinstance(step, Mark) and step.what == "accepted"
 
 
-async def _look(remains: Remains, promised: Promises, at: int, found: Findings) -> None:
+async def _look(
+    remains: Remains, promised: Promises, at: int, found: Findings
+) -> dict[str, Found]:
     with _folder() as folder:
         remains.write_to(folder)
         async with Outbox(folder / FILE) as outbox:
@@ -213,17 +240,20 @@ async def _look(remains: Remains, promised: Promises, at: int, found: Findings) 
     for id_ in promised.accepted:
         found.checked += 1
         _judge(id_, rows.get(id_), promised, at, found)
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Found:
+    """A row as it lies in the file."""
+
     request: bytes | None
     outcome: str | None
     answer: bytes | None
 
 
 def _judge(
-    id_: str, row: _Row | None, promised: Promises, at: int, found: Findings
+    id_: str, row: Found | None, promised: Promises, at: int, found: Findings
 ) -> None:
     if row is None:
         found.lost.append(f"{id_} at step {at}")
@@ -237,14 +267,14 @@ def _judge(
             found.wrong.append(f"{id_} at step {at} ended in what nobody said")
 
 
-def _read(path: Path) -> tuple[dict[str, _Row], str]:
+def _read(path: Path) -> tuple[dict[str, Found], str]:
     """All rows, and what SQLite thinks of the file, by a connection of its own."""
     with contextlib.closing(sqlite3.connect(path, timeout=10)) as db:
         rows: list[Any] = db.execute(
             "SELECT id, request, outcome, answer FROM spill"
         ).fetchall()
         (said,) = db.execute("PRAGMA integrity_check").fetchone()
-    return {id_: _Row(*values) for id_, *values in rows}, said
+    return {id_: Found(*values) for id_, *values in rows}, said
 
 
 @contextlib.contextmanager
@@ -254,3 +284,59 @@ def _folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+async def power_cut(stage: Stage) -> None:
+    """Cut the power of many outboxes, and write what came of it as a history."""
+    found = Findings()
+    for number in range(stage.n(10)):
+        seed = stage.seed * 1000 + number
+        steps = await recorded(stage.n(400), seed)
+        found.add(await cut_often(steps, 20, seed, _Chronicle(stage, f"c{number}")))
+    assert found.checked, "no promise was looked for"
+    assert not found.lost, f"lost: {found.lost[:5]}"
+    assert not found.wrong, f"wrong: {found.wrong[:5]}"
+
+
+class _Chronicle:
+    """Tells each cut as a history: of an outbox of its own that loses power once."""
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        self._folder = stage.histories
+        self._name = name
+        self._told = 0
+
+    def tell(self, promised: Promises, rows: Mapping[str, Found]) -> None:
+        """What one outbox had promised, and what was found of it."""
+        self._told += 1
+        who = f"{self._name}-{self._told}"
+        agent, device = (
+            History(self._folder, f"{kind}:{who}") for kind in ("agent", "device")
+        )
+        for id_ in promised.offered:
+            device.note("offered", who, id_)
+        for id_ in promised.accepted:
+            agent.note(Event.ACCEPTED, who, id_)
+        agent.note("started")
+        for id_, row in rows.items():
+            agent.note("recovered", who, id_, row.outcome or "open")
+        for id_, row in rows.items():
+            if row.outcome is None:
+                # It is open, so it will end; here it does at once.
+                agent.note(Event.ENDING, who, id_)
+                agent.note(Event.ENDED, who, id_, Outcome.ANSWERED.value)
+        agent.close()
+        device.close()
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        name="power-cut",
+        fault="the power fails; unsynced sectors survive or not, in any order",
+        must_hold="what was acknowledged is recovered; integrity_check ok",
+        run=power_cut,
+        # Nobody is there to hear, and what was not accepted is gone with the power.
+        may_pend=True,
+        may_be_untold=True,
+    ),
+)

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from tests.faults.rows.corruption import (
     DAMAGES,
-    ROWS,
+    ROWS_OF_A_FILE,
     Damage,
     damage_often,
     files_of,
@@ -44,7 +44,7 @@ async def test_rows_behind_a_failed_sync_are_not_lost_with_the_power() -> None:
 async def test_an_outbox_opens_and_accepts_however_its_file_was_damaged(
     damage: Damage,
 ) -> None:
-    files = await files_of(ROWS, clean=True)
+    files = await files_of(ROWS_OF_A_FILE, clean=True)
     with capture_logs() as logs:
         found = await damage_often(files, damage, tries=6, seed=1)
     assert found.wrong == []
@@ -53,7 +53,7 @@ async def test_an_outbox_opens_and_accepts_however_its_file_was_damaged(
 
 
 async def test_a_page_of_rubbish_costs_no_more_than_the_rows_on_it() -> None:
-    files = await files_of(ROWS, clean=True)
+    files = await files_of(ROWS_OF_A_FILE, clean=True)
     with capture_logs() as logs:
         found = await damage_often(files, rubbish_page, tries=6, seed=1)
     assert found.set_aside == found.tries
@@ -63,7 +63,7 @@ async def test_a_page_of_rubbish_costs_no_more_than_the_rows_on_it() -> None:
 
 
 async def test_a_log_that_is_none_is_set_aside_and_reported() -> None:
-    files = await files_of(ROWS, clean=False)
+    files = await files_of(ROWS_OF_A_FILE, clean=False)
     with capture_logs() as logs:
         found = await damage_often(files, rubbish_log, tries=2, seed=1)
     assert found.wrong == []

@@ -182,7 +182,7 @@ async def devices_side(stage: Stage) -> tuple[Mosquitto, Device]:
     stage.programs.append(mosquitto)
     await mosquitto.start()
     device = Device(mosquitto.url, "cam1", stage.histories, run=f"s{stage.seed}")
-    stage.background(device.run_for_ever())
+    _ = stage.background(device.run_for_ever())
     async with asyncio.timeout(PATIENCE_S):
         await device.link.wait_up()
     return mosquitto, device
@@ -194,7 +194,7 @@ async def local_stream(stage: Stage, mosquitto: Mosquitto) -> AsyncIterator[Devi
     device = Device(
         mosquitto.url, "near", stage.histories, run=f"s{stage.seed}", resend_s=0.5
     )
-    stage.background(device.run_for_ever())
+    _ = stage.background(device.run_for_ever())
     async with asyncio.timeout(PATIENCE_S):
         await device.link.wait_up()
     on = True

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import random
 import shutil
+import signal
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,12 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from structlog.testing import capture_logs
+
 from edge_agent.adapters.outbox import Committed, Outbox
 from edge_agent.core.delivery import Outcome, Step
+from tests.faults.row import Row
 from tests.faults.rows.power_cut import DEVICE, FILE, NOW_MS, content_of, spill_of
+from tests.faults.stage import Stage
 
 PAGE: Final = 4096
-ROWS: Final = 150
+ROWS_OF_A_FILE: Final = 150
 
 Files: TypeAlias = dict[str, bytes]
 Damage: TypeAlias = Callable[[Files, random.Random], Files]
@@ -190,7 +195,7 @@ async def _look(outbox: Outbox, folder: Path, name: str, found: Outcomes) -> Non
     if await outbox.accept(spill_of("new")) != Committed():
         found.wrong.append(f"{name}: accepts nothing")
     there = await asyncio.to_thread(_ids, folder / FILE)
-    for number in range(ROWS):
+    for number in range(ROWS_OF_A_FILE):
         found.rows += 1
         id_ = f"r{number}"
         recorded = await outbox.find((DEVICE, id_))
@@ -222,3 +227,69 @@ def _folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+# --- the real agent ------------------------------------------------------------------------
+
+
+async def damaged_anyhow(stage: Stage) -> None:
+    """Every kind of damage, many times."""
+    for clean in (True, False):
+        files = await files_of(ROWS_OF_A_FILE, clean=clean)
+        for damage in DAMAGES:
+            with capture_logs() as logs:
+                found = await damage_often(
+                    files, damage, tries=stage.n(40), seed=stage.seed
+                )
+            assert not found.wrong, found.wrong[:3]
+            reports = [log for log in logs if log["event"].endswith("_corrupt")]
+            assert len(reports) == found.set_aside, "set aside and not reported"
+
+
+async def damaged_while_down(stage: Stage) -> None:
+    """Rubbish in an index, between two lives: every row is still there."""
+    await damaged_anyhow(stage)
+    gateway = await stage.usual()
+    worker = stage.workers["w1"]
+    worker.signal(signal.SIGSTOP)
+    await stage.load(stage.n(100))
+    await stage.until(
+        lambda: all(each.heard_accepted >= each.open.keys() for each in stage.devices)
+    )
+    path = gateway.state_dir / FILE
+    async with stage.fault("the outbox is damaged"):
+        gateway.keep = False
+        gateway.agent.signal(signal.SIGKILL)
+        await gateway.agent.ended()
+        await asyncio.to_thread(_damage_an_index, path)
+        damaged = path.read_bytes()
+        gateway.keep = True
+        await stage.restarted(gateway)
+        aside = list(path.parent.glob(f"{FILE}.corrupt-*"))
+        kept = [each for each in aside if not each.name.endswith("-wal")]
+        assert [each.read_bytes() for each in kept] == [damaged], "not set aside"
+        worker.signal(signal.SIGCONT)
+    await stage.load(stage.n(20))
+    await stage.until_ended()
+
+
+def _damage_an_index(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, timeout=10)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        (page,) = db.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'open_by_deadline'"
+        ).fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * PAGE)
+        file.write(b"\xa5" * PAGE)
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        name="database-damaged",
+        fault="a page of the outbox turns to rubbish while the agent is down",
+        must_hold="set aside byte for byte, and reported; every row salvaged",
+        run=damaged_while_down,
+        most_gap_s=15.0,
+    ),
+)

@@ -14,23 +14,32 @@ import contextlib
 import itertools
 import random
 import shutil
+import signal
 import sqlite3
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from structlog.testing import capture_logs
 
 from edge_agent.adapters.outbox import Committed, Outbox, OutboxFailed, OutboxFull
 from edge_agent.core.delivery import Outcome
+from tests.faults.row import Row
 from tests.faults.rows.power_cut import (
     DEVICE,
     FILE,
     NOW_MS,
+    Chronicle,
     Findings,
+    Found,
+    Promises,
     cut_often,
     spill_of,
 )
+from tests.faults.stage import Stage
 from tests.faults.watched_disk import (
     FULL,
     IOERR_FSYNC,
@@ -243,3 +252,132 @@ def _folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+# --- the real agent on a real full disk ----------------------------------------------------
+
+SMALL_DISK_BYTES: Final = 16 * 1024**2
+
+
+class NoSmallDisk(Exception):
+    """This user may not mount one."""
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of its own at `folder`, gone afterwards whoever still has files open.
+
+    Raises:
+        NoSmallDisk: mounting is not allowed here.
+    """
+    folder.mkdir()
+    options = f"size={SMALL_DISK_BYTES},mode=700"
+    try:
+        _run("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder))
+    except (OSError, subprocess.CalledProcessError) as error:
+        folder.rmdir()
+        raise NoSmallDisk(f"a small tmpfs cannot be mounted: {error}") from error
+    try:
+        yield folder
+    finally:
+        _run("umount", "--lazy", str(folder))
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
+
+
+def fill(folder: Path) -> Path:
+    """Take every free byte; gives the file that holds them."""
+    ballast = folder / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+async def full_disk(stage: Stage) -> None:
+    """Something else fills the agent's disk, and frees it again.
+
+    Where no disk may be mounted, SQLite is told so by the watched disk instead.
+    """
+    try:
+        await _fill_small_disk(stage)
+    except NoSmallDisk as why:
+        stage.note_fault(f"disk full, by a shim: {why}")
+        await _try_and_tell(stage, [each for each in TROUBLES if each.code == FULL])
+
+
+async def _fill_small_disk(stage: Stage) -> None:
+    with small_disk(stage.folder / "agent-1") as disk:
+        gateway = await stage.usual()
+        await stage.load(stage.n(50))
+        await stage.until(lambda: not any(device.open for device in stage.devices))
+        worker = stage.workers["w1"]
+        worker.signal(signal.SIGSTOP)
+        await stage.load(stage.n(50))
+        await stage.until(
+            lambda: all(
+                each.heard_accepted >= each.open.keys() for each in stage.devices
+            )
+        )
+        before = {id_ for device in stage.devices for id_ in device.open}
+        async with stage.fault("the disk is full, a tmpfs"):
+            ballast = await asyncio.to_thread(fill, disk)
+            # More than what the log's own pages still take.
+            await stage.load(stage.n(600))
+            status = await stage.until_status(gateway, _refuses)
+            assert status["local"]["up"]
+            # Outcomes come now, and cannot be written.
+            worker.signal(signal.SIGCONT)
+            await asyncio.sleep(1.0)
+            ballast.unlink()
+        await stage.until_ended()
+        ended = {i for each in stage.devices for i in each.ended}
+        assert before <= ended, "what was accepted before is gone"
+
+
+def _refuses(status: dict[str, Any]) -> bool:
+    counters = status["counters"]
+    return any(n for name, n in counters.items() if name.startswith("refused_"))
+
+
+async def broken_disk(stage: Stage) -> None:
+    """Every trouble of the list, each followed by power cuts."""
+    await _try_and_tell(stage, TROUBLES)
+
+
+async def _try_and_tell(stage: Stage, troubles: Sequence[Trouble]) -> None:
+    with capture_logs():  # each refusal is one; they are looked at by what they say
+        trials = await try_all(troubles, cuts=stage.n(40), seed=stage.seed)
+    for number, trial in enumerate(trials):
+        chronicle = Chronicle(stage.histories, f"t{number}")
+        chronicle.tell(
+            Promises(
+                frozenset(trial.accepted) | trial.refused.keys(),
+                frozenset(trial.accepted),
+                {},
+            ),
+            {id_: Found(None, None, None) for id_ in trial.accepted},
+            trial.refused,
+        )
+        name = trial.trouble.name
+        assert not trial.wrong, f"{name}: {trial.wrong[:3]}"
+        assert not trial.cut.lost, f"{name}: lost {trial.cut.lost[:3]}"
+        assert not trial.cut.wrong, f"{name}: {trial.cut.wrong[:3]}"
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        name="disk-full",
+        fault="the agent's disk, a small tmpfs, is filled by others and freed again",
+        must_hold="refusals with a reason; earlier rows intact; accepts again after",
+        run=full_disk,
+    ),
+    Row(
+        name="disk-broken",
+        fault="reads, writes, truncations and syncs fail, once or for a while",
+        must_hold="refusals with a reason; earlier rows intact, after a power cut too",
+        run=broken_disk,
+    ),
+)

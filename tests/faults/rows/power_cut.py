@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import random
 import shutil
 import sqlite3
@@ -35,6 +36,8 @@ DEVICE: Final = "cam1"
 FILE: Final = "outbox.db"
 NOW_MS: Final = 1_700_000_000_000.0
 WAVE: Final = 24
+ANSWERED: Final = json.dumps({"status": "answered", "source": "cloud", "final": True})
+REFUSED: Final = json.dumps({"status": "refused", "source": None, "final": True})
 
 
 def content_of(id_: str) -> bytes:
@@ -292,22 +295,29 @@ async def power_cut(stage: Stage) -> None:
     for number in range(stage.n(10)):
         seed = stage.seed * 1000 + number
         steps = await recorded(stage.n(400), seed)
-        found.add(await cut_often(steps, 20, seed, _Chronicle(stage, f"c{number}")))
+        found.add(
+            await cut_often(steps, 20, seed, Chronicle(stage.histories, f"c{number}"))
+        )
     assert found.checked, "no promise was looked for"
     assert not found.lost, f"lost: {found.lost[:5]}"
     assert not found.wrong, f"wrong: {found.wrong[:5]}"
 
 
-class _Chronicle:
+class Chronicle:
     """Tells each cut as a history: of an outbox of its own that loses power once."""
 
-    def __init__(self, stage: Stage, name: str) -> None:
-        self._folder = stage.histories
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
         self._name = name
         self._told = 0
 
-    def tell(self, promised: Promises, rows: Mapping[str, Found]) -> None:
-        """What one outbox had promised, and what was found of it."""
+    def tell(
+        self,
+        promised: Promises,
+        rows: Mapping[str, Found],
+        refused: Iterable[str] = (),
+    ) -> None:
+        """What one outbox had promised, what was found of it, and what it refused."""
         self._told += 1
         who = f"{self._name}-{self._told}"
         agent, device = (
@@ -325,6 +335,9 @@ class _Chronicle:
                 # It is open, so it will end; here it does at once.
                 agent.note(Event.ENDING, who, id_)
                 agent.note(Event.ENDED, who, id_, Outcome.ANSWERED.value)
+            device.note("heard", who, id_, ANSWERED)
+        for id_ in refused:
+            device.note("heard", who, id_, REFUSED)
         agent.close()
         device.close()
 
@@ -335,8 +348,7 @@ ROWS: tuple[Row, ...] = (
         fault="the power fails; unsynced sectors survive or not, in any order",
         must_hold="what was acknowledged is recovered; integrity_check ok",
         run=power_cut,
-        # Nobody is there to hear, and what was not accepted is gone with the power.
+        # What was not accepted is gone with the power, and nobody sends it again.
         may_pend=True,
-        may_be_untold=True,
     ),
 )

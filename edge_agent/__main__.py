@@ -156,15 +156,26 @@ def _show_status(reply: dict[str, Any]) -> None:
     age = "" if outbox["oldest_s"] is None else f", oldest {outbox['oldest_s']:.1f} s"
     typer.echo(
         f"outbox  {outbox['open']} open ({outbox['open_bytes']} bytes){age}; "
-        f"{outbox['untold']} untold; ended: {outbox['answered']} answered, "
-        f"{outbox['failed']} failed, {outbox['expired']} expired"
+        f"{outbox['untold']} untold"
     )
+    typer.echo(f"ledger  {_ledger(reply['ledger'])}")
     failed = {name: n for name, n in reply["loops"]["failures"].items() if n}
     if failed:
         shown = ", ".join(f"{name} {n} times" for name, n in failed.items())
         typer.echo(f"failed  {shown}; last {reply['loops']['last_error']}")
     counters = {name: n for name, n in reply["counters"].items() if n}
     typer.echo("counts  " + ", ".join(f"{n} {name}" for name, n in counters.items()))
+
+
+def _ledger(ledger: dict[str, Any]) -> str:
+    line = (
+        f"{sum(ledger['accepted'].values())} accepted: {ledger['answered']} answered, "
+        f"{ledger['failed']} failed, {ledger['expired']} expired, "
+        f"{ledger['waiting']} waiting; {ledger['undelivered']} undelivered"
+    )
+    if not ledger["balanced"]:
+        line += f"; DOES NOT BALANCE, {ledger['missing']} are missing"
+    return line
 
 
 def _link(link: dict[str, Any], there: str) -> str:

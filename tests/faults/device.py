@@ -87,8 +87,8 @@ def _bytes_of(id_: str) -> bytes:
 
 
 def _number_of(id_: str) -> float:
-    # Whole, so that doubling it in float32 is exact; never the poison.
-    return float(int.from_bytes(_bytes_of(id_)[:2], "little") % 600)
+    # Whole, so that doubling it in float32 is exact; over all that `fragile` minds.
+    return 1000.0 + int.from_bytes(_bytes_of(id_)[:2], "little") % 1000
 
 
 @dataclass(slots=True)

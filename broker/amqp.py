@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any, Final
 
 import aio_pika
+import aiormq
 import structlog
 from aiormq.abc import AbstractChannel as Channel
 from aiormq.abc import DeliveredMessage
@@ -45,6 +46,7 @@ from broker.link import (
     LinkDown,
     PublishTimeout,
     Standing,
+    each_address,
     until_cancelled,
     why_unreachable,
     without_password,
@@ -198,7 +200,8 @@ class AmqpLink:
 
     Args:
         url: `amqp://user:password@host:5672/vhost` (`%2F` is the vhost `/`), or
-            `amqps://…?cafile=/path.pem`.
+            `amqps://…?cafile=/path.pem`. The members of a cluster are named with
+            commas between, `amqp://…@a:5672,b:5672/vhost`, and tried in turn.
         name: shown at the broker beside the connections.
         queues: declared and bound on each connect, before anything is consumed.
         consume: prefetch for each queue to consume; each has a channel of its own.
@@ -207,7 +210,8 @@ class AmqpLink:
             stays unacknowledged until its connection ends.
         on_change: called with True when both connections work, and with False when
             either is lost.
-        heartbeat_s: seconds; a silent broker is given up after about three of them.
+        heartbeat_s: seconds; a silent broker is given up after at most one and a
+            half times as many and two seconds more; by the broker after two to three.
         backoff: waits between tries.
 
     Raises:
@@ -223,11 +227,14 @@ class AmqpLink:
         consume: Mapping[str, int] | None = None,
         on_delivery: Callable[[Delivery], Awaitable[None]] | None = None,
         on_change: Callable[[bool], None] | None = None,
-        heartbeat_s: int = 10,
+        heartbeat_s: int = 8,
         backoff: Backoff | None = None,
     ) -> None:
-        self._url = _read_url(url).update_query(heartbeat=heartbeat_s)
-        self._where = f"{self._url.scheme}://{self._url.host}:{self._url.port}"
+        self._urls = tuple(
+            _read_url(each).update_query(heartbeat=heartbeat_s)
+            for each in each_address(url)
+        )
+        self._turn = 0
         self._name = name
         self._queues = tuple(queues)
         self._consume = dict(consume or {})
@@ -246,6 +253,14 @@ class AmqpLink:
         self._owing = asyncio.Event()
         self._owing_many = asyncio.Event()
         self._stopped = False
+
+    @property
+    def _url(self) -> URL:
+        return self._urls[self._turn % len(self._urls)]
+
+    @property
+    def _where(self) -> str:
+        return f"{self._url.scheme}://{self._url.host}:{self._url.port}"
 
     @property
     def up(self) -> bool:
@@ -268,6 +283,8 @@ class AmqpLink:
         for library in ("aiormq", "aio_pika"):
             # They log each failure in their own words; ours say it once.
             logging.getLogger(library).setLevel(logging.CRITICAL)
+        # The broker speaks twice in a heartbeat; theirs is to wait for three of them.
+        aiormq.Connection.HEARTBEAT_GRACE_MULTIPLIER = 1
         async with asyncio.TaskGroup() as sides:
             for side in (
                 _endure(self._inward, self._consume_once),
@@ -363,6 +380,7 @@ class AmqpLink:
 
     @contextlib.asynccontextmanager
     async def _connected(self, purpose: str) -> AsyncIterator[aio_pika.Connection]:
+        turn = self._turn
         connection = aio_pika.Connection(
             self._url.update_query(name=f"{self._name}: {purpose}")
         )
@@ -379,6 +397,8 @@ class AmqpLink:
             with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await connection.close()
+            if turn == self._turn:  # else the other connection has moved on already
+                self._turn += 1
 
     async def _publish_once(self) -> None:
         async with self._connected("publish") as connection:

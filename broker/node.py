@@ -66,7 +66,7 @@ class Node:
             (see `broker.node_server`), else this system's.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a node is; all but its folder by name
         self,
         folder: Path,
         *,
@@ -188,7 +188,7 @@ class Node:
 
     async def control(
         self,
-        *arguments: str,
+        *arguments: str | Path,
         program: str = "rabbitmqctl",
         timeout_s: float = START_TIMEOUT_S,
     ) -> str:
@@ -202,7 +202,9 @@ class Node:
         Raises:
             NodeError: it failed, or did not end in time.
         """
-        command = self._chosen().command(program, *arguments, folder=self.folder)
+        command = self._chosen().command(
+            program, *map(str, arguments), folder=self.folder
+        )
         return await _output(command, self._environment(self.info), timeout_s, program)
 
     async def queues(self) -> dict[str, int]:

@@ -15,7 +15,6 @@ import fcntl
 import os
 import random
 import struct
-import subprocess
 from pathlib import Path
 from typing import Final, Self
 
@@ -25,6 +24,7 @@ PACKET_BYTES: Final = 65536
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN_NO_PI: Final = 0x1001
 _ADDRESSES: Final = slice(12, 20)
+_NAME: Final = "ovs-lossy"
 _DEVICE: Final = Path("/dev/net/tun")
 
 
@@ -59,13 +59,10 @@ class LossyLink:
     async def __aenter__(self) -> Self:
         self._file = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK)
         try:
-            wanted = struct.pack("16sH22x", b"ovs-lossy", _IFF_TUN_NO_PI)
+            wanted = struct.pack("16sH22x", _NAME.encode(), _IFF_TUN_NO_PI)
             fcntl.ioctl(self._file, _TUNSETIFF, wanted)
-            for words in (
-                f"address add {NEAR}/30 dev ovs-lossy",
-                "link set ovs-lossy up",
-            ):
-                subprocess.run(["ip", *words.split()], check=True, timeout=10)
+            await _ip("address", "add", f"{NEAR}/30", "dev", _NAME)
+            await _ip("link", "set", _NAME, "up")
         except BaseException:
             os.close(self._file)
             raise
@@ -101,3 +98,10 @@ class LossyLink:
         with contextlib.suppress(OSError):
             os.write(self._file, packet)
             self.carried += 1
+
+
+async def _ip(*words: str) -> None:
+    process = await asyncio.create_subprocess_exec("ip", *words)
+    async with asyncio.timeout(10):
+        if await process.wait():
+            raise OSError(f"`ip {' '.join(words)}` failed")

@@ -190,13 +190,14 @@ class Proxy:
         loop = asyncio.get_running_loop()
 
         async def read() -> None:
-            chunk = b"…"
-            while chunk:
+            while True:
                 try:
                     chunk = await reader.read(CHUNK_BYTES)
                 except OSError:
                     chunk = b""
                 await under_way.put((loop.time() + made.road.delay_s, chunk))
+                if not chunk:
+                    return
 
         async def write() -> None:
             while True:

@@ -46,6 +46,9 @@ class Road:
     resets: float = 0.0
 
 
+# When each chunk is due, and the chunk; an empty one is the end.
+_UnderWay = asyncio.Queue[tuple[float, bytes]]
+
 GOOD: Final = Road()
 DEAD: Final = Road(up=False, down=False)
 
@@ -186,39 +189,34 @@ class Proxy:
         *,
         up: bool,
     ) -> None:
-        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(UNDER_WAY)
-        loop = asyncio.get_running_loop()
-
-        async def read() -> None:
-            while True:
-                try:
-                    chunk = await reader.read(CHUNK_BYTES)
-                except OSError:
-                    chunk = b""
-                await under_way.put((loop.time() + made.road.delay_s, chunk))
-                if not chunk:
-                    return
-
-        async def write() -> None:
-            while True:
-                due, chunk = await under_way.get()
-                await asyncio.sleep(max(0.0, due - loop.time()))
-                await self._bear(made, len(chunk), up=up)
-                try:
-                    if not chunk:
-                        if writer.can_write_eof():
-                            writer.write_eof()
-                        return
-                    writer.write(chunk)
-                    await writer.drain()
-                except OSError:
-                    made.reset()
-                    return
-
+        under_way: _UnderWay = asyncio.Queue(UNDER_WAY)
         async with asyncio.TaskGroup() as ends:
-            reading = ends.create_task(read())
-            await write()
+            reading = ends.create_task(_read(made, reader, under_way))
+            try:
+                await self._write(made, under_way, writer, up=up)
+            except OSError:
+                made.reset()
             reading.cancel()
+
+    async def _write(
+        self,
+        made: _Connection,
+        under_way: _UnderWay,
+        writer: asyncio.StreamWriter,
+        *,
+        up: bool,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s, chunk = await under_way.get()
+            await asyncio.sleep(max(0.0, due_s - loop.time()))
+            await self._bear(made, len(chunk), up=up)
+            if not chunk:
+                if writer.can_write_eof():
+                    writer.write_eof()
+                return
+            writer.write(chunk)
+            await writer.drain()
 
     async def _bear(self, made: _Connection, count: int, *, up: bool) -> None:
         """Wait as long as the road makes these bytes wait."""
@@ -230,3 +228,16 @@ class Proxy:
             await asyncio.sleep(count / made.road.bytes_per_s)
         while not (made.road.up if up else made.road.down):
             await made.changed.wait()
+
+
+async def _read(
+    made: _Connection, reader: asyncio.StreamReader, under_way: _UnderWay
+) -> None:
+    loop = asyncio.get_running_loop()
+    chunk = b"some"
+    while chunk:
+        try:
+            chunk = await reader.read(CHUNK_BYTES)
+        except OSError:
+            chunk = b""
+        await under_way.put((loop.time() + made.road.delay_s, chunk))

@@ -90,17 +90,16 @@ async def test_a_cut_road_keeps_back_what_arrives_when_it_heals(bad: Road) -> No
 
 
 async def test_a_half_open_connection_stays_dead_while_others_come() -> None:
-    async with echo() as port, Proxy(port) as proxy:
-        async with through(proxy) as old, through(proxy) as new:
-            old.writer.write(b"a")
-            assert await old.hears(b"a")
-            proxy.make(DEAD, coming=False)
-            async with through(proxy) as later:
-                later.writer.write(b"b")
-                assert await later.hears(b"b")
-            old.writer.write(b"c")
-            assert not await old.hears(b"c", within_s=0.2)
-            assert not new.reader.at_eof()
+    async with echo() as port, Proxy(port) as proxy, through(proxy) as old:
+        old.writer.write(b"a")
+        assert await old.hears(b"a")
+        proxy.make(DEAD, coming=False)
+        async with through(proxy) as later:
+            later.writer.write(b"b")
+            assert await later.hears(b"b")
+        old.writer.write(b"c")
+        assert not await old.hears(b"c", within_s=0.2)
+        assert not old.reader.at_eof()
 
 
 async def test_a_slow_road_delays_each_way() -> None:
@@ -125,11 +124,14 @@ async def test_a_reset_is_an_error_at_the_client() -> None:
 
 @pytest.mark.skipif(why_not() is not None, reason=f"no lossy link: {why_not()}")
 async def test_packets_that_are_really_lost_are_mended_by_tcp() -> None:
-    async with LossyLink(loss=0.1) as link, echo() as port:
-        async with Proxy(port, listen_host=NEAR) as proxy:
-            async with through(proxy, FAR) as client:
-                client.writer.write(b"x" * 200_000)
-                assert await client.hears(b"x" * 200_000, within_s=15)
+    async with (
+        LossyLink(loss=0.1) as link,
+        echo() as port,
+        Proxy(port, listen_host=NEAR) as proxy,
+        through(proxy, FAR) as client,
+    ):
+        client.writer.write(b"x" * 200_000)
+        assert await client.hears(b"x" * 200_000, within_s=15)
         assert link.lost > 0
 
 

@@ -1,0 +1,5 @@
+"""Rows to come."""
+
+from tests.faults.row import Row
+
+ROWS: tuple[Row, ...] = ()

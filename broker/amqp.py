@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import (
     AsyncIterator,
@@ -68,6 +69,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 SETUP_TIMEOUT_S: Final = 60.0
 CALL_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
+RESTORE_EVERY_S: Final = 1.0
 # How long an acknowledgement may wait for others to travel with, and the share of
 # the prefetch that may, so that waiting never keeps the next delivery back.
 ACK_DELAY_S: Final = 0.01
@@ -249,6 +251,7 @@ class AmqpLink:
         self._outlet: Channel | None = None
         self._inspector: Channel | None = None
         self._inspecting = asyncio.Lock()
+        self._restored_s = -math.inf
         self._consumers: list[_Consumer] = []
         self._owing = asyncio.Event()
         self._owing_many = asyncio.Event()
@@ -345,6 +348,34 @@ class AmqpLink:
             with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
                 await each.channel.basic_cancel(each.tag, timeout=CALL_TIMEOUT_S)
 
+    async def restore(self) -> None:
+        """Declare every queue and its binding again: somebody may have deleted one.
+
+        Does nothing when that was done a moment ago.
+
+        Raises:
+            LinkDown: there is no connection, or it was lost meanwhile.
+        """
+        connection, loop = self._inlet, asyncio.get_running_loop()
+        if connection is None:
+            raise LinkDown(self._down())
+        try:
+            async with self._inspecting, asyncio.timeout(CALL_TIMEOUT_S):
+                if loop.time() < self._restored_s + RESTORE_EVERY_S:
+                    return
+                with _only_own_cancellation():
+                    channel = await self._inspecting_channel(connection)
+                    for queue in self._queues:
+                        await self._declare(channel, queue)
+                self._restored_s = loop.time()
+        except _LOST as error:
+            raise LinkDown(self._down() + f" ({_text(error)})") from error
+
+    async def _inspecting_channel(self, connection: aio_pika.Connection) -> Channel:
+        if self._inspector is None or self._inspector.is_closed:
+            self._inspector = await _open_channel(connection)
+        return self._inspector
+
     async def depth(self, queue: str) -> int:
         """How many messages of `queue` are ready to be delivered.
 
@@ -358,9 +389,8 @@ class AmqpLink:
         try:
             async with self._inspecting, asyncio.timeout(CALL_TIMEOUT_S):
                 with _only_own_cancellation():
-                    if self._inspector is None or self._inspector.is_closed:
-                        self._inspector = await _open_channel(connection)
-                    found = await self._inspector.queue_declare(queue, passive=True)
+                    channel = await self._inspecting_channel(connection)
+                    found = await channel.queue_declare(queue, passive=True)
         except ChannelNotFoundEntity:
             raise NoSuchQueue(f"{self._where} has no queue {queue!r}") from None
         except _LOST as error:

@@ -6,12 +6,13 @@ if nobody told it. What can be served after all is sent on its way again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
 
 import structlog
 
+from broker.amqp import LinkDown
 from broker.codec import WireError, decode
 from broker.messages import Request, Result
 from broker.topics import RequestAddress, read_request_key
@@ -57,19 +58,30 @@ class Republish(Protocol):
 
 
 class SideQueues:
-    """The loop over `unrouted` and `infer.dead`."""
+    """The loop over `unrouted` and `infer.dead`.
+
+    Args:
+        models: what this worker serves.
+        publish: on the topic exchange.
+        restore: declares queues and bindings again; raises LinkDown.
+        replies: where answers leave.
+        room: how much may be in hand.
+        timeout_s: until a publish is confirmed.
+    """
 
     def __init__(
         self,
         models: Mapping[str, ServedModel],
         publish: Republish,
         *,
+        restore: Callable[[], Awaitable[None]],
         replies: Replies,
         room: Room,
         timeout_s: float = 10.0,
     ) -> None:
         self._models = models
         self._publish = publish
+        self._restore = restore
         self._replies = replies
         self._room = room
         self._timeout_s = timeout_s
@@ -113,6 +125,11 @@ class SideQueues:
         )
 
     async def _send_again(self, delivery: Delivery) -> None:
+        # A request for what is served here was unrouted: its queue or binding is gone.
+        try:
+            await self._restore()
+        except LinkDown as error:
+            log.info("queues were not restored", error=str(error))
         headers = {REPUBLISHED: times_republished(delivery.headers) + 1}
         confirmed = await publish_while(
             lambda: delivery.live,

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from tests.faults.row import Row
-from tests.faults.rows import agent, broker, devices, worker
+from tests.faults.rows import (
+    agent,
+    broker,
+    cluster,
+    devices,
+    fleet,
+    network,
+    queues,
+    worker,
+)
 
-ROWS: tuple[Row, ...] = (*agent.ROWS, *broker.ROWS, *worker.ROWS, *devices.ROWS)
+ROWS: tuple[Row, ...] = (
+    *agent.ROWS,
+    *broker.ROWS,
+    *worker.ROWS,
+    *devices.ROWS,
+    *network.ROWS,
+    *cluster.ROWS,
+    *queues.ROWS,
+    *fleet.ROWS,
+)
 
 
 def chosen(names: list[str], *, fast: bool = False) -> list[Row]:

@@ -69,7 +69,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 SETUP_TIMEOUT_S: Final = 60.0
 CALL_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
-RESTORE_EVERY_S: Final = 1.0
 # How long an acknowledgement may wait for others to travel with, and the share of
 # the prefetch that may, so that waiting never keeps the next delivery back.
 ACK_DELAY_S: Final = 0.01
@@ -252,6 +251,7 @@ class AmqpLink:
         self._inspector: Channel | None = None
         self._inspecting = asyncio.Lock()
         self._restored_s = -math.inf
+        self._cancelled: asyncio.Future[None] | None = None
         self._consumers: list[_Consumer] = []
         self._owing = asyncio.Event()
         self._owing_many = asyncio.Event()
@@ -348,28 +348,49 @@ class AmqpLink:
             with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
                 await each.channel.basic_cancel(each.tag, timeout=CALL_TIMEOUT_S)
 
-    async def restore(self) -> None:
-        """Declare every queue and its binding again: somebody may have deleted one.
+    async def restore(self, since_s: float) -> bool:
+        """See that every queue is there and bound: somebody may have deleted one.
 
-        Does nothing when that was done a moment ago.
+        A binding is made again at once. For a queue the link connects anew, because
+        RabbitMQ 3.10 never delivers from a queue that was deleted and declared again
+        before its old consumers had been cancelled.
 
-        Raises:
-            LinkDown: there is no connection, or it was lost meanwhile.
+        Args:
+            since_s: of `time.monotonic`; nothing is done when this was done after it.
+
+        Returns:
+            Whether all is there. If not, the link connects anew, and what was not
+            acknowledged is delivered again.
         """
-        connection, loop = self._inlet, asyncio.get_running_loop()
-        if connection is None:
-            raise LinkDown(self._down())
-        try:
-            async with self._inspecting, asyncio.timeout(CALL_TIMEOUT_S):
-                if loop.time() < self._restored_s + RESTORE_EVERY_S:
-                    return
+        async with self._inspecting:
+            connection = self._inlet
+            if connection is None:
+                return False
+            if self._restored_s > since_s:
+                return True
+            began_s = time.monotonic()
+            try:
                 with _only_own_cancellation():
-                    channel = await self._inspecting_channel(connection)
-                    for queue in self._queues:
-                        await self._declare(channel, queue)
-                self._restored_s = loop.time()
-        except _LOST as error:
-            raise LinkDown(self._down() + f" ({_text(error)})") from error
+                    async with asyncio.timeout(CALL_TIMEOUT_S):
+                        await self._bind_again(connection)
+            except (*_LOST, LinkDown) as error:
+                self._end_inward(f"a queue was deleted ({_text(error)})")
+                return False
+            self._restored_s = began_s
+            return True
+
+    async def _bind_again(self, connection: aio_pika.Connection) -> None:
+        channel = await self._inspecting_channel(connection)
+        for queue in self._queues:
+            await channel.queue_declare(queue.name, passive=True)
+            await channel.queue_bind(queue.name, queue.exchange, queue.routing_key)
+
+    def _end_inward(self, why: str) -> None:
+        cancelled = self._cancelled
+        if cancelled is not None and not cancelled.done():
+            cancelled.set_exception(
+                LinkDown(f"{why} at {self._where}: it will be declared again")
+            )
 
     async def _inspecting_channel(self, connection: aio_pika.Connection) -> Channel:
         if self._inspector is None or self._inspector.is_closed:
@@ -451,11 +472,12 @@ class AmqpLink:
                     for queue in self._queues:
                         await self._declare(self._inspector, queue)
             self._inlet = connection
-            cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            cancelled = asyncio.get_running_loop().create_future()
+            self._cancelled = cancelled
             try:
                 with _only_own_cancellation():
                     async with asyncio.timeout(SETUP_TIMEOUT_S):
-                        await self._start_consumers(connection, cancelled)
+                        await self._start_consumers(connection)
                 self._inward.rise()
                 channels = [each.channel for each in self._consumers]
                 await self._until_ended(connection, channels, cancelled)
@@ -488,15 +510,13 @@ class AmqpLink:
                 f"{queue.name!r}: load the rendered definitions"
             ) from error
 
-    async def _start_consumers(
-        self, connection: aio_pika.Connection, cancelled: asyncio.Future[None]
-    ) -> None:
+    async def _start_consumers(self, connection: aio_pika.Connection) -> None:
         for queue, prefetch in self._consume.items():
             if self._stopped:
                 return
             channel = await _open_channel(connection)
             channel.on_consumer_cancel_callbacks.add(
-                partial(self._on_cancelled, queue, cancelled)
+                partial(self._on_cancelled, queue, self._cancelled)
             )
             await channel.basic_qos(prefetch_count=prefetch)
             consumer = _Consumer(queue, channel, prefetch)
@@ -553,15 +573,10 @@ class AmqpLink:
                         await each.acknowledge(written=written)
 
     def _on_cancelled(
-        self, queue: str, cancelled: asyncio.Future[None], _: object
+        self, queue: str, cancelled: asyncio.Future[None] | None, _: object
     ) -> None:
-        if not cancelled.done():
-            cancelled.set_exception(
-                LinkDown(
-                    f"{self._where} cancelled the consumer of queue {queue!r}: it was "
-                    "deleted or lost its leader; it will be declared again"
-                )
-            )
+        if cancelled is self._cancelled:
+            self._end_inward(f"queue {queue!r} was deleted or lost its leader")
 
     async def _until_ended(
         self,

@@ -12,7 +12,6 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from broker.amqp import LinkDown
 from broker.codec import WireError, decode
 from broker.messages import Request, Result
 from broker.topics import RequestAddress, read_request_key
@@ -63,7 +62,7 @@ class SideQueues:
     Args:
         models: what this worker serves.
         publish: on the topic exchange.
-        restore: declares queues and bindings again; raises LinkDown.
+        restore: sees that queues and bindings are there, as `AmqpLink.restore` does.
         replies: where answers leave.
         room: how much may be in hand.
         timeout_s: until a publish is confirmed.
@@ -74,7 +73,7 @@ class SideQueues:
         models: Mapping[str, ServedModel],
         publish: Republish,
         *,
-        restore: Callable[[], Awaitable[None]],
+        restore: Callable[[float], Awaitable[bool]],
         replies: Replies,
         room: Room,
         timeout_s: float = 10.0,
@@ -126,10 +125,8 @@ class SideQueues:
 
     async def _send_again(self, delivery: Delivery) -> None:
         # A request for what is served here was unrouted: its queue or binding is gone.
-        try:
-            await self._restore()
-        except LinkDown as error:
-            log.info("queues were not restored", error=str(error))
+        if not await self._restore(delivery.received_at):
+            return  # the link connects anew, and brings it again
         headers = {REPUBLISHED: times_republished(delivery.headers) + 1}
         confirmed = await publish_while(
             lambda: delivery.live,

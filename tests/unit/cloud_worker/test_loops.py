@@ -101,10 +101,9 @@ class Broker:
             raise LinkDown("down, says the test")
         self.published.append((routing_key, body, headers))
 
-    async def restore(self) -> None:
+    async def restore(self, _since_s: float) -> bool:
         self.restored += 1
-        if self.down:
-            raise LinkDown("down, says the test")
+        return not self.down
 
     def results(self) -> list[Result]:
         return [
@@ -483,6 +482,14 @@ async def test_an_unrouted_request_that_can_be_served_now_goes_on_its_way() -> N
         assert headers == {"x-overspill-republished": 1}
         # Its queue or binding must have gone, or it had not been unrouted.
         assert on.broker.restored == 1
+
+
+async def test_an_unrouted_request_waits_for_the_link_that_restores_its_queue() -> None:
+    async with bench() as on:
+        letter = unrouted("double")
+        on.broker.down = True
+        await on.side_queues.take(letter)
+        assert (letter.ended, on.broker.published) == ("", [])
 
 
 async def test_a_request_that_stays_unrouted_is_answered_in_the_end() -> None:

@@ -36,8 +36,9 @@ async def nodes_lost(stage: Stage) -> None:
             await stage.load(stage.n(200), rate=50)
             ended = sum(len(device.ended) for device in stage.devices)
             assert ended == before, "one of three nodes answered for itself"
-            status = await gateway.status()
-            assert status["outbox"]["open"] >= 2 * stage.n(200), status["outbox"]
+            await stage.until_status(
+                gateway, lambda said: said["outbox"]["open"] >= 2 * stage.n(200)
+            )
             async with asyncio.TaskGroup() as starts:
                 for node in cluster.nodes[:2]:
                     starts.create_task(node.start())

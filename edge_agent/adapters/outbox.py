@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
@@ -192,8 +193,11 @@ class Outbox:
         accepted: Accepted = self._loop.create_future()
         twin = self._fresh.get(spill.key)
         if twin is not None:
-            # The same id twice in one group: the second is a resend of the first.
-            accepted.set_result(Recorded(Stage.OPEN, twin.spill.encoding))
+            # The same id twice in one group: the second is a resend of the first,
+            # and no safer than that.
+            twin.accepted.add_done_callback(
+                functools.partial(_as_resend, accepted, twin.spill.encoding)
+            )
             return accepted
         self.check_room(len(spill.request))
         self._open_rows += 1
@@ -405,13 +409,15 @@ class Outbox:
         return key in self._fresh
 
     async def find(self, key: Key) -> Recorded | None:
-        """What is recorded of an id, if anything.
+        """What is recorded of an id, if anything; waits for a commit under way.
 
         Raises:
             OutboxFailed: the file cannot be read now; so do all below.
         """
-        if key in self._fresh:
-            return Recorded(Stage.OPEN, self._fresh[key].spill.encoding)
+        fresh = self._fresh.get(key)
+        if fresh is not None:
+            # A crash would still undo it: to tell of it now would be a promise.
+            await asyncio.wait([fresh.accepted])
         if key in self._overtaken:
             spill, ended = self._overtaken[key]
             return Recorded(ended.stage, spill.encoding, ended.outcome, ended.answer)
@@ -509,6 +515,20 @@ async def enduring(loop: Callable[[], Awaitable[None]]) -> None:
         except OutboxFailed as error:
             log.error("outbox_failed", error=str(error), retry_in_s=FAILURE_PAUSE_S)
             await asyncio.sleep(FAILURE_PAUSE_S)
+
+
+def _as_resend(again: Accepted, encoding: str, first: Accepted) -> None:
+    """End the wait of an id that came twice as that of the first ends."""
+    if again.done():
+        return
+    if first.cancelled():
+        again.cancel()
+    elif (error := first.exception()) is not None:
+        again.set_exception(error)
+    elif isinstance(ended := first.result(), Committed):
+        again.set_result(Recorded(Stage.OPEN, encoding))
+    else:
+        again.set_result(ended)
 
 
 def _free_bytes(path: Path) -> int:

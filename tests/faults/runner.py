@@ -98,7 +98,9 @@ async def run_row(
         if kept is not None:
             shutil.rmtree(kept, ignore_errors=True)
         histories = folder / "histories" if kept is None else kept
-        stage = Stage(folder, node, histories=histories, seed=seed, scale=scale)
+        stage = Stage(
+            folder, node, name=row.name, histories=histories, seed=seed, scale=scale
+        )
         try:
             async with asyncio.timeout(row.timeout_s), stage:
                 await row.run(stage)

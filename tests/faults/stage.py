@@ -90,6 +90,7 @@ class Stage:
     Args:
         folder: short, because it holds unix sockets; new for each stage.
         node: a RabbitMQ that runs.
+        name: starts every id, so that no stage at the same RabbitMQ knows another's.
         histories: where each process writes; inside `folder` when None.
         seed: of all that is random.
         scale: how much of everything; 1 for `make faults`, less for the fast subset.
@@ -100,12 +101,14 @@ class Stage:
         folder: Path,
         node: Node,
         *,
+        name: str = "stage",
         histories: Path | None = None,
         seed: int = 1,
         scale: float = 1.0,
     ) -> None:
         self.folder = folder
         self.node = node
+        self.name = name
         self.histories = histories or folder / "histories"
         self.seed = seed
         self.scale = scale
@@ -118,8 +121,9 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.histories.mkdir(parents=True, exist_ok=True)
         self._history = History(self.histories, "runner")
-        self._background: list[asyncio.Task[Any]] = []
+        self._background: list[asyncio.Task[None]] = []
         self._streams: list[Device] = []
+        self._running: dict[str, asyncio.Task[None]] = {}
         self._streaming = True
         self._tasks = await asyncio.TaskGroup().__aenter__()
         return self
@@ -141,7 +145,7 @@ class Stage:
         """So many at full scale; at least a few at any."""
         return max(5, round(count * self.scale))
 
-    def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:
+    def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run beside the row until the stage ends."""
         task = self._tasks.create_task(work)
         self._background.append(task)
@@ -250,13 +254,23 @@ class Stage:
             gateway.mosquitto.url,
             name,
             self.histories,
-            **{"run": f"s{self.seed}", **more},
+            **{"run": f"{self.name}-{self.seed}", **more},
         )
         gateway.devices.append(device)
-        self._beside(device.run_for_ever())
+        await self.comes_back(device)
+        return device
+
+    async def comes_back(self, device: Device) -> None:
+        """Connect a device."""
+        self._running[device.name] = self.background(device.run_for_ever())
         async with asyncio.timeout(PATIENCE_S):
             await device.link.wait_up()
-        return device
+
+    async def leaves(self, device: Device) -> None:
+        """Disconnect a device; returns when it is gone."""
+        running = self._running.pop(device.name)
+        running.cancel()
+        await asyncio.wait([running])
 
     async def local_stream(self, gateway: Gateway) -> Device:
         """A device whose requests the edge answers, to measure the gaps between."""

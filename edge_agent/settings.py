@@ -43,7 +43,8 @@ class AgentSettings(BaseSettings):
     cloud_url: str | None = Field(
         None,
         repr=False,
-        description="the cloud's broker, mqtt://user:password@host:port",
+        description="the cloud's broker, mqtt://user:password@host:port; "
+        "several of a cluster with commas between: @a:1883,b:1883",
     )
     cloud_ca_file: Path | None = Field(None, description="CA of an mqtts:// cloud_url")
     keepalive_s: Annotated[int, Field(ge=2, le=3600)] = 10

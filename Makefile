@@ -6,7 +6,7 @@ ARGS   ?=
 STAMP  := $(VENV)/.overspill-setup
 PACKAGES := rabbitmq-server mosquitto mosquitto-clients dataset-fashion-mnist
 
-.PHONY: help setup system demo test check bench lock clean
+.PHONY: help setup system demo test check bench faults lock clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -43,6 +43,10 @@ bench: setup ## every benchmark, each beside its limit
 	@for name in path local pool; do \
 		echo "==> python -m benchmarks.$$name $(ARGS)"; \
 		$(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+faults: setup ## every fault, with real processes; ARGS='--list', ARGS='agent --json FILE'
+	@echo "==> python -m tests.faults $(ARGS)"
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes \
 	--no-emit-find-links --custom-compile-command "make lock" -c requirements/constraints.in pyproject.toml

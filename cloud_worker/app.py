@@ -247,6 +247,7 @@ class _Pool:
         self._side_queues = SideQueues(
             self.models,
             self.link.publish,
+            restore=self.link.restore,
             replies=self.replies,
             room=self.room,
             timeout_s=timeout_s,

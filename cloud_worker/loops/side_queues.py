@@ -6,7 +6,7 @@ if nobody told it. What can be served after all is sent on its way again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -58,19 +58,30 @@ class Republish(Protocol):
 
 
 class SideQueues:
-    """The loop over `unrouted` and `infer.dead`."""
+    """The loop over `unrouted` and `infer.dead`.
+
+    Args:
+        models: what this worker serves.
+        publish: on the topic exchange.
+        restore: sees that queues and bindings are there, as `AmqpLink.restore` does.
+        replies: where answers leave.
+        room: how much may be in hand.
+        timeout_s: until a publish is confirmed.
+    """
 
     def __init__(
         self,
         models: Mapping[str, ServedModel],
         publish: Republish,
         *,
+        restore: Callable[[float], Awaitable[bool]],
         replies: Replies,
         room: Room,
         timeout_s: float = 10.0,
     ) -> None:
         self._models = models
         self._publish = publish
+        self._restore = restore
         self._replies = replies
         self._room = room
         self._timeout_s = timeout_s
@@ -112,6 +123,9 @@ class SideQueues:
         )
 
     async def _send_again(self, delivery: Delivery) -> None:
+        # A request for what is served here was unrouted: its queue or binding is gone.
+        if not await self._restore(delivery.received_at):
+            return  # the link connects anew, and brings it again
         headers = {REPUBLISHED: times_republished(delivery.headers) + 1}
         confirmed = await publish_while(
             lambda: delivery.live,

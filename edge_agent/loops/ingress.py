@@ -51,6 +51,7 @@ class IngressCounters:
     bad: int = 0
     refused_busy: int = 0
     replies_lost: int = 0
+    unheard: int = 0
 
 
 class Ingress:
@@ -93,7 +94,9 @@ class Ingress:
     def on_message(self, topic: str, payload: bytes) -> None:
         """Take one message of `infer/{device}/{model}`."""
         if self._tasks is None:
-            return  # Not running yet: the device hears nothing and sends again.
+            # Not running yet: the device hears nothing and sends again.
+            self.counters.unheard += 1
+            return
         self.counters.received += 1
         names = topic.removeprefix("infer/")
         device, slash, model = names.rpartition("/")

@@ -85,6 +85,7 @@ class Broker:
     def __init__(self) -> None:
         self.published: list[tuple[str, bytes, Mapping[str, Any] | None]] = []
         self.down = False
+        self.restored = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.tried = asyncio.Event()
@@ -103,6 +104,10 @@ class Broker:
         if self.down:
             raise LinkDown("down, says the test")
         self.published.append((routing_key, body, headers))
+
+    async def restore(self, _since_s: float) -> bool:
+        self.restored += 1
+        return not self.down
 
     def results(self) -> list[Result]:
         return [
@@ -195,7 +200,9 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
             room=room,
             decoder=Decoder(threads, max_pixels=1000),
         )
-        side_queues = SideQueues(served, broker.publish, replies=replies, room=room)
+        side_queues = SideQueues(
+            served, broker.publish, restore=broker.restore, replies=replies, room=room
+        )
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(infer.run()), group.create_task(replies.run())]
             yield Bench(broker, runner, clock, room, infer, intake, side_queues)
@@ -339,6 +346,43 @@ async def test_the_culprit_of_a_crash_stands_alone_and_its_neighbours_succeed() 
             (4.0,),
             (CRASH,),
         ]
+
+
+async def test_a_request_that_killed_the_model_process_is_not_run_when_sent_again() -> (
+    None
+):
+    async with bench() as on:
+        first = Letter(encode(request("r-1", CRASH), request("r-2", 2.0)))
+        await on.take(first)
+        await until(lambda: first.ended == "acked")
+        runs = len(on.runner.batches)
+        again = Letter(encode(request("r-1", CRASH), request("r-3", 3.0)))
+        await on.take(again)
+        await until(lambda: again.ended == "acked")
+        assert on.runner.batches[runs:] == [[3.0]]
+        results = {each.id: each for each in on.broker.results()}
+        assert results["r-1"].status is Status.FAILED
+        assert results["r-1"].reason == "model 'double' version 1: it died"
+
+
+async def test_copies_of_a_suspect_run_by_themselves_and_kill_the_process_once() -> (
+    None
+):
+    async with bench() as on:
+        on.runner.held = []
+        first = Letter(encode(request("r-1", CRASH), request("r-2", 2.0)))
+        copies = Letter(encode(request("r-1", CRASH), request("r-3", 3.0)))
+        await on.take(first)
+        await until(lambda: on.runner.held)
+        (batch,) = on.runner.held
+        on.runner.held = None
+        await on.take(copies)
+        on.runner.end(batch, [CRASH])
+        await until(lambda: first.ended == copies.ended == "acked")
+        deaths = [each for each in on.runner.batches if CRASH in each]
+        assert deaths == [[CRASH, 2.0], [CRASH]]
+        ended = {each.id: each.status for each in on.broker.results()}
+        assert ended == {"r-1": Status.FAILED, "r-2": Status.OK, "r-3": Status.OK}
 
 
 async def test_a_lone_request_that_the_model_refuses_is_not_tried_again() -> None:
@@ -498,6 +542,16 @@ async def test_an_unrouted_request_that_can_be_served_now_goes_on_its_way() -> N
         assert (key, body) == (letter.routing_key, letter.body)
         assert headers == {"x-overspill-republished": 1}
         assert on.aside == {Aside.UNROUTED: 1, Aside.SENT_AGAIN: 1}
+        # Its queue or binding must have gone, or it had not been unrouted.
+        assert on.broker.restored == 1
+
+
+async def test_an_unrouted_request_waits_for_the_link_that_restores_its_queue() -> None:
+    async with bench() as on:
+        letter = unrouted("double")
+        on.broker.down = True
+        await on.side_queues.take(letter)
+        assert (letter.ended, on.broker.published) == ("", [])
 
 
 async def test_a_request_that_stays_unrouted_is_answered_in_the_end() -> None:

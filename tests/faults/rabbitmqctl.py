@@ -1,0 +1,14 @@
+"""Ask a private RabbitMQ for what only its own command can do."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from broker.node import Node
+
+TIMEOUT_S: Final = 60.0
+
+
+async def rabbitmqctl(node: Node, *arguments: str) -> str:
+    """Run `rabbitmqctl` against a node that runs; gives what it printed."""
+    return await node.control(*arguments, timeout_s=TIMEOUT_S)

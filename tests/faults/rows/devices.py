@@ -1,0 +1,121 @@
+"""What others do: devices that repeat themselves or vanish, a worker that lies."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from tests.faults.device import SPILLED, Kind
+from tests.faults.malicious import Malicious
+from tests.faults.row import Row
+from tests.faults.stage import Stage
+
+SHORT = Kind("copy", deadline_s=0.5)
+
+
+async def malicious_worker(stage: Stage) -> None:
+    gateway = await stage.gateway()
+    for name in ("cam1", "cam2"):
+        await stage.device(gateway, name)
+    await stage.local_stream(gateway)
+    # Without any worker these expire; their results come all the same, but late.
+    await stage.load(stage.n(20), SHORT)
+    await stage.until(lambda: not any(each.open for each in stage.devices))
+    async with stage.fault("malicious worker"):
+        liar = Malicious(stage.node.amqp_url("worker"), stage.random)
+        running = stage.background(liar.run())
+        await stage.load(stage.n(150), rate=60)
+        await stage.until_ended()
+    status = await stage.until_status(
+        gateway, lambda now: now["counters"]["strangers"] >= liar.strangers
+    )
+    assert liar.strangers > 0
+    # Of an id that is told there is nothing left to end: its results are strangers too.
+    ignored = status["counters"]["strangers"] + status["counters"]["duplicates"]
+    assert ignored >= liar.strangers + liar.again, (ignored, liar.strangers, liar.again)
+    running.cancel()
+
+
+async def resends(stage: Stage) -> None:
+    gateway = await stage.usual()
+    worker = stage.workers["w1"]
+    worker.signal(signal.SIGSTOP)
+    async with stage.fault("resends"):
+        for device in stage.devices:
+            for _ in range(stage.n(20)):
+                id_ = await device.offer(SPILLED)
+                for _ in range(5):  # in the same breath, so before its commit
+                    await device.send(id_)
+        for _ in range(3):
+            for device in stage.devices:
+                await device.resend_all()
+        await stage.until(
+            lambda: all(each.heard_accepted >= set(each.open) for each in stage.devices)
+        )
+        worker.signal(signal.SIGCONT)
+        await stage.until(lambda: not any(each.open for each in stage.devices))
+    # An id that has ended hears the same again, and nothing is done for it.
+    sent = (await gateway.status())["counters"]["sent"]
+    before = stage.verdict().retold
+    for device in stage.devices:
+        for id_ in list(device.ended):
+            await device.send_again(id_, SPILLED)
+    ended = sum(len(device.ended) for device in stage.devices)
+    await stage.until(lambda: stage.verdict().retold >= before + ended)
+    assert (await gateway.status())["counters"]["sent"] == sent, "work was done again"
+    await stage.until_ended()
+
+
+async def vanishes(stage: Stage) -> None:
+    """The device goes with its session, and its broker too; the answers wait."""
+    worker = await stage.worker("w1")
+    gateway = await stage.gateway()
+    device = await stage.device(gateway, "cam1", persistent=False)
+    worker.signal(signal.SIGSTOP)
+    async with stage.fault("device away"):
+        ids = await device.offer_many(stage.n(40))
+        await stage.until(lambda: device.heard_accepted >= set(ids))
+        await stage.leaves(device)
+        await gateway.mosquitto.kill()
+        worker.signal(signal.SIGCONT)
+        await stage.until_status(
+            gateway,
+            lambda now: (
+                not now["outbox"]["open"] and now["outbox"]["untold"] == len(ids)
+            ),
+        )
+        await asyncio.sleep(1.0)
+        still = (await gateway.status())["outbox"]["untold"]
+        assert still == len(ids), "an answer was given up while nobody could hear it"
+        await gateway.mosquitto.start()
+    await stage.until_status(gateway, lambda now: not now["outbox"]["untold"])
+    # Told to the local broker, which had nobody to give them to.
+    await stage.comes_back(device)
+    await device.resend_all()
+    await stage.until_ended()
+
+
+ROWS: tuple[Row, ...] = (
+    Row(
+        "malicious-worker",
+        "a worker's results twice, out of order, late, and for strangers",
+        "exactly one effect; strangers' results are ignored and counted",
+        malicious_worker,
+        fast=True,
+        may_pend=False,
+    ),
+    Row(
+        "device-resends",
+        "devices send each id many times, before its commit and after its end",
+        "one effect an id; nothing is acknowledged before it is safe",
+        resends,
+        fast=True,
+    ),
+    Row(
+        "device-vanishes",
+        "a device and its broker are gone before the answer, then back",
+        "the answer waits, and is heard when the device asks again",
+        vanishes,
+        fast=True,
+    ),
+)

@@ -95,7 +95,8 @@ class Outcomes:
         self._more_untold = False
         self._retries: list[Key] = []
         self._retry_wanted = asyncio.Event()
-        self._soonest_ms = float("inf")
+        # Unknown until the first look: an earlier life may have left open rows.
+        self._soonest_ms = 0.0
         self._sooner = asyncio.Event()
         self._offset_known = False
         self.counters = OutcomeCounters()
@@ -344,8 +345,8 @@ class Outcomes:
     async def _tell_for_ever(self, local: Link) -> None:
         while True:
             key, rendered = await self._to_tell.get()
-            self._journal.note(Event.TELLING, *key)
             try:
+                self._journal.note(Event.TELLING, *key)
                 await local.publish(f"answer/{key[0]}", rendered)
             except LinkDown:
                 self.counters.tell_failures += 1

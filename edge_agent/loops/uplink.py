@@ -143,6 +143,9 @@ class Uplink:
 
     async def run(self) -> None:
         """Send what is ready and claim what is due, until cancelled."""
+        # A run that failed has ended its sends, some before they began; what they
+        # carried is due again at its own time.
+        self._in_flight = 0
         async with asyncio.TaskGroup() as sends:
             self._sends = sends
             try:

@@ -80,8 +80,7 @@ async def test_a_deadline_does_not_come_later_because_a_reboot_set_the_clock_bac
         clock.advance(HOUR_S / 2)
     clock.jump_wall(-YEAR_S)
     async with Agent(settings, clock=clock, boot_id="next") as agent:
-        status = await agent.status()
-        assert status["outbox"]["oldest_s"] == pytest.approx(HOUR_S / 2)
+        await nothing_expires(agent, HOUR_S / 2)
         clock.advance(HOUR_S / 2 + 1)
         await until_status(agent, lambda status: status["outbox"]["expired"])
 

@@ -19,19 +19,21 @@ IMAGE = base64.b64encode(SHIRT).decode()
 
 
 class Breaks:
-    """A journal that raises, the first few times that a device has been told."""
+    """A journal that raises, the first few times, at one step of telling a device."""
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, event: Event, times: int) -> None:
+        self.event = event
         self.left = times
 
     def note(self, event: Event, device: str, id_: str, detail: str = "") -> None:
-        if event is Event.TOLD and self.left:
+        if event is self.event and self.left:
             self.left -= 1
             raise RuntimeError(f"{device} cannot be told of {id_} {detail}")
 
 
+@pytest.mark.parametrize(("event", "heard"), [(Event.TELLING, 1), (Event.TOLD, 4)])
 async def test_a_loop_that_fails_comes_back_and_the_agent_goes_on_answering(
-    mosquitto: str, short_tmp: Path
+    mosquitto: str, short_tmp: Path, event: Event, heard: int
 ) -> None:
     settings = AgentSettings(
         agent_id="agent-1",
@@ -41,7 +43,7 @@ async def test_a_loop_that_fails_comes_back_and_the_agent_goes_on_answering(
         bundles=[tiny(short_tmp / "sure", threshold=0.0)],
         disk_reserve_bytes=0,
     )
-    journal = Breaks(times=3)
+    journal = Breaks(event, times=3)
     async with (
         serving(settings, cloud=False, journal=journal) as agent,
         device(mosquitto) as cam,
@@ -55,8 +57,8 @@ async def test_a_loop_that_fails_comes_back_and_the_agent_goes_on_answering(
             assert answer["source"] == "edge"
             answers += 1
     assert answers
-    heard = [each["status"] for each in cam.of("late") if each["final"]]
-    assert heard == ["expired"] * 4
+    ends = [each["status"] for each in cam.of("late") if each["final"]]
+    assert ends == ["expired"] * heard
     failures = status["loops"]["failures"]
     assert failures.pop("outcomes") == status["counters"]["loop_failures"] == 3
     assert set(failures.values()) == {0}

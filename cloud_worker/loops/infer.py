@@ -20,6 +20,7 @@ from cloud_worker.core.batcher import (
     Signature,
     WaitUntil,
 )
+from cloud_worker.core.culprits import Culprit, Culprits
 from cloud_worker.core.outputs import BatchOutputs
 from cloud_worker.core.reading import Unreadable, read
 from cloud_worker.core.replies import Finished
@@ -69,6 +70,7 @@ class Infer:
         self._batcher = batcher
         self._replies = replies
         self._clock = clock
+        self._culprits = Culprits()
         self._changed = asyncio.Event()
         self._batches: asyncio.TaskGroup | None = None
 
@@ -114,10 +116,7 @@ class Infer:
                     return None
 
     def _start(self, batches: asyncio.TaskGroup, items: Batch, now: float) -> None:
-        batch = tuple(item for item in items if item.work.parcel.live)
-        for item in items:
-            if not item.work.parcel.live:
-                item.work.parcel.drop()
+        batch = tuple(item for item in items if self._may_run(item))
         if not batch:
             return
         first = batch[0].work
@@ -133,6 +132,23 @@ class Infer:
             outputs.add_done_callback(lambda _: self._changed.set())
         else:
             batches.create_task(self._collect(batches, batch, outputs, now))
+
+    def _may_run(self, item: Item[Held]) -> bool:
+        """Whether a request should run; one that should not is dealt with here."""
+        if not item.work.parcel.live:
+            item.work.parcel.drop()
+            return False
+        if not self._culprits:
+            return True
+        who = _culprit(item)
+        if (reason := self._culprits.reason(who)) is not None:
+            self._replies.finish((self._failed(item, reason),))
+            return False
+        if item.group.alone == 0 and self._culprits.is_suspect(who):
+            # A copy of one that is to run by itself must not take others with it.
+            self._batcher.add_alone(item)
+            return False
+        return True
 
     async def _collect(
         self,
@@ -163,6 +179,9 @@ class Infer:
             self._retry_or_fail(batch, error)
             self._changed.set()
             return
+        if self._culprits:
+            for item in batch:
+                self._culprits.acquit(_culprit(item))
         waited_ms = (started_s - batch[0].work.parcel.delivery.received_at) * 1000
         self._replies.stamps.waited(max(waited_ms, 0.0))
         self._replies.finish(
@@ -191,6 +210,8 @@ class Infer:
             verdict=judged.name.lower(),
             reason=str(error),
         )
+        if error.crashed:
+            self._blame(batch, judged, str(error))
         match judged:
             case Verdict.AGAIN:
                 for item in batch:
@@ -200,6 +221,14 @@ class Infer:
                     self._batcher.add_alone(item)
             case Verdict.FAILED:
                 self._replies.finish(self._failed(item, str(error)) for item in batch)
+
+    def _blame(self, batch: Batch, judged: Verdict, reason: str) -> None:
+        """Remember who may have killed the model process, or has."""
+        if judged is Verdict.APART:
+            self._culprits.suspect(map(_culprit, batch))
+        elif judged is Verdict.FAILED:
+            for item in batch:
+                self._culprits.convict(_culprit(item), reason)
 
     def _failed(self, item: Item[Held], reason: str) -> Finished[Parcel]:
         model = item.work.model
@@ -238,6 +267,12 @@ def _results(
             result = answered(held.subject, parts, reading, served, stamp)
         finished.append(_finished(batch[index], result))
     return finished
+
+
+def _culprit(item: Item[Held]) -> Culprit:
+    subject, model = item.work.subject, item.work.model
+    agent = item.work.parcel.agent
+    return (agent, subject.device, subject.id, model.name, model.version)
 
 
 def _finished(item: Item[Held], result: Result) -> Finished[Parcel]:

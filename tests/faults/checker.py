@@ -254,7 +254,7 @@ class Checker:
         match line.event:
             case Event.ACCEPTED:
                 request.committed = True
-                agent.open.add(line.key)
+                self._opened(line, agent, request)
             case "recovered":
                 self._recovered(line, agent, request)
             case Event.ENDING:
@@ -272,7 +272,7 @@ class Checker:
         request.committed = True
         agent.missing.discard(line.key)
         if line.detail in ("", "open"):
-            agent.open.add(line.key)
+            self._opened(line, agent, request)
             return
         # It ended, and the agent died before it could say so.
         agent.open.discard(line.key)
@@ -281,6 +281,15 @@ class Checker:
         else:
             run = (line.who, agent.run)
             request.endings.append(_Ended(line.t, line.detail, True, run))
+
+    @staticmethod
+    def _opened(line: Line, agent: _Agent, request: _Request) -> None:
+        agent.open.add(line.key)
+        # An outcome that a crash undid is none: this one waits for its own.
+        run = (line.who, agent.run)
+        request.endings = [
+            each for each in request.endings if each.durable or each.run == run
+        ]
 
     def _ended(self, line: Line, agent: _Agent, request: _Request) -> None:
         run = (line.who, agent.run)

@@ -49,6 +49,9 @@ async def resends(stage: Stage) -> None:
         for _ in range(3):
             for device in stage.devices:
                 await device.resend_all()
+        await stage.until(
+            lambda: all(each.heard_accepted >= set(each.open) for each in stage.devices)
+        )
         worker.signal(signal.SIGCONT)
         await stage.until(lambda: not any(each.open for each in stage.devices))
     # An id that has ended hears the same again, and nothing is done for it.

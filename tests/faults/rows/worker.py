@@ -61,13 +61,13 @@ async def poison(stage: Stage) -> None:
     for name in ("cam1", "cam2"):
         await stage.device(gateway, name)
     await stage.local_stream(gateway)
-    one, _ = stage.devices
+    one = stage.devices[0]
     async with asyncio.TaskGroup() as beside, stage.fault("poison"):
         beside.create_task(stage.load(stage.n(40), FRAGILE, rate=100))
         await asyncio.sleep(0.1)
         bad = [await one.offer(FRAGILE, poison=True) for _ in range(2)]
     await stage.until_ended(120)
-    ended = {**one.ended}
+    ended = {id_: how for each in stage.devices for id_, how in each.ended.items()}
     assert {ended.pop(id_) for id_ in bad} == {"failed"}, "the poison was not failed"
     assert set(ended.values()) == {"answered"}, "a neighbour was not answered"
 

@@ -325,6 +325,43 @@ async def test_the_culprit_of_a_crash_stands_alone_and_its_neighbours_succeed() 
         ]
 
 
+async def test_a_request_that_killed_the_model_process_is_not_run_when_sent_again() -> (
+    None
+):
+    async with bench() as on:
+        first = Letter(encode(request("r-1", CRASH), request("r-2", 2.0)))
+        await on.take(first)
+        await until(lambda: first.ended == "acked")
+        runs = len(on.runner.batches)
+        again = Letter(encode(request("r-1", CRASH), request("r-3", 3.0)))
+        await on.take(again)
+        await until(lambda: again.ended == "acked")
+        assert on.runner.batches[runs:] == [[3.0]]
+        results = {each.id: each for each in on.broker.results()}
+        assert results["r-1"].status is Status.FAILED
+        assert results["r-1"].reason == "model 'double' version 1: it died"
+
+
+async def test_copies_of_a_suspect_run_by_themselves_and_kill_the_process_once() -> (
+    None
+):
+    async with bench() as on:
+        on.runner.held = []
+        first = Letter(encode(request("r-1", CRASH), request("r-2", 2.0)))
+        copies = Letter(encode(request("r-1", CRASH), request("r-3", 3.0)))
+        await on.take(first)
+        await until(lambda: on.runner.held)
+        (batch,) = on.runner.held
+        on.runner.held = None
+        await on.take(copies)
+        on.runner.end(batch, [CRASH])
+        await until(lambda: first.ended == copies.ended == "acked")
+        deaths = [each for each in on.runner.batches if CRASH in each]
+        assert deaths == [[CRASH, 2.0], [CRASH]]
+        ended = {each.id: each.status for each in on.broker.results()}
+        assert ended == {"r-1": Status.FAILED, "r-2": Status.OK, "r-3": Status.OK}
+
+
 async def test_a_lone_request_that_the_model_refuses_is_not_tried_again() -> None:
     async with bench() as on:
         letter = Letter(encode(request("r-1", REFUSE)))

@@ -1,0 +1,58 @@
+"""Remember which requests kill the model process, so that none does it for each copy.
+
+While the process comes back, agents send again what has no answer yet. Without this
+every copy of such a request would kill it again, and nothing else would be answered.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+Culprit: TypeAlias = tuple[str, str, str, str, str]
+"""Agent, device and id of a request; the model and its version."""
+
+REMEMBERED: Final = 4096
+
+
+class Culprits:
+    """The latest requests that were in a batch that killed the process, or alone did it.
+
+    Args:
+        most: how many of either are remembered; the oldest are forgotten.
+    """
+
+    def __init__(self, most: int = REMEMBERED) -> None:
+        self._most = most
+        self._suspects: OrderedDict[Culprit, None] = OrderedDict()
+        self._reasons: OrderedDict[Culprit, str] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._suspects or self._reasons)
+
+    def suspect(self, several: Iterable[Culprit]) -> None:
+        """One of these has killed the process: each should run by itself."""
+        for each in several:
+            self._suspects[each] = None
+        while len(self._suspects) > self._most:
+            self._suspects.popitem(last=False)
+
+    def acquit(self, who: Culprit) -> None:
+        """It ran, and the process lives."""
+        self._suspects.pop(who, None)
+
+    def convict(self, who: Culprit, reason: str) -> None:
+        """It has killed the process by itself, as `reason` says."""
+        self.acquit(who)
+        self._reasons[who] = reason
+        while len(self._reasons) > self._most:
+            self._reasons.popitem(last=False)
+
+    def is_suspect(self, who: Culprit) -> bool:
+        """Whether it should run by itself."""
+        return who in self._suspects
+
+    def reason(self, who: Culprit) -> str | None:
+        """What it did; None when nothing is proved against it."""
+        return self._reasons.get(who)

@@ -307,7 +307,7 @@ class Agent:
         )
         self._outbox = await self._stack.enter_async_context(
             Outbox(
-                settings.state_dir / "outbox.db",
+                settings.outbox_path,
                 group_commit_ms=settings.group_commit_ms,
                 limits=QuotaLimits(
                     max_rows=settings.outbox_max_rows,

@@ -135,6 +135,11 @@ class AgentSettings(BaseSettings):
         return [path.expanduser() for path in paths]
 
     @property
+    def outbox_path(self) -> Path:
+        """The outbox's file."""
+        return self.state_dir / "outbox.db"
+
+    @property
     def control_socket(self) -> Path:
         """Where `overspill-agent status` and `infer` reach the daemon."""
         return self.state_dir / "control.sock"

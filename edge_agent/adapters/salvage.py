@@ -36,9 +36,14 @@ def readable_rows(path: Path, columns: str) -> Generator[tuple[Any, ...]]:
         try:
             # Else SQLite refuses a file that is shorter than it says.
             db.execute("PRAGMA writable_schema = ON")
-            db.execute("SELECT seq FROM spill LIMIT 0")
+            known = {row[1] for row in db.execute("PRAGMA table_info(spill)")}
         except (sqlite3.Error, UnicodeDecodeError):
             return  # not even the names of the tables
+        if not known:
+            return
+        # A file of an older schema lacks some.
+        names = columns.split(", ")
+        columns = ", ".join(name if name in known else "NULL" for name in names)
         number, misses = -1, 0
         while misses < MOST_MISSES:
             try:

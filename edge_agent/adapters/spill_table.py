@@ -236,7 +236,7 @@ class SpillTable:
         """All or nothing; FULL survives a power cut, NORMAL a killed process."""
         self._db.execute(f"PRAGMA synchronous = {synchronous}")
         if self._log_in_doubt:
-            self._begin_log_anew()
+            self._write_log_again()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -251,18 +251,27 @@ class SpillTable:
                 self._log_in_doubt = True
             raise
 
-    def _begin_log_anew(self) -> None:
-        """Fold the log into the database, and sync that, before anything is added.
+    def _write_log_again(self) -> None:
+        """Make the next sync of the log cover what a failed one did not.
 
-        Linux counts what a failed sync covered as written, so no later sync of the
-        log makes up for it; a row committed behind such a gap is lost with the power.
+        Linux counts what a failed sync covered as written, so no later sync makes up
+        for it; a row committed behind such a gap is lost with the power. Folding the
+        log into the database instead would leave a mixture of old and new pages when
+        the power fails before the log's end is known to the disk.
 
         Raises:
-            sqlite3.Error: the disk still fails, or somebody reads the old log.
+            sqlite3.Error: somebody else writes, or the log cannot be written.
         """
-        (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise sqlite3.OperationalError("a reader holds the log of a failed disk")
+        (_, _, path) = self._db.execute("PRAGMA database_list").fetchone()
+        self._db.execute("BEGIN IMMEDIATE")  # Nobody begins the log anew meanwhile.
+        try:
+            salvage.write_again(Path(f"{path}-wal"))
+        except OSError as error:
+            raise sqlite3.OperationalError(
+                f"the log stays in doubt: {error}"
+            ) from error
+        finally:
+            self._db.execute("ROLLBACK")
         self._log_in_doubt = False
 
     def _write_entries(self) -> None:

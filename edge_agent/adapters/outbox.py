@@ -16,11 +16,11 @@ import contextlib
 import functools
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Self, TypeAlias, TypeVar
+from typing import Final, Literal, Self, TypeAlias, TypeVar
 
 import structlog
 
@@ -30,6 +30,7 @@ from edge_agent.adapters.spill_table import (
     OutboxUnusable,
     Recorded,
     SpillTable,
+    is_damage,
 )
 from edge_agent.core.delivery import (
     Channel,
@@ -45,6 +46,7 @@ from edge_agent.core.quotas import (
     UNKNOWN_RETRY_S,
     DrainRate,
     Full,
+    Held,
     QuotaLimits,
     Quotas,
     Refusal,
@@ -193,6 +195,7 @@ class Outbox:
         self._settles_under_way = False
         self._written: set[asyncio.Future[object]] = set()
         self._closed = False
+        self._damage: str | None = None
         self.counters = OutboxCounters()
 
     async def __aenter__(self) -> Self:
@@ -205,7 +208,7 @@ class Outbox:
         self._drain = DrainRate(self._loop.time())
         self._table = await self._in_thread(SpillTable.open, self._path)
         try:
-            held = await self._run(self._table.held)
+            held = await self._held()
         except OutboxFailed as error:
             await self._in_thread(self._table.close)
             raise OutboxUnusable(
@@ -214,6 +217,20 @@ class Outbox:
         self._quotas.restore(held)
         self._free_bytes = await self._in_thread(_free_bytes, self._path)
         return self
+
+    async def _held(self) -> dict[str, Held]:
+        """What each device has waiting.
+
+        Raises:
+            OutboxFailed: the file cannot be read, even after it was mended.
+        """
+        try:
+            return await self._run(lambda: self._table.held())  # noqa: PLW0108 - by the time it runs the table may be another
+        except OutboxFailed:
+            if self._damage is None:
+                raise
+            # The look at its pages had not found it.
+            return await self._run(lambda: self._table.held())  # noqa: PLW0108 - as above
 
     async def __aexit__(self, *_: object) -> None:
         """Commit what is pending and close the file."""
@@ -352,7 +369,7 @@ class Outbox:
     ) -> _Written:
         """In the thread: one transaction, with an fsync if anything is accepted."""
         free = _free_bytes(self._path)
-        with self._table.transaction("FULL" if fresh else "NORMAL"):
+        with self._transaction("FULL" if fresh else "NORMAL"):
             known = {
                 each.spill.key: self._table.find(each.spill.key)
                 for each in fresh
@@ -470,7 +487,7 @@ class Outbox:
         ending.add_done_callback(lambda done: self._group_ended(group, done))
 
     def _end_group(self, group: list[Ended]) -> list[int | None]:
-        with self._table.transaction("NORMAL"):
+        with self._transaction("NORMAL"):
             return [self._table.end(each) for each in group]
 
     def _group_ended(
@@ -573,7 +590,7 @@ class Outbox:
     async def next_deadline_ms(self) -> float | None:
         """The soonest deadline of an open spill."""
         self._hand_over()
-        return await self._run(self._table.next_deadline_ms)
+        return await self._run(lambda: self._table.next_deadline_ms())  # noqa: PLW0108 - as above
 
     async def untold(self, *, limit: int = 256) -> list[tuple[Key, Channel, bytes]]:
         """Answers whose device has not acknowledged them, oldest first."""
@@ -599,9 +616,35 @@ class Outbox:
             lambda: self._table.forget_closed(before_ms, limit=limit)
         )
 
+    @contextlib.contextmanager
+    def _transaction(self, synchronous: Literal["FULL", "NORMAL"]) -> Iterator[None]:
+        """In the thread: a transaction, in a file that is mended first if it must be."""
+        if self._damage is not None:
+            self._mend(self._damage)
+        try:
+            with self._table.transaction(synchronous):
+                yield
+        except sqlite3.Error as error:
+            if is_damage(error):
+                self._damage = str(error)
+            raise
+
+    def _mend(self, damage: str) -> None:
+        """Go on with a new file, and what can be read of the old one.
+
+        What could not be read keeps its place in the quotas until the next start.
+        """
+        with contextlib.suppress(sqlite3.Error):
+            self._table.close()
+        try:
+            self._table = SpillTable.open(self._path, damage)
+        except OutboxUnusable as error:
+            raise sqlite3.OperationalError(str(error)) from error
+        self._damage = None
+
     async def _run(self, work: Callable[[], T]) -> T:
         def transacted() -> T:
-            with self._table.transaction("NORMAL"):
+            with self._transaction("NORMAL"):
                 return work()
 
         try:

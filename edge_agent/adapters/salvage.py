@@ -9,6 +9,7 @@ the rows on it. What is read may still be wrong, for SQLite keeps no checksum of
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 from collections.abc import Generator, Iterator
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 from bundle.durable import sync_folder
 
+CHUNK_BYTES: Final = 1024**2
 MOST_MISSES: Final = 20_000
 """Failures in a row after which nothing more is expected."""
 STEP_AFTER: Final = 256
@@ -36,9 +38,14 @@ def readable_rows(path: Path, columns: str) -> Generator[tuple[Any, ...]]:
         try:
             # Else SQLite refuses a file that is shorter than it says.
             db.execute("PRAGMA writable_schema = ON")
-            db.execute("SELECT seq FROM spill LIMIT 0")
+            known = {row[1] for row in db.execute("PRAGMA table_info(spill)")}
         except (sqlite3.Error, UnicodeDecodeError):
             return  # not even the names of the tables
+        if not known:
+            return
+        # A file of an older schema lacks some.
+        names = columns.split(", ")
+        columns = ", ".join(name if name in known else "NULL" for name in names)
         number, misses = -1, 0
         while misses < MOST_MISSES:
             try:
@@ -100,6 +107,8 @@ def in_the_making(path: Path) -> Path:
 def put_in_place(path: Path, part: Path) -> None:
     """Replace a database that was set aside by one that is whole and closed."""
     part.replace(_ready(path))
+    # Known to be there before anything of the old one goes.
+    sync_folder(path.parent)
     finish(path)
 
 
@@ -132,6 +141,18 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     finally:
         for each in ours:
             each.unlink(missing_ok=True)
+
+
+def write_again(path: Path) -> None:
+    """Write every byte of a file over itself, for the system to sync it once more.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    with path.open("r+b", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            file.seek(-len(chunk), os.SEEK_CUR)
+            file.write(chunk)
 
 
 def is_log(path: Path) -> bool:

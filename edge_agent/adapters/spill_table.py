@@ -11,6 +11,7 @@ import contextlib
 import os
 import sqlite3
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,9 @@ from typing import Any, Final, Literal, Self
 import structlog
 
 from broker.messages import Priority, Reason
+from broker.topics import check_id
 from edge_agent.adapters import salvage
+from edge_agent.core.answers import Answer
 from edge_agent.core.delivery import (
     Channel,
     Key,
@@ -32,6 +35,7 @@ from edge_agent.core.delivery import (
     after_step,
 )
 from edge_agent.core.ledger import Ledger
+from edge_agent.core.payload import Encoding, render
 from edge_agent.core.quotas import Held
 from edge_agent.core.records import pack_answer, unpack_answer
 
@@ -60,6 +64,7 @@ CREATE TABLE spill (
   ended_ms REAL,
   closed_ms REAL,
   ready INTEGER NOT NULL DEFAULT 0,
+  seal INTEGER,
   UNIQUE (device, id)
 ) STRICT;
 """
@@ -85,6 +90,7 @@ SCHEMA: Final = _TABLE + _INDEXES
 FROM_1: Final = f"""
 ALTER TABLE spill ADD COLUMN closed_ms REAL;
 ALTER TABLE spill ADD COLUMN ready INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE spill ADD COLUMN seal INTEGER;
 UPDATE spill SET closed_ms = ended_ms WHERE stage = 2;
 UPDATE spill SET ready = 1 WHERE stage = 0 AND attempt = 0;
 DROP INDEX open_by_due;
@@ -118,8 +124,13 @@ _LIKELY: Final = {
 # Statements below are put together from constants of this module only.
 _COLUMNS: Final = (
     "device, id, model, priority, reason, channel, encoding, request, edge, "
-    "accepted_ms, deadline_ms, due_ms, attempt"
+    "accepted_ms, deadline_ms, due_ms, attempt, seal"
 )
+_DAMAGED: Final = "its record was damaged on the agent's disk"
+
+
+class RowDamaged(sqlite3.DatabaseError):
+    """A row is not as it was written, which SQLite does not see."""
 
 
 class OutboxUnusable(Exception):
@@ -171,15 +182,19 @@ class SpillTable:
         self._entries: Counter[tuple[str, str, str]] = Counter()
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, damage: str | None = None) -> Self:
         """Open the file, or make it; a corrupt one is set aside, never deleted.
+
+        Args:
+            path: of the file.
+            damage: what is known to be wrong with it; None: to be looked for.
 
         Raises:
             OutboxUnusable: it cannot be opened, or is of another version.
         """
         try:
             salvage.finish(path)
-            return cls(_open(path))
+            return cls(_open(path, damage))
         except (sqlite3.OperationalError, OSError) as error:
             raise OutboxUnusable(
                 f"cannot open the outbox {path}: {error}; "
@@ -193,19 +208,24 @@ class SpillTable:
         with contextlib.closing(salvage.readable_rows(damaged, columns)) as rows:
             for row in rows:
                 try:
-                    spill, ended = _spill(row), _ended(row)
-                    added = (
-                        self.insert(spill)
-                        if ended is None
-                        else self.insert_ended(spill, ended) is None
-                    )
+                    taken += self._take_over_row(row)
                 except sqlite3.OperationalError:
                     raise  # the new file's own disk
                 except Exception as error:  # noqa: BLE001 - such a row may hold anything
                     log.error("row_not_salvaged", row=str(row[:2]), error=str(error))
-                else:
-                    taken += added
         return taken
+
+    def _take_over_row(self, row: Sequence[Any]) -> bool:
+        try:
+            ended = _ended(row)
+            spill = _spill(row) if ended is None else _closed_spill(row)
+        except (ValueError, TypeError, KeyError, RowDamaged) as error:
+            # Whoever waits for it hears that no answer will come.
+            log.error("row_damaged", row=str(row[:2]), error=str(error))
+            spill, ended = _given_up(row)
+        if ended is None:
+            return self.insert(spill)
+        return self.insert_ended(spill, ended) is None
 
     def close(self) -> None:
         """Close the file."""
@@ -216,7 +236,7 @@ class SpillTable:
         """All or nothing; FULL survives a power cut, NORMAL a killed process."""
         self._db.execute(f"PRAGMA synchronous = {synchronous}")
         if self._log_in_doubt:
-            self._begin_log_anew()
+            self._write_log_again()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -231,18 +251,27 @@ class SpillTable:
                 self._log_in_doubt = True
             raise
 
-    def _begin_log_anew(self) -> None:
-        """Fold the log into the database, and sync that, before anything is added.
+    def _write_log_again(self) -> None:
+        """Make the next sync of the log cover what a failed one did not.
 
-        Linux counts what a failed sync covered as written, so no later sync of the
-        log makes up for it; a row committed behind such a gap is lost with the power.
+        Linux counts what a failed sync covered as written, so no later sync makes up
+        for it; a row committed behind such a gap is lost with the power. Folding the
+        log into the database instead would leave a mixture of old and new pages when
+        the power fails before the log's end is known to the disk.
 
         Raises:
-            sqlite3.Error: the disk still fails, or somebody reads the old log.
+            sqlite3.Error: somebody else writes, or the log cannot be written.
         """
-        (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise sqlite3.OperationalError("a reader holds the log of a failed disk")
+        (_, _, path) = self._db.execute("PRAGMA database_list").fetchone()
+        self._db.execute("BEGIN IMMEDIATE")  # Nobody begins the log anew meanwhile.
+        try:
+            salvage.write_again(Path(f"{path}-wal"))
+        except OSError as error:
+            raise sqlite3.OperationalError(
+                f"the log stays in doubt: {error}"
+            ) from error
+        finally:
+            self._db.execute("ROLLBACK")
         self._log_in_doubt = False
 
     def _write_entries(self) -> None:
@@ -278,7 +307,7 @@ class SpillTable:
             return None
         self._db.execute(
             "UPDATE spill SET stage = ?, outcome = ?, answer = ?, ended_ms = ?, "
-            "closed_ms = ?, request = NULL, edge = NULL "
+            "closed_ms = ?, seal = ?, request = NULL, edge = NULL "
             "WHERE device = ? AND id = ? AND stage = 0",
             (
                 ended.stage,
@@ -286,6 +315,7 @@ class SpillTable:
                 ended.answer,
                 ended.ended_ms,
                 _closed_ms(ended),
+                _seal_of_answer(ended.key, ended.outcome.value, ended.answer),
                 *ended.key,
             ),
         )
@@ -293,10 +323,11 @@ class SpillTable:
         return int(row[0] or 0)
 
     def _insert(self, spill: Spill, ended: Ended | None) -> bool:
+        edge = None if spill.edge is None else pack_answer(spill.edge)
         cursor = self._db.execute(
             f"INSERT INTO spill ({_COLUMNS}, ready, "
             "stage, outcome, answer, ended_ms, closed_ms) "
-            f"VALUES ({', '.join('?' * 19)}) ON CONFLICT DO NOTHING",
+            f"VALUES ({', '.join('?' * 20)}) ON CONFLICT DO NOTHING",
             (
                 spill.device,
                 spill.id,
@@ -306,13 +337,14 @@ class SpillTable:
                 spill.channel.value,
                 spill.encoding,
                 spill.request if ended is None else None,
-                None
-                if spill.edge is None or ended is not None
-                else pack_answer(spill.edge),
+                edge if ended is None else None,
                 spill.accepted_ms,
                 spill.deadline_ms,
                 spill.due_ms,
                 spill.attempt,
+                _seal_of_request(spill, edge)
+                if ended is None
+                else _seal_of_answer(ended.key, ended.outcome.value, ended.answer),
                 spill.due_ms <= spill.accepted_ms,
                 Stage.OPEN if ended is None else ended.stage,
                 None if ended is None else ended.outcome.value,
@@ -329,13 +361,15 @@ class SpillTable:
     def find(self, key: Key) -> Recorded | None:
         """What is recorded of an id, if anything."""
         row = self._db.execute(
-            "SELECT stage, encoding, outcome, answer FROM spill "
+            "SELECT stage, encoding, outcome, answer, seal FROM spill "
             "WHERE device = ? AND id = ?",
             key,
         ).fetchone()
         if row is None:
             return None
-        stage, encoding, outcome, answer = row
+        stage, encoding, outcome, answer, seal = row
+        if outcome is not None:
+            _check_seal(key, seal, _seal_of_answer(key, outcome, bytes(answer)))
         return Recorded(
             Stage(stage),
             encoding,
@@ -453,11 +487,16 @@ class SpillTable:
     def untold(self, *, limit: int) -> list[tuple[Key, Channel, bytes]]:
         """Answers whose device has not acknowledged them, oldest first."""
         rows = self._db.execute(
-            "SELECT device, id, channel, answer FROM spill WHERE stage = 1 "
-            "ORDER BY ended_ms LIMIT ?",
+            "SELECT device, id, channel, answer, outcome, seal FROM spill "
+            "WHERE stage = 1 ORDER BY ended_ms LIMIT ?",
             (limit,),
         )
-        return [((d, i), Channel(c), bytes(a)) for d, i, c, a in rows]
+        found = []
+        for device, id_, channel, answer, outcome, seal in rows:
+            key = (device, id_)
+            _check_seal(key, seal, _seal_of_answer(key, outcome, bytes(answer)))
+            found.append((key, Channel(channel), bytes(answer)))
+        return found
 
     def forget_closed(self, before_ms: float, *, limit: int) -> int:
         """Delete rows told or given up before then; gives how many went."""
@@ -529,7 +568,94 @@ def _closed_ms(ended: Ended) -> float | None:
     return ended.ended_ms if ended.stage is Stage.TOLD else None
 
 
+def is_damage(error: Exception) -> bool:
+    """Whether an error says that the file is damaged, and not that the disk fails."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, RowDamaged) or code in (
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    )
+
+
+def _seal_of_request(spill: Spill, edge: bytes | None) -> int:
+    """A checksum of what never changes while a spill is open. SQLite keeps none."""
+    fields = (
+        spill.device,
+        spill.id,
+        spill.model,
+        RANKS[spill.priority],
+        spill.reason.value,
+        spill.channel.value,
+        spill.encoding,
+        float(spill.accepted_ms),
+        float(spill.deadline_ms),
+    )
+    seal = zlib.crc32(repr(fields).encode(errors="replace"))
+    return zlib.crc32(edge or b"", zlib.crc32(spill.request, seal))
+
+
+def _seal_of_answer(key: Key, outcome: str, answer: bytes) -> int:
+    """A checksum of what never changes once a spill has ended."""
+    seal = zlib.crc32(repr((*key, outcome)).encode(errors="replace"))
+    return zlib.crc32(answer, seal)
+
+
+def _check_seal(key: Key, written: int | None, found: int) -> None:
+    # Rows of the first schema have none.
+    if written is not None and written != found:
+        raise RowDamaged(
+            f"the row of {key[1]!r} of {key[0]!r} is not as it was written"
+        )
+
+
 def _spill(row: Sequence[Any]) -> Spill:
+    """The open spill of a row of `_COLUMNS`.
+
+    Raises:
+        RowDamaged: it is not as it was written.
+    """
+    try:
+        spill = _closed_spill(row)
+    except (ValueError, TypeError, KeyError) as error:
+        raise RowDamaged(f"a row cannot be read: {error}") from error
+    edge = None if row[8] is None else bytes(row[8])
+    _check_seal(spill.key, row[13], _seal_of_request(spill, edge))
+    return spill
+
+
+def _given_up(row: Sequence[Any]) -> tuple[Spill, Ended]:
+    """What is recorded for a row that is damaged, if it says for whom.
+
+    Raises:
+        ValueError, TypeError, KeyError: it does not, or nobody waits for it any more.
+    """
+    device, id_ = check_id("device", row[0]), check_id("request", row[1])
+    if row[-4] not in (Stage.OPEN, Stage.SETTLED):
+        raise ValueError("whoever it was for has been told")
+    model = row[2] if isinstance(row[2], str) else ""
+    encoding = row[6] if row[6] in set(Encoding) else Encoding.JSON.value
+    called = row[5] == Channel.CALL.value
+    now_ms = time.time_ns() / 1e6
+    spill = Spill(
+        device=device,
+        id=id_,
+        model=model,
+        priority=Priority.NORM,
+        reason=Reason(row[4]) if row[4] in set(Reason) else Reason.HARD,
+        channel=Channel.CALL if called else Channel.MQTT,
+        encoding=encoding,
+        request=b"",
+        accepted_ms=now_ms,
+        deadline_ms=now_ms,
+        due_ms=now_ms,
+    )
+    answer = Answer.failed(id_, device, model, reason=_DAMAGED, ms=0.0)
+    stage = Stage.TOLD if called else Stage.SETTLED
+    told = render(answer, Encoding(encoding))
+    return spill, Ended(spill.key, Outcome.FAILED, Why.DAMAGED, told, now_ms, stage)
+
+
+def _closed_spill(row: Sequence[Any]) -> Spill:
     return Spill(
         device=row[0],
         id=row[1],
@@ -553,12 +679,12 @@ def _ended(row: Sequence[Any]) -> Ended | None:
     if stage == Stage.OPEN:
         return None
     how = Outcome(outcome)
-    return Ended(
-        (row[0], row[1]), how, _LIKELY[how], bytes(answer), ended_ms, Stage(stage)
-    )
+    key = (row[0], row[1])
+    _check_seal(key, row[13], _seal_of_answer(key, outcome, bytes(answer)))
+    return Ended(key, how, _LIKELY[how], bytes(answer), ended_ms, Stage(stage))
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, damage: str | None) -> sqlite3.Connection:
     """Open the file, setting a corrupt one aside: reported, never deleted."""
     name = f"corrupt-{os.getpid()}-{time.time_ns()}"
     log_path = path.with_name(f"{path.name}-wal")
@@ -567,7 +693,7 @@ def _open(path: Path) -> sqlite3.Connection:
         moved = salvage.move_aside(log_path, name)
         log.error("outbox_log_corrupt", set_aside=str(moved))
     try:
-        return _connect(path)
+        return _connect_sound(path, damage)
     # SQLite's own message may hold bytes of the damage, which are no text.
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if isinstance(error, sqlite3.OperationalError):
@@ -576,6 +702,12 @@ def _open(path: Path) -> sqlite3.Connection:
         log.error("outbox_corrupt", error=str(error), set_aside=str(aside))
         _replace(path, aside)
         return _connect(path)
+
+
+def _connect_sound(path: Path, damage: str | None) -> sqlite3.Connection:
+    if damage is not None:
+        raise sqlite3.DatabaseError(damage)
+    return _connect(path)
 
 
 def _replace(path: Path, damaged: Path) -> None:

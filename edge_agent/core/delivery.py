@@ -41,6 +41,8 @@ class Why(StrEnum):
     """The pool could not answer: the edge's own, or `failed`."""
     CANCELLED = "cancelled"
     """The operator ended it."""
+    DAMAGED = "damaged"
+    """What was stored of it was damaged on the disk."""
 
 
 class Channel(StrEnum):

@@ -216,6 +216,8 @@ class Checker:
             request.breaches.add("strangers")
         if status == "refused":
             request.refused = True
+            # Its row was never written, so whatever was about to end it ended nothing.
+            request.ending = request.ending and request.committed
             return
         if not detail.get("final", True):
             request.heard_accepted = True

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
+import sqlite3
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
+from edge_agent.adapters.outbox import Committed, Outbox, OutboxFailed
+from edge_agent.core.delivery import Spill
 from tests.faults.rows.corruption import (
     DAMAGES,
     ROWS_OF_A_FILE,
@@ -17,6 +23,7 @@ from tests.faults.rows.corruption import (
     rubbish_page,
 )
 from tests.faults.rows.disk import TROUBLES, try_all
+from tests.faults.rows.power_cut import NOW_MS, content_of, spill_of
 
 
 async def test_a_failing_disk_refuses_with_a_reason_and_loses_nothing() -> None:
@@ -48,6 +55,7 @@ async def test_an_outbox_opens_and_accepts_however_its_file_was_damaged(
     with capture_logs() as logs:
         found = await damage_often(files, damage, tries=6, seed=1)
     assert found.wrong == []
+    assert found.altered == 0
     reports = [log for log in logs if log["event"].endswith("_corrupt")]
     assert len(reports) == found.set_aside
 
@@ -69,3 +77,48 @@ async def test_a_log_that_is_none_is_set_aside_and_reported() -> None:
     assert found.wrong == []
     assert found.set_aside == found.tries
     assert {log["event"] for log in logs} == {"outbox_log_corrupt"}
+
+
+async def test_a_file_damaged_while_it_is_open_is_replaced_without_a_restart(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "outbox.db"
+    ids = [f"r{n}" for n in range(200)]
+    async with Outbox(path, group_commit_ms=1.0) as outbox:
+        await asyncio.gather(*(outbox.accept(spill_of(id_)) for id_ in ids))
+        await asyncio.to_thread(overwrite_index, path)
+        with capture_logs() as logs:
+            failures, claimed = 0, list[Spill]()
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        claimed = await outbox.claim_due(
+                            NOW_MS,
+                            limit=500,
+                            max_bytes=1 << 30,
+                            next_due_ms=lambda _: NOW_MS + 60_000,
+                        )
+                        break
+                    except OutboxFailed:
+                        failures += 1
+        assert failures == 1
+        assert {each.id for each in claimed} == set(ids)
+        assert all(each.request == content_of(each.id) for each in claimed)
+        assert await outbox.accept(spill_of("new")) == Committed()
+        assert (await outbox.counts()).open == 201
+        assert (await outbox.counts()).ledger.balanced
+    assert [log["rows"] for log in logs if log["event"] == "outbox_salvaged"] == [200]
+    assert [log["event"] for log in logs].count("outbox_corrupt") == 1
+
+
+def overwrite_index(path: Path) -> None:
+    """Rubbish where the order of sending is kept, and nothing of it in any cache."""
+    with contextlib.closing(sqlite3.connect(path, timeout=10)) as db:
+        db.execute("PRAGMA application_id = 7").fetchone()
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        (page,) = db.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'ready_by_deadline'"
+        ).fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 4096)

@@ -15,6 +15,7 @@ from tests.faults.watched_disk import (
     Synced,
     SyncFailed,
     Truncated,
+    WrittenAgain,
     Wrote,
 )
 
@@ -103,3 +104,14 @@ def test_what_a_failed_sync_covered_stays_in_doubt_after_a_good_one() -> None:
     ]
     ends = b"3" * 512
     assert remains(doubtful) == {b"1" * 512 + ends, b"2" * 512 + ends}
+
+
+def test_what_was_written_again_is_covered_by_the_next_sync() -> None:
+    mended: list[Step] = [
+        *BEGUN,
+        Wrote("a-wal", 0, b"2" * 512),
+        SyncFailed("a-wal", 4),
+        WrittenAgain("a-wal"),
+        Synced("a-wal", 6),
+    ]
+    assert remains(mended) == {b"2" * 512 + b"1" * 512}

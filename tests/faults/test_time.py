@@ -9,9 +9,13 @@ from tests.faults.row import Row
 from tests.faults.rows import clocks, offline
 from tests.faults.runner import run_row
 
+# Each way of a jump takes another path; `make faults` runs them all.
+FAST = ("offline-two-days", "agent-back", "pool-forward", "restart-forward")
+ROWS = [row for row in (*offline.ROWS, *clocks.ROWS) if row.name.endswith(FAST)]
+
 
 @pytest.mark.integration
-@pytest.mark.parametrize("row", [*offline.ROWS, *clocks.ROWS], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 async def test_time_does_no_harm(row: Row, rabbit: Node) -> None:
     ran = await run_row(row, rabbit, scale=0.1)
     assert ran.problems == []

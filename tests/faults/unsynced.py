@@ -26,6 +26,7 @@ from tests.faults.watched_disk import (
     Synced,
     SyncFailed,
     Truncated,
+    WrittenAgain,
     Wrote,
 )
 
@@ -67,6 +68,12 @@ class _File:
             _apply(self.durable, each.step, lambda _: True, b"\0")
         del self.writes[: len(kept)]
 
+    def doubt_no_more(self) -> None:
+        """The same bytes were written once more; the next sync decides."""
+        for each in self.writes:
+            if each.fate is _Fate.DOUBTFUL:
+                each.fate = _Fate.OPEN
+
 
 @dataclass(frozen=True, slots=True)
 class Remains:
@@ -105,6 +112,8 @@ class Disk:
                 self._file(step.file).writes.append(_Write(self._at, step))
             case SyncFailed(name, before):
                 self._file(name).decide(before, _Fate.DOUBTFUL)
+            case WrittenAgain(name):
+                self._file(name).doubt_no_more()
             case Synced(name, before):
                 self._file(name).decide(before, _Fate.KEPT)
                 # SQLite syncs the folder after the first sync of a new log.

@@ -15,8 +15,10 @@ from __future__ import annotations
 import _sqlite3
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from ctypes import (
@@ -96,6 +98,13 @@ class SyncFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class WrittenAgain:
+    """The program, not SQLite, wrote a file over itself: what was in doubt is as new."""
+
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Removed:
     """A file was deleted; `sync` says that its folder was synced after."""
 
@@ -112,7 +121,9 @@ class Mark:
     detail: bytes = b""
 
 
-Step: TypeAlias = Made | Wrote | Truncated | Synced | SyncFailed | Removed | Mark
+Step: TypeAlias = (
+    Made | Wrote | Truncated | Synced | SyncFailed | WrittenAgain | Removed | Mark
+)
 Fault: TypeAlias = Callable[[Op, str, int], int]
 """(what is asked, the file's name, the size that it would have) → SQLite's result code."""
 
@@ -121,7 +132,7 @@ def _healthy(op: Op, file: str, size: int) -> int:
     return OK
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class WatchedDisk:
     """What happened to the files of a folder, and what shall go wrong with them.
 
@@ -316,6 +327,27 @@ class _Shim:
         return code
 
 
+_WATCHING: Final[list[WatchedDisk]] = []
+
+
+def _opened(event: str, arguments: tuple[Any, ...]) -> None:
+    """See what the program itself opens to write: Python tells its audit hooks."""
+    if event != "open" or not _WATCHING:
+        return
+    path, mode, _ = arguments
+    if not isinstance(path, str) or not isinstance(mode, str) or "+" not in mode:
+        return
+    for disk in _WATCHING:
+        if path.startswith(f"{disk.folder}{os.sep}"):
+            disk.trace.append(WrittenAgain(Path(path).name))
+
+
+@functools.cache
+def _listen() -> None:
+    # A hook stays for ever, so there must be only one.
+    sys.addaudithook(_opened)
+
+
 @contextlib.contextmanager
 def watched(folder: Path) -> Iterator[WatchedDisk]:
     """While it lasts, SQLite files of `folder` that are opened are watched."""
@@ -323,9 +355,12 @@ def watched(folder: Path) -> Iterator[WatchedDisk]:
     library = _library()
     shim = _Shim(disk, library.sqlite3_vfs_find(None))
     library.sqlite3_vfs_register(byref(shim.vfs), 1)
+    _listen()
+    _WATCHING.append(disk)
     try:
         yield disk
     finally:
+        _WATCHING.remove(disk)
         library.sqlite3_vfs_unregister(byref(shim.vfs))
         library.sqlite3_vfs_register(shim.below, 1)
 

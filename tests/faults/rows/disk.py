@@ -204,6 +204,8 @@ def _settle(outbox: Outbox, disk: WatchedDisk, id_: str) -> asyncio.Future[bool]
 def _touch(path: Path) -> None:
     """Change the file as another program would, so that no page of it stays cached."""
     with contextlib.closing(sqlite3.connect(path, timeout=10)) as db:
+        # The log begins anew, so that what follows is not all in it.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         db.execute("PRAGMA application_id = 7").fetchone()
 
 

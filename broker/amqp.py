@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import (
     AsyncIterator,
@@ -23,6 +24,7 @@ from functools import partial
 from typing import Any, Final
 
 import aio_pika
+import aiormq
 import structlog
 from aiormq.abc import AbstractChannel as Channel
 from aiormq.abc import DeliveredMessage
@@ -45,6 +47,7 @@ from broker.link import (
     LinkDown,
     PublishTimeout,
     Standing,
+    each_address,
     until_cancelled,
     why_unreachable,
     without_password,
@@ -198,7 +201,8 @@ class AmqpLink:
 
     Args:
         url: `amqp://user:password@host:5672/vhost` (`%2F` is the vhost `/`), or
-            `amqps://…?cafile=/path.pem`.
+            `amqps://…?cafile=/path.pem`. The members of a cluster are named with
+            commas between, `amqp://…@a:5672,b:5672/vhost`, and tried in turn.
         name: shown at the broker beside the connections.
         queues: declared and bound on each connect, before anything is consumed.
         consume: prefetch for each queue to consume; each has a channel of its own.
@@ -207,7 +211,8 @@ class AmqpLink:
             stays unacknowledged until its connection ends.
         on_change: called with True when both connections work, and with False when
             either is lost.
-        heartbeat_s: seconds; a silent broker is given up after about three of them.
+        heartbeat_s: seconds; a silent broker is given up after at most one and a
+            half times as many and two seconds more; by the broker after two to three.
         backoff: waits between tries.
 
     Raises:
@@ -223,11 +228,14 @@ class AmqpLink:
         consume: Mapping[str, int] | None = None,
         on_delivery: Callable[[Delivery], Awaitable[None]] | None = None,
         on_change: Callable[[bool], None] | None = None,
-        heartbeat_s: int = 10,
+        heartbeat_s: int = 8,
         backoff: Backoff | None = None,
     ) -> None:
-        self._url = _read_url(url).update_query(heartbeat=heartbeat_s)
-        self._where = f"{self._url.scheme}://{self._url.host}:{self._url.port}"
+        self._urls = tuple(
+            _read_url(each).update_query(heartbeat=heartbeat_s)
+            for each in each_address(url)
+        )
+        self._turn = 0
         self._name = name
         self._queues = tuple(queues)
         self._consume = dict(consume or {})
@@ -242,10 +250,20 @@ class AmqpLink:
         self._outlet: Channel | None = None
         self._inspector: Channel | None = None
         self._inspecting = asyncio.Lock()
+        self._restored_s = -math.inf
+        self._cancelled: asyncio.Future[None] | None = None
         self._consumers: list[_Consumer] = []
         self._owing = asyncio.Event()
         self._owing_many = asyncio.Event()
         self._stopped = False
+
+    @property
+    def _url(self) -> URL:
+        return self._urls[self._turn % len(self._urls)]
+
+    @property
+    def _where(self) -> str:
+        return f"{self._url.scheme}://{self._url.host}:{self._url.port}"
 
     @property
     def up(self) -> bool:
@@ -268,6 +286,8 @@ class AmqpLink:
         for library in ("aiormq", "aio_pika"):
             # They log each failure in their own words; ours say it once.
             logging.getLogger(library).setLevel(logging.CRITICAL)
+        # The broker speaks twice in a heartbeat; theirs is to wait for three of them.
+        aiormq.Connection.HEARTBEAT_GRACE_MULTIPLIER = 1
         async with asyncio.TaskGroup() as sides:
             for side in (
                 _endure(self._inward, self._consume_once),
@@ -328,6 +348,55 @@ class AmqpLink:
             with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
                 await each.channel.basic_cancel(each.tag, timeout=CALL_TIMEOUT_S)
 
+    async def restore(self, since_s: float) -> bool:
+        """See that every queue is there and bound: somebody may have deleted one.
+
+        A binding is made again at once. For a queue the link connects anew, because
+        RabbitMQ 3.10 never delivers from a queue that was deleted and declared again
+        before its old consumers had been cancelled.
+
+        Args:
+            since_s: of `time.monotonic`; nothing is done when this was done after it.
+
+        Returns:
+            Whether all is there. If not, the link connects anew, and what was not
+            acknowledged is delivered again.
+        """
+        async with self._inspecting:
+            connection = self._inlet
+            if connection is None:
+                return False
+            if self._restored_s > since_s:
+                return True
+            began_s = time.monotonic()
+            try:
+                with _only_own_cancellation():
+                    async with asyncio.timeout(CALL_TIMEOUT_S):
+                        await self._bind_again(connection)
+            except (*_LOST, LinkDown) as error:
+                self._end_inward(f"a queue was deleted ({_text(error)})")
+                return False
+            self._restored_s = began_s
+            return True
+
+    async def _bind_again(self, connection: aio_pika.Connection) -> None:
+        channel = await self._inspecting_channel(connection)
+        for queue in self._queues:
+            await channel.queue_declare(queue.name, passive=True)
+            await channel.queue_bind(queue.name, queue.exchange, queue.routing_key)
+
+    def _end_inward(self, why: str) -> None:
+        cancelled = self._cancelled
+        if cancelled is not None and not cancelled.done():
+            cancelled.set_exception(
+                LinkDown(f"{why} at {self._where}: it will be declared again")
+            )
+
+    async def _inspecting_channel(self, connection: aio_pika.Connection) -> Channel:
+        if self._inspector is None or self._inspector.is_closed:
+            self._inspector = await _open_channel(connection)
+        return self._inspector
+
     async def depth(self, queue: str) -> int:
         """How many messages of `queue` are ready to be delivered.
 
@@ -341,9 +410,8 @@ class AmqpLink:
         try:
             async with self._inspecting, asyncio.timeout(CALL_TIMEOUT_S):
                 with _only_own_cancellation():
-                    if self._inspector is None or self._inspector.is_closed:
-                        self._inspector = await _open_channel(connection)
-                    found = await self._inspector.queue_declare(queue, passive=True)
+                    channel = await self._inspecting_channel(connection)
+                    found = await channel.queue_declare(queue, passive=True)
         except ChannelNotFoundEntity:
             raise NoSuchQueue(f"{self._where} has no queue {queue!r}") from None
         except _LOST as error:
@@ -363,6 +431,7 @@ class AmqpLink:
 
     @contextlib.asynccontextmanager
     async def _connected(self, purpose: str) -> AsyncIterator[aio_pika.Connection]:
+        turn = self._turn
         connection = aio_pika.Connection(
             self._url.update_query(name=f"{self._name}: {purpose}")
         )
@@ -379,6 +448,8 @@ class AmqpLink:
             with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await connection.close()
+            if turn == self._turn:  # else the other connection has moved on already
+                self._turn += 1
 
     async def _publish_once(self) -> None:
         async with self._connected("publish") as connection:
@@ -401,11 +472,12 @@ class AmqpLink:
                     for queue in self._queues:
                         await self._declare(self._inspector, queue)
             self._inlet = connection
-            cancelled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            cancelled = asyncio.get_running_loop().create_future()
+            self._cancelled = cancelled
             try:
                 with _only_own_cancellation():
                     async with asyncio.timeout(SETUP_TIMEOUT_S):
-                        await self._start_consumers(connection, cancelled)
+                        await self._start_consumers(connection)
                 self._inward.rise()
                 channels = [each.channel for each in self._consumers]
                 await self._until_ended(connection, channels, cancelled)
@@ -438,15 +510,13 @@ class AmqpLink:
                 f"{queue.name!r}: load the rendered definitions"
             ) from error
 
-    async def _start_consumers(
-        self, connection: aio_pika.Connection, cancelled: asyncio.Future[None]
-    ) -> None:
+    async def _start_consumers(self, connection: aio_pika.Connection) -> None:
         for queue, prefetch in self._consume.items():
             if self._stopped:
                 return
             channel = await _open_channel(connection)
             channel.on_consumer_cancel_callbacks.add(
-                partial(self._on_cancelled, queue, cancelled)
+                partial(self._on_cancelled, queue, self._cancelled)
             )
             await channel.basic_qos(prefetch_count=prefetch)
             consumer = _Consumer(queue, channel, prefetch)
@@ -503,15 +573,10 @@ class AmqpLink:
                         await each.acknowledge(written=written)
 
     def _on_cancelled(
-        self, queue: str, cancelled: asyncio.Future[None], _: object
+        self, queue: str, cancelled: asyncio.Future[None] | None, _: object
     ) -> None:
-        if not cancelled.done():
-            cancelled.set_exception(
-                LinkDown(
-                    f"{self._where} cancelled the consumer of queue {queue!r}: it was "
-                    "deleted or lost its leader; it will be declared again"
-                )
-            )
+        if cancelled is self._cancelled:
+            self._end_inward(f"queue {queue!r} was deleted or lost its leader")
 
     async def _until_ended(
         self,

@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 STABLE_S: Final = 5.0
 # Longer than a link takes to close in good order.
 CANCEL_AGAIN_S: Final = 5.0
+CAUSES_KEPT: Final = 16
 
 
 class LinkDown(Exception):
@@ -50,6 +51,7 @@ class Standing:
         self._backoff = backoff or Backoff()
         self._up = asyncio.Event()
         self._since_s = 0.0
+        self._said: set[str] = set()
 
     @property
     def up(self) -> bool:
@@ -64,6 +66,7 @@ class Standing:
         """The link works from now on."""
         self._since_s = asyncio.get_running_loop().time()
         self.last_error = None
+        self._said.clear()
         self._up.set()
         log.info("link up", link=self.name)
         self._tell(up=True)
@@ -87,7 +90,11 @@ class Standing:
     async def pause(self, error: str) -> None:
         """Say what keeps the link down, once for each cause, and wait before a retry."""
         wait_s = self._backoff.next_s()
-        report = log.warning if error != self.last_error else log.debug
+        # Several addresses that are tried in turn fail each in its own way.
+        report = log.debug if error in self._said else log.warning
+        if len(self._said) >= CAUSES_KEPT:
+            self._said.clear()
+        self._said.add(error)
         report("link down", link=self.name, error=error, retry_in_s=round(wait_s, 2))
         self.last_error = error
         await asyncio.sleep(wait_s)
@@ -143,6 +150,17 @@ def why_unreachable(where: str, error: BaseException) -> str:
     if isinstance(error, FileNotFoundError):
         return f"cannot connect to {where}: {error.filename or error} does not exist"
     return f"cannot connect to {where}: {str(error) or type(error).__name__}"
+
+
+def each_address(url: str) -> list[str]:
+    """One URL for each address of a URL that names several, as those of a cluster.
+
+    `amqp://user:password@a:5672,b:5672/vhost` is two; the rest of it is of each.
+    """
+    head, slashes, rest = url.partition("//")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    who, at, hosts = rest[:end].rpartition("@")
+    return [f"{head}{slashes}{who}{at}{host}{rest[end:]}" for host in hosts.split(",")]
 
 
 def without_password(url: str) -> str:

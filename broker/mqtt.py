@@ -13,7 +13,7 @@ import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -28,6 +28,7 @@ from broker.link import (
     LinkDown,
     PublishTimeout,
     Standing,
+    each_address,
     until_cancelled,
     why_unreachable,
     without_password,
@@ -53,7 +54,11 @@ _BAD_CREDENTIALS: Final = frozenset({4, 5, 0x86, 0x87})
 
 @dataclass(frozen=True, slots=True)
 class MqttTarget:
-    """Where a broker is and who we are to it."""
+    """Where a broker is and who we are to it.
+
+    Attributes:
+        others: further addresses of the same broker, a cluster's, to be tried in turn.
+    """
 
     host: str
     port: int
@@ -61,14 +66,22 @@ class MqttTarget:
     password: str | None = field(default=None, repr=False)
     tls: bool = False
     ca_file: str | None = None
+    others: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def from_url(cls, url: str) -> MqttTarget:
         """Read `mqtt://user:password@host:1883` or `mqtts://host?ca_file=/path.pem`.
 
+        The members of a cluster are named with commas between: `mqtt://a:1883,b:1883`.
+
         Raises:
             BadUrl: it names no broker.
         """
+        first, *rest = (cls._from_one(each) for each in each_address(url))
+        return replace(first, others=tuple((each.host, each.port) for each in rest))
+
+    @classmethod
+    def _from_one(cls, url: str) -> MqttTarget:
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -88,6 +101,14 @@ class MqttTarget:
             tls=parts.scheme == "mqtts",
             ca_file=ca_files[0],
         )
+
+    def next_address(self) -> MqttTarget:
+        """The same broker at its next address; itself when it has only one."""
+        if not self.others:
+            return self
+        (host, port), *rest = self.others
+        others = (*rest, (self.host, self.port))
+        return replace(self, host=host, port=port, others=others)
 
     @override
     def __str__(self) -> str:
@@ -195,6 +216,14 @@ class _Client(aiomqtt.Client):
         if client.want_write() and not self.abandoned and sock.fileno() >= 0:
             super()._on_socket_register_write(client, None, sock)
 
+    def suspect_after(self, silent_s: float) -> None:
+        """Ask the broker for a sign of life after so long, and again wait so long.
+
+        paho does both after the keepalive that the broker was told, so that it would
+        notice a dead connection only after twice that.
+        """
+        self._client._keepalive = silent_s  # type: ignore[assignment]  # noqa: SLF001 - only compared; the public one is closed
+
     def abandon(self) -> None:
         """Let go of a connection that was not made to the end."""
         self.abandoned = True
@@ -216,7 +245,7 @@ class MqttLink:
     """A connection that subscribes, publishes at QoS 1 and comes back by itself.
 
     Args:
-        target: the broker.
+        target: the broker; after each loss or failure its next address is tried.
         client_id: this client's session at the broker; one connection at a time.
         subscriptions: filters subscribed at QoS 1 on each connect.
         on_message: called with topic and payload inside the event loop; must not
@@ -225,7 +254,8 @@ class MqttLink:
             False when the link is lost.
         persistent: whether the broker keeps the session while the link is down.
         window: publishes in flight at once; further ones wait their turn.
-        keepalive_s: seconds of silence after which either side gives up.
+        keepalive_s: a connection that is silent is given up after little more than
+            this many seconds, by the broker after one and a half times as many.
         backoff: waits between tries.
     """
 
@@ -284,6 +314,7 @@ class MqttLink:
                 await self._connect_once()
             except LinkDown as error:
                 reason = str(error)
+            self._target = self._target.next_address()
             await self._standing.pause(reason)
 
     def publish(
@@ -361,6 +392,7 @@ class MqttLink:
                 raise LinkDown(self._why_unconnected(error)) from error
             raise
         client.timeout = CLOSE_TIMEOUT_S
+        client.suspect_after(self._keepalive_s / 2)
         try:
             await self._serve(client)
         finally:

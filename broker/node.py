@@ -21,12 +21,12 @@ import structlog
 from broker.node_files import (
     RabbitMissing,
     environment,
-    find_epmd,
     find_server,
     server_log,
     write_files,
 )
 from broker.node_info import NodeError, NodeInfo, Wish, plan, read_info, save_info
+from broker.node_server import Server, chosen_server
 from broker.ports import LOOPBACK, is_free
 from broker.process import NotStarted, alive, birth_of, end, spawn
 
@@ -62,9 +62,11 @@ class Node:
         amqp_port: chosen free, like each other port, when None.
         mqtt_port: see `amqp_port`.
         vhost: one a tenant.
+        server: the RabbitMQ to run; when None the one that the environment names
+            (see `broker.node_server`), else this system's.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a node is; all but its folder by name
         self,
         folder: Path,
         *,
@@ -73,8 +75,10 @@ class Node:
         amqp_port: int | None = None,
         mqtt_port: int | None = None,
         vhost: str = "/",
+        server: Server | None = None,
     ) -> None:
         self.folder = folder.absolute()
+        self._server = server
         asked = {"amqp": amqp_port, "mqtt": mqtt_port}
         self._wish = Wish(
             agents=tuple(agents),
@@ -134,7 +138,7 @@ class Node:
             PortTaken: something else listens on a port that was asked for.
             NodeError: it did not come up; the message ends with its log.
         """
-        server = find_server()
+        server = self._chosen()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(self.folder / "lock"):
             old = read_info(self.folder)
@@ -182,19 +186,35 @@ class Node:
         await end(info.processes, 0)
         self._save(replace(info, pid=None, epmd_pid=None, births={}))
 
+    async def control(
+        self,
+        *arguments: str | Path,
+        program: str = "rabbitmqctl",
+        timeout_s: float = START_TIMEOUT_S,
+    ) -> str:
+        """Run `rabbitmqctl` against the node and give what it said.
+
+        Args:
+            arguments: the command and its own.
+            program: `rabbitmq-queues` and others of its kind work too.
+            timeout_s: it is ended after so long.
+
+        Raises:
+            NodeError: it failed, or did not end in time.
+        """
+        command = self._chosen().command(
+            program, *map(str, arguments), folder=self.folder
+        )
+        return await _output(command, self._environment(self.info), timeout_s, program)
+
     async def queues(self) -> dict[str, int]:
         """The messages in each queue, by name, as `rabbitmqctl` counts them.
 
         Raises:
             NodeError: the node does not answer.
         """
-        info = self.info
-        control = find_server().parent / "rabbitmqctl"
-        arguments = f"-q -p {info.vhost} --formatter json list_queues name messages"
-        out = await _output(
-            [str(control), *arguments.split()],
-            self._environment(info),
-        )
+        words = f"-q -p {self.info.vhost} --formatter json list_queues name messages"
+        out = await self.control(*words.split())
         try:
             return {row["name"]: row["messages"] for row in json.loads(out)}
         except (ValueError, TypeError, KeyError):
@@ -202,8 +222,13 @@ class Node:
                 f"RabbitMQ in {self.folder} did not answer: {out}"
             ) from None
 
-    def _write_files(self, info: NodeInfo, server: Path) -> None:
-        write_files(info, self.folder, server)
+    def _chosen(self) -> Server:
+        if self._server is None:
+            self._server = chosen_server()
+        return self._server
+
+    def _write_files(self, info: NodeInfo, server: Server) -> None:
+        write_files(info, self.folder, server.version)
 
     def _environment(self, info: NodeInfo) -> dict[str, str]:
         return environment(info, self.folder)
@@ -217,20 +242,18 @@ class Node:
         self._info = running
         return running
 
-    async def _boot(self, info: NodeInfo, server: Path) -> NodeInfo:
+    async def _boot(self, info: NodeInfo, server: Server) -> NodeInfo:
         variables = self._environment(info)
         output = self.folder / "log" / "start.log"
         output.unlink(missing_ok=True)
         server_log(self.folder).unlink(missing_ok=True)
-        epmd = spawn(
-            [find_epmd(), "-port", str(info.epmd_port), "-address", LOOPBACK],
-            variables,
-            output,
-        )
-        info = replace(info, epmd_pid=epmd, births={"epmd": birth_of(epmd)})
-        self._save(info)
-        await _until_listening(info.epmd_port, epmd, self._fail)
-        pid = spawn([str(server)], variables, output)
+        if not info.clustered:
+            epmd = start_epmd(server, info.epmd_port, self.folder, variables, output)
+            info = replace(info, epmd_pid=epmd, births={"epmd": birth_of(epmd)})
+            self._save(info)
+            await until_listening(info.epmd_port, epmd, self._fail)
+        command = server.command("rabbitmq-server", folder=self.folder)
+        pid = spawn(command, variables, output)
         info = replace(info, pid=pid, births={**info.births, "node": birth_of(pid)})
         self._save(info)
         while "Server startup complete" not in self._log_text():
@@ -238,7 +261,7 @@ class Node:
                 self._fail()
             await asyncio.sleep(POLL_S)
         for port in (info.amqp_port, info.mqtt_port):
-            await _until_listening(port, pid, self._fail)
+            await until_listening(port, pid, self._fail)
         found = re.search(r"Starting RabbitMQ (\S+)", self._log_text())
         info = replace(info, version=found.group(1) if found else "")
         self._save(info)
@@ -283,6 +306,8 @@ class Node:
 
 def _check_free(info: NodeInfo) -> None:
     for key, port in info.ports.items():
+        if key == "epmd" and info.clustered:
+            continue  # it belongs to the cluster and runs before its members
         if not is_free(port):
             raise PortTaken(
                 f"port {port} ({key}) of 127.0.0.1 is in use by another process: stop "
@@ -290,7 +315,16 @@ def _check_free(info: NodeInfo) -> None:
             )
 
 
-async def _until_listening(port: int, pid: int, fail: Callable[[], NoReturn]) -> None:
+def start_epmd(
+    server: Server, port: int, folder: Path, variables: dict[str, str], output: Path
+) -> int:
+    """Start the epmd of a node or a cluster; gives its process id."""
+    words = ("-port", str(port), "-address", LOOPBACK)
+    return spawn(server.command("epmd", *words, folder=folder), variables, output)
+
+
+async def until_listening(port: int, pid: int, fail: Callable[[], NoReturn]) -> None:
+    """Return once a process takes connections at a port; `fail` when it has ended."""
     while True:
         try:
             _, writer = await asyncio.open_connection(LOOPBACK, port)
@@ -305,7 +339,9 @@ async def _until_listening(port: int, pid: int, fail: Callable[[], NoReturn]) ->
             return
 
 
-async def _output(command: list[str], environment: dict[str, str]) -> str:
+async def _output(
+    command: list[str], environment: dict[str, str], timeout_s: float, program: str
+) -> str:
     process = await asyncio.create_subprocess_exec(
         *command,
         env=environment,
@@ -314,13 +350,18 @@ async def _output(command: list[str], environment: dict[str, str]) -> str:
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        async with asyncio.timeout(START_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             out, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise NodeError(f"{Path(command[0]).name} did not answer in time") from None
-    return out.decode(errors="replace")
+        raise NodeError(f"{program} did not answer in {timeout_s:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    said = out.decode(errors="replace")
+    if process.returncode:
+        raise NodeError(f"{program} failed: {said.strip()}")
+    return said
 
 
 @contextlib.contextmanager

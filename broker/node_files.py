@@ -16,6 +16,7 @@ from broker.node_info import NodeError, NodeInfo, write_private
 
 MEMORY_LIMIT: Final = "2GB"
 DISK_LIMIT: Final = "50MB"
+COOKIE: Final = ".erlang.cookie"
 
 # Debian's /usr/sbin/rabbitmq-server insists on its own user and folders; these do not.
 SCRIPT_FOLDERS: Final = ("/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin")
@@ -87,6 +88,17 @@ def server_log(folder: Path) -> Path:
 
 def render_config(info: NodeInfo, folder: Path, version: tuple[int, ...]) -> str:
     """The node's rabbitmq.conf; every key is known to the version it is for."""
+    if info.clustered:
+        # A member has no say of its own in what the cluster holds. Sessions are
+        # replicated too, or an agent could not connect while the node that holds its
+        # session is away.
+        own = [
+            "default_user = admin",
+            f"default_pass = {info.passwords['admin']}",
+            "mqtt.durable_queue_type = quorum",
+        ]
+    else:
+        own = [f"load_definitions = {folder / 'definitions.json'}"]
     lines = [
         f"listeners.tcp.local = 127.0.0.1:{info.amqp_port}",
         f"mqtt.listeners.tcp.local = 127.0.0.1:{info.mqtt_port}",
@@ -95,7 +107,7 @@ def render_config(info: NodeInfo, folder: Path, version: tuple[int, ...]) -> str
         "mqtt.allow_anonymous = false",
         f"mqtt.vhost = {info.vhost}",
         f"mqtt.exchange = {topology.TOPIC_EXCHANGE}",
-        f"load_definitions = {folder / 'definitions.json'}",
+        *own,
         f"log.dir = {folder / 'log'}",
         f"log.file = {server_log(folder).name}",
         "log.file.level = info",
@@ -109,11 +121,11 @@ def render_config(info: NodeInfo, folder: Path, version: tuple[int, ...]) -> str
     return "\n".join(lines) + "\n"
 
 
-def write_files(info: NodeInfo, folder: Path, server: Path) -> None:
+def write_files(info: NodeInfo, folder: Path, version: tuple[int, ...]) -> None:
     """Write all that the node reads when it boots."""
     for name in ("data", "log", "conf.d"):
         (folder / name).mkdir(exist_ok=True)
-    cookie = folder / ".erlang.cookie"
+    cookie = folder / COOKIE
     if not cookie.exists():
         write_private(cookie, secrets.token_hex(16), mode=0o400)
     write_private(
@@ -124,9 +136,7 @@ def write_files(info: NodeInfo, folder: Path, server: Path) -> None:
     )
     (folder / "enabled_plugins").write_text("[rabbitmq_mqtt].\n")
     (folder / "environment").write_text("")
-    (folder / "rabbitmq.conf").write_text(
-        render_config(info, folder, version_of(server))
-    )
+    (folder / "rabbitmq.conf").write_text(render_config(info, folder, version))
 
 
 def _users(info: NodeInfo) -> dict[topology.User, str]:

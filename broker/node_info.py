@@ -29,7 +29,8 @@ class NodeInfo:
     """What is known of a node; saved beside its data, readable by its owner only.
 
     `pid` and `epmd_pid` are None while it is stopped; `births` holds when each
-    process began, so that an id that was used again is not taken for ours.
+    process began, so that an id that was used again is not taken for ours. A member
+    of a cluster (`clustered`) shares the epmd, the passwords and the cookie of all.
     """
 
     name: str
@@ -42,6 +43,7 @@ class NodeInfo:
     pid: int | None = None
     epmd_pid: int | None = None
     births: Mapping[str, str] = field(default_factory=dict)
+    clustered: bool = False
 
     @property
     def amqp_port(self) -> int:

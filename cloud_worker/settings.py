@@ -32,7 +32,8 @@ class WorkerSettings(BaseSettings):
     )
     amqp_url: str = Field(
         default="amqp://guest:guest@localhost:5672/",
-        description="The RabbitMQ of this pool and its vhost.",
+        description="The RabbitMQ of this pool and its vhost; several hosts of a "
+        "cluster with commas between.",
     )
     models: Path = Field(
         default=Path("models"), description="The repository: NAME/VERSION/ folders."

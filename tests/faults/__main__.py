@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from broker.node_server import CHROOT_VARIABLE
 from lifecycle.logs import configure_logs
 from tests.faults.matrix import ROWS, chosen
 from tests.faults.row import Row
@@ -49,6 +50,10 @@ def main(
     server: Annotated[
         Path | None, typer.Option(help="The rabbitmq-server script to run.")
     ] = None,
+    chroot: Annotated[
+        Path | None,
+        typer.Option(help="Run the RabbitMQ in it; see tests.faults.trixie."),
+    ] = None,
     as_json: Annotated[
         Path | None, typer.Option("--json", help="Write the results here.")
     ] = None,
@@ -70,6 +75,8 @@ def main(
         return
     if server is not None:
         os.environ["OVERSPILL_RABBITMQ_SERVER"] = str(server.absolute())
+    if chroot is not None:
+        os.environ[CHROOT_VARIABLE] = str(chroot.absolute())
     if keep is not None:
         keep = keep.absolute()
         keep.mkdir(parents=True, exist_ok=True)

@@ -345,3 +345,42 @@ def test_a_url_that_names_no_broker_is_refused_without_its_password(url: str) ->
     with pytest.raises(BadUrl) as refusal:
         AmqpLink(url, name="test")
     assert "secret" not in str(refusal.value)
+
+
+async def test_a_binding_that_was_deleted_is_made_again(rabbit: Node) -> None:
+    heard = Heard()
+    queue, key = norm_queue("unbound")
+    consume = {"queues": [queue], "consume": {queue.name: 5}}
+    async with amqp(rabbit.amqp_url("worker"), heard=heard, **consume) as link:
+        async with await aio_pika.connect(rabbit.amqp_url("admin")) as admin:
+            channel = await admin.channel()
+            found = await channel.get_queue(queue.name, ensure=False)
+            await found.unbind(queue.exchange, queue.routing_key)
+        asked_s = time.monotonic()
+        assert await link.restore(asked_s)
+        await link.publish(key, b"bound")
+        (delivery := await heard.delivery()).ack()
+        assert delivery.body == b"bound"
+        assert heard.changes == [True]
+        assert await link.restore(asked_s)
+
+
+async def test_a_link_connects_anew_for_a_queue_that_was_deleted(
+    rabbit: Node,
+) -> None:
+    heard = Heard()
+    queue, key = norm_queue("deleted")
+    async with amqp(rabbit.amqp_url("worker"), heard=heard, queues=[queue]) as link:
+        async with await aio_pika.connect(rabbit.amqp_url("admin")) as admin:
+            await (await admin.channel()).queue_delete(queue.name)
+        assert not await link.restore(time.monotonic())
+        await until(lambda: heard.changes == [True, False, True])
+        await link.publish(key, b"there")
+        assert await link.depth(queue.name) == 1
+        async with await aio_pika.connect(rabbit.amqp_url("admin")) as admin:
+            await (await admin.channel()).queue_delete(queue.name)
+
+
+async def test_without_a_link_nothing_is_restored(free_port: int) -> None:
+    link = AmqpLink(f"amqp://127.0.0.1:{free_port}", name="test")
+    assert not await link.restore(time.monotonic())

@@ -304,6 +304,10 @@ async def answer_connect(
             MqttTarget("h", 8883, tls=True, ca_file="/ca.pem"),
         ),
         ("mqtt://[::1]:1884", MqttTarget("::1", 1884)),
+        (
+            "mqtt://u:p@a,b:99",
+            MqttTarget("a", 1883, "u", "p", others=(("b", 99),)),
+        ),
     ],
 )
 def test_a_url_names_a_broker(url: str, target: MqttTarget) -> None:
@@ -311,12 +315,29 @@ def test_a_url_names_a_broker(url: str, target: MqttTarget) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "h:1883", "http://h", "mqtt://", "mqtt://h:99999", "mqtt://u:secret@"]
+    "url",
+    [
+        "",
+        "h:1883",
+        "http://h",
+        "mqtt://",
+        "mqtt://h:99999",
+        "mqtt://u:secret@",
+        "mqtt://u:secret@a,",
+    ],
 )
 def test_a_url_that_names_no_broker_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(BadUrl) as refusal:
         MqttTarget.from_url(url)
     assert "secret" not in str(refusal.value)
+
+
+def test_the_addresses_of_a_cluster_are_tried_in_turn() -> None:
+    first = MqttTarget.from_url("mqtt://a:1,b:2,c:3")
+    second = first.next_address()
+
+    assert [str(second), str(second.next_address())] == ["mqtt://b:2", "mqtt://c:3"]
+    assert second.next_address().next_address() == first
 
 
 def test_a_password_is_not_shown_with_its_target() -> None:

@@ -27,6 +27,7 @@ from typing_extensions import override
 from broker import topics
 from broker.messages import Priority
 from broker.node import Node, NodeInfo, find_server
+from broker.node_server import Server
 from broker.ports import free_port
 from deploy import render
 
@@ -46,7 +47,7 @@ class DeployedNode(Node):
         self.prometheus_port = free_port({self.management_port})
 
     @override
-    def _write_files(self, info: NodeInfo, server: Path) -> None:
+    def _write_files(self, info: NodeInfo, server: Server) -> None:
         super()._write_files(info, server)
         for name in ("rabbitmq.conf", "enabled_plugins"):
             shutil.copy(DEPLOY / "rabbitmq" / name, self.folder / name)
@@ -63,18 +64,6 @@ class DeployedNode(Node):
             f"log.dir = {self.folder / 'log'}\nlog.file = rabbit.log\n"
             "disk_free_limit.absolute = 50MB\n"
         )
-
-    async def control(self, *arguments: str | Path) -> str:
-        """What `rabbitmqctl` prints, errors included."""
-        process = await asyncio.create_subprocess_exec(
-            find_server().parent / "rabbitmqctl",
-            *arguments,
-            env=self._environment(self.info),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        out, _ = await asyncio.wait_for(process.communicate(), 60)
-        return out.decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from broker import link
-from broker.link import until_cancelled
+from broker.link import each_address, until_cancelled
 
 
 async def test_a_cancellation_that_got_lost_is_given_again(
@@ -60,3 +60,20 @@ async def test_an_error_of_the_work_is_raised() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await until_cancelled(work())
     assert caught.group_contains(LookupError)
+
+
+@pytest.mark.parametrize(
+    ("url", "each"),
+    [
+        ("mqtt://h", ["mqtt://h"]),
+        ("mqtt://u:p@a:1,b:2", ["mqtt://u:p@a:1", "mqtt://u:p@b:2"]),
+        (
+            "amqp://u,v:p@a,[::1]:2/x,y?z=1",
+            ["amqp://u,v:p@a/x,y?z=1", "amqp://u,v:p@[::1]:2/x,y?z=1"],
+        ),
+        ("h:1883", ["h:1883"]),
+        ("", [""]),
+    ],
+)
+def test_a_url_of_several_addresses_is_one_for_each(url: str, each: list[str]) -> None:
+    assert each_address(url) == each

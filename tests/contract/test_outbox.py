@@ -348,6 +348,28 @@ async def test_a_resent_id_is_not_acknowledged_before_its_first_row_is_safe(
         assert ids_in(path) == {"a"}
 
 
+async def test_a_resent_id_during_the_commit_is_no_row_to_be_settled_before_it(
+    path: Path,
+) -> None:
+    async with Outbox(path, group_commit_ms=1) as outbox:
+        with second_look(path) as other:
+            other.execute("BEGIN IMMEDIATE")  # Nobody else can commit now.
+            first = outbox.accept(spill("a"))
+            await asyncio.wait({first}, timeout=0.1)
+            again = outbox.accept(spill("a"))
+            told = outbox.settle(
+                ("cam1", "a"), Outcome.ANSWERED, b"one", ended_ms=NOW_MS
+            )
+            await asyncio.wait({again}, timeout=0.1)
+            assert not first.done()
+            assert not again.done()
+            assert not told.done(), "told of an outcome that is not recorded"
+            other.execute("COMMIT")
+        assert await first == Committed()
+        assert await again == Recorded(Stage.OPEN, "json")
+        assert await told
+
+
 async def test_a_resent_id_whose_answer_overtakes_its_row_hears_that_answer(
     path: Path,
 ) -> None:

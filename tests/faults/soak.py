@@ -162,11 +162,15 @@ class Soak:
             await chaos
         await self.stage.until_ended(HEAL_S)
         await asyncio.sleep(SETTLE_S)  # for the last lines that nobody waits for
-        verdict = check(self.reader.new())
+        lines = self.reader.new()
+        verdict = check(lines)
         self.stage.forget_ended()
         self.verdict += verdict
         if not verdict.good or verdict.pending or verdict.untold:
             self.bad.append(f"stretch {self.stretches}: {verdict}")
+            # The reader has deleted what the dead had written.
+            with (self.stage.folder / "bad.jsonl").open("wb") as file:
+                file.writelines(line.pack() for line in lines)
         return verdict
 
     @property

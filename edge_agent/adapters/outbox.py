@@ -188,6 +188,7 @@ class Outbox:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._free_bytes = 1 << 62
         self._fresh: dict[Key, _Fresh] = {}
+        self._writing: dict[Key, _Fresh] = {}
         self._overtaken: dict[Key, tuple[Spill, Ended]] = {}
         self._being_written: dict[Key, tuple[Spill, Ended]] = {}
         self._group: asyncio.TimerHandle | None = None
@@ -255,10 +256,10 @@ class Outbox:
                 the disk refuses the write.
         """
         accepted: Accepted = self._loop.create_future()
-        twin = self._fresh.get(spill.key)
+        twin = self._fresh.get(spill.key) or self._writing.get(spill.key)
         if twin is not None:
-            # The same id twice in one group: the second is a resend of the first,
-            # and no safer than that.
+            # The same id twice before its commit: the second is a resend of the
+            # first, no safer than that, and not a row of its own to be settled.
             twin.accepted.add_done_callback(
                 functools.partial(_as_resend, accepted, twin.spill.encoding)
             )
@@ -354,6 +355,7 @@ class Outbox:
         fresh, self._fresh = self._fresh, {}
         overtaken, self._overtaken = self._overtaken, {}
         self._being_written |= overtaken
+        self._writing |= fresh
         for key in fresh:
             self._journal.note(Event.ACCEPTING, *key)
         writing = self._loop.run_in_executor(
@@ -387,6 +389,8 @@ class Outbox:
         overtaken: dict[Key, tuple[Spill, Ended]],
         done: asyncio.Future[_Written],
     ) -> None:
+        for key in fresh:
+            self._writing.pop(key, None)
         for key in overtaken:
             self._being_written.pop(key, None)
         try:

@@ -333,6 +333,61 @@ async def test_the_same_id_again_hears_what_is_recorded(path: Path) -> None:
         )
 
 
+async def test_a_resent_id_is_not_acknowledged_before_its_first_row_is_safe(
+    path: Path,
+) -> None:
+    async with Outbox(path) as outbox, asyncio.TaskGroup() as group:
+        with second_look(path) as other:
+            other.execute("BEGIN IMMEDIATE")  # Nobody else can commit now.
+            first, twin = outbox.accept(spill("a")), outbox.accept(spill("a"))
+            looked_up = group.create_task(outbox.find(("cam1", "a")))
+            await asyncio.wait({looked_up}, timeout=0.1)
+            assert not any(each.done() for each in (first, twin, looked_up))
+            other.execute("COMMIT")
+        assert await twin == await looked_up == Recorded(Stage.OPEN, "json")
+        assert ids_in(path) == {"a"}
+
+
+async def test_a_resent_id_during_the_commit_is_no_row_to_be_settled_before_it(
+    path: Path,
+) -> None:
+    async with Outbox(path, group_commit_ms=1) as outbox:
+        with second_look(path) as other:
+            other.execute("BEGIN IMMEDIATE")  # Nobody else can commit now.
+            first = outbox.accept(spill("a"))
+            await asyncio.wait({first}, timeout=0.1)
+            again = outbox.accept(spill("a"))
+            told = outbox.settle(
+                ("cam1", "a"), Outcome.ANSWERED, b"one", ended_ms=NOW_MS
+            )
+            await asyncio.wait({again}, timeout=0.1)
+            assert not first.done()
+            assert not again.done()
+            assert not told.done(), "told of an outcome that is not recorded"
+            other.execute("COMMIT")
+        assert await first == Committed()
+        assert await again == Recorded(Stage.OPEN, "json")
+        assert await told
+
+
+async def test_a_resent_id_whose_answer_overtakes_its_row_hears_that_answer(
+    path: Path,
+) -> None:
+    async with (
+        Outbox(path, group_commit_ms=100) as outbox,
+        asyncio.TaskGroup() as group,
+    ):
+        first = outbox.accept(spill("b"))
+        again = outbox.accept(spill("b"))
+        looked_up = group.create_task(outbox.find(("cam1", "b")))
+        await asyncio.sleep(0)
+        key = ("cam1", "b")
+        outbox.settle(key, Outcome.ANSWERED, b"one", ended_ms=NOW_MS).result()
+        assert await first == await again == Overtaken()
+        told = Recorded(Stage.SETTLED, "json", Outcome.ANSWERED, b"one")
+        assert await looked_up == told
+
+
 async def test_an_id_that_is_overtaken_while_it_is_open_already_leaves_no_trace(
     path: Path,
 ) -> None:

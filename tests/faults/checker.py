@@ -133,7 +133,7 @@ class _Request:
     local: bool = False
     committed: bool = False
     heard_accepted: bool = False
-    ending: bool = False
+    ending: tuple[str, int] | None = None
     endings: list[_Ended] = field(default_factory=list)
     finals: Counter[tuple[str, str]] = field(default_factory=Counter)
     first_final_t: int | None = None
@@ -258,7 +258,7 @@ class Checker:
             case "recovered":
                 self._recovered(line, agent, request)
             case Event.ENDING:
-                request.ending = True
+                request.ending = (line.who, agent.run)
             case Event.ENDED:
                 self._ended(line, agent, request)
             case Event.MARKED:
@@ -284,9 +284,13 @@ class Checker:
 
     @staticmethod
     def _opened(line: Line, agent: _Agent, request: _Request) -> None:
+        run = (line.who, agent.run)
+        if any(each.run == run for each in request.endings):
+            # Told of an outcome that was not recorded, or taken in anew after it.
+            request.breaches.add("premature")
+            return
         agent.open.add(line.key)
         # An outcome that a crash undid is none: this one waits for its own.
-        run = (line.who, agent.run)
         request.endings = [
             each for each in request.endings if each.durable or each.run == run
         ]
@@ -294,12 +298,14 @@ class Checker:
     def _ended(self, line: Line, agent: _Agent, request: _Request) -> None:
         run = (line.who, agent.run)
         agent.open.discard(line.key)
-        if request.ending and not request.committed:
+        # A run that died between the two has ended nothing.
+        ending = request.ending == run
+        if ending and not request.committed:
             request.breaches.add("strangers")
         if any(each.durable or each.run == run for each in request.endings):
             request.breaches.add("duplicated")
-        request.endings.append(_Ended(line.t, line.detail, request.ending, run))
-        request.ending = False
+        request.endings.append(_Ended(line.t, line.detail, ending, run))
+        request.ending = None
 
     def _judge_recovery(self, agent: _Agent) -> None:
         for key in agent.missing:

@@ -1,7 +1,7 @@
 """Devices: they offer requests under ids of their own and write down what they hear.
 
 A device sends an id again until it hears `accepted` or an answer, as a real one does.
-Once accepted it is silent: the answer must come by itself, or it is lost.
+Once accepted it is silent, unless it loses its broker: the answer must come by itself.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ class Device:
             client_id=f"device-{name}",
             subscriptions=[f"answer/{name}"],
             on_message=self._heard,
+            on_change=self._changed,
             backoff=Backoff(0.05, 0.3),
             persistent=persistent,
             window=100,
@@ -203,6 +204,11 @@ class Device:
             for id_, asked in list(self.open.items()):
                 if not asked.accepted and asked.sent_s < late:
                     await self.send(id_)
+
+    def _changed(self, up: bool) -> None:
+        """A broker that was gone may have lost what was on its way: ask again."""
+        for asked in self.open.values() if up else ():
+            asked.accepted = False
 
     def _heard(self, _topic: str, payload: bytes) -> None:
         answer = msgpack.unpackb(payload)

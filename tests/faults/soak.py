@@ -23,10 +23,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from broker.node_files import MEMORY_LIMIT
 from lifecycle.clock import SystemClock
 from lifecycle.logs import configure_logs
 from tests.faults.checker import Verdict, check
+from tests.faults.device import SPILLED, Device, Kind
 from tests.faults.history import Reader
+from tests.faults.rabbitmqctl import rabbitmqctl
 from tests.faults.runner import own_folder, running_node
 from tests.faults.stage import Gateway, Stage
 
@@ -35,6 +38,14 @@ DEVICES = 3
 WINDOW = 300
 AGENTS = ("agent-1", "agent-2")
 WORKERS = ("w1", "w2")
+# What devices ask for, and how often; some have less time than a fault takes.
+KINDS = {
+    SPILLED: 80,
+    Kind("copy", priority="hi"): 5,
+    Kind("copy", priority="bulk"): 10,
+    Kind("copy", deadline_s=2.0): 5,
+}
+TWICE = 0.03
 HEAL_S = 300.0
 SETTLE_S = 0.5
 
@@ -61,6 +72,7 @@ class Chaos:
             "worker stopped": (2, self._stop_worker),
             "local broker killed": (2, self._kill_mosquitto),
             "broker killed": (1, self._kill_broker),
+            "memory alarm": (1, self._alarm),
         }
         names, weights = list(faults), [weight for weight, _ in faults.values()]
         while not enough.is_set():
@@ -92,20 +104,24 @@ class Chaos:
         worker.signal(signal.SIGCONT)
 
     async def _kill_mosquitto(self) -> None:
-        """It keeps nothing: devices ask again for what they have not heard."""
+        """It keeps nothing: devices ask again once they are back."""
         gateway = self._some_gateway()
         await gateway.mosquitto.kill()
         await asyncio.sleep(self.stage.random.uniform(0.0, 1.0))
         await gateway.mosquitto.start()
         await self.stage.until_status(gateway, lambda now: now["local"]["up"])
-        for device in [*gateway.devices, *self.stage.streams_of(gateway)]:
-            await device.link.wait_up()
-            await device.resend_all()
 
     async def _kill_broker(self) -> None:
         await self.stage.node.kill()
         await asyncio.sleep(self.stage.random.uniform(0.0, 3.0))
         await self.stage.node.start()
+
+    async def _alarm(self) -> None:
+        """RabbitMQ takes nothing for a while."""
+        limit = ("set_vm_memory_high_watermark", "absolute")
+        await rabbitmqctl(self.stage.node, *limit, "1MB")
+        await asyncio.sleep(self.stage.random.uniform(0.5, 5.0))
+        await rabbitmqctl(self.stage.node, *limit, MEMORY_LIMIT)
 
 
 @dataclass
@@ -141,16 +157,20 @@ class Soak:
             chaos = beside.create_task(self.chaos.run(enough))
             async with asyncio.TaskGroup() as load:
                 for device in self.stage.devices:
-                    load.create_task(_offer(device.offer, each, done))
+                    load.create_task(self._offer(device, each, done))
             enough.set()
             await chaos
         await self.stage.until_ended(HEAL_S)
         await asyncio.sleep(SETTLE_S)  # for the last lines that nobody waits for
-        verdict = check(self.reader.new())
+        lines = self.reader.new()
+        verdict = check(lines)
         self.stage.forget_ended()
         self.verdict += verdict
         if not verdict.good or verdict.pending or verdict.untold:
             self.bad.append(f"stretch {self.stretches}: {verdict}")
+            # The reader has deleted what the dead had written.
+            with (self.stage.folder / "bad.jsonl").open("wb") as file:
+                file.writelines(line.pack() for line in lines)
         return verdict
 
     @property
@@ -158,13 +178,16 @@ class Soak:
         """Whether the promise was kept all along."""
         return not self.bad
 
-
-async def _offer(
-    offer: Callable[[], Awaitable[str]], count: int, done: Callable[[int], None]
-) -> None:
-    for _ in range(count):
-        await offer()
-        done(1)
+    async def _offer(
+        self, device: Device, count: int, done: Callable[[int], None]
+    ) -> None:
+        chance = self.stage.random
+        for _ in range(count):
+            (kind,) = chance.choices(list(KINDS), list(KINDS.values()))
+            id_ = await device.offer(kind)
+            if chance.random() < TWICE:
+                await device.send(id_)
+            done(1)
 
 
 async def soak(

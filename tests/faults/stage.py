@@ -294,10 +294,6 @@ class Stage:
             await device.offer(LOCAL)
             await asyncio.sleep(1.0 / LOCAL_RATE)
 
-    def streams_of(self, gateway: Gateway) -> list[Device]:
-        """The devices whose requests this gateway's edge answers."""
-        return [each for each in self._streams if each.name == f"near-{gateway.name}"]
-
     def stream_again(self) -> None:
         """Let the local streams go on that `until_ended` has ended."""
         self._streaming = True

@@ -27,6 +27,8 @@ STORIES: dict[str, tuple[str, ...]] = {
     "overtaken": ("offered", "sending", "seen", "published", "ended", "heard", "told"),
     # As before, but the agent died before it was told or written.
     "redone": ("offered", "sending", "ended", "CRASH", *SPILL, *END),
+    # The agent died while it was to be written and ended; the device asked again.
+    "begun": ("offered", "accepting", "ending", "CRASH", "ended", "heard", "marked"),
     # Each of the next dies one step later.
     "died-committed": ("offered", "accepting", "CRASH", "recovered=open", *SPILL[3:], *END),
     "died-accepted": ("offered", *SPILL[:3], "CRASH", "recovered=open", *SPILL[3:], *END),
@@ -98,7 +100,7 @@ def test_good_histories_together_are_good_and_counted() -> None:
     assert (verdict.failed, verdict.expired) == (1, 1)
     assert verdict.answered == len(STORIES) - 2
     # All but what the edge answered and what its answer overtook.
-    assert verdict.accepted == len(STORIES) - 2
+    assert verdict.accepted == len(STORIES) - 3
     assert verdict.retold == 1
 
 
@@ -127,6 +129,8 @@ def broken() -> Iterator[tuple[str, str, list[Line]]]:
     told = list(plain)
     told.insert(find("ending", plain), told.pop(index))
     yield "premature", "told before it was recorded", told
+    anew = [*lines("overtaken"), one("accepted", "overtaken", 99)]
+    yield "premature", "accepted after its end", anew
     redone = lines("redone")
     twice = [each for each in redone if each.event != "started"]
     yield "duplicated", "ended twice in one life", twice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from broker.cluster import Cluster
+from tests.faults.cluster import Cluster
 from tests.faults.row import Row
 from tests.faults.stage import AGENTS, MODELS, Stage
 

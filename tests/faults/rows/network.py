@@ -148,6 +148,11 @@ async def delay(stage: Stage) -> None:
                 lambda: not any(device.open for device in stage.devices), SLOW_DRAIN_S
             )
             assert both.agent.accepted == before, "a slow road was taken for a dead one"
+            both.agent.reset()
+            await stage.load(stage.n(20))
+            await stage.until(
+                lambda: not any(device.open for device in stage.devices), SLOW_DRAIN_S
+            )
         await stage.until_ended()
 
 

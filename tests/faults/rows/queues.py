@@ -149,7 +149,6 @@ def _row(name: str, fault: str, deed: Deed, *, fast: bool = False) -> Row:
         must_hold="every request is answered all the same; no hot loop of reconnects",
         run=functools.partial(deleted, deed),
         fast=fast,
-        own_node=True,
     )
 
 
@@ -169,13 +168,11 @@ ROWS: tuple[Row, ...] = (
         fault="the queue is at its length limit and drops its oldest",
         must_hold="what is dropped is `failed` with the reason, the rest answered",
         run=limit_drops,
-        own_node=True,
     ),
     Row(
         name="queue-full-rejects",
         fault="the queue is at its length limit and rejects",
         must_hold="every request ends in an outcome; no hot loop of reconnects",
         run=limit_rejects,
-        own_node=True,
     ),
 )

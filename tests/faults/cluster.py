@@ -145,7 +145,7 @@ class Cluster:
 
     async def _start_epmd(self) -> None:
         info = read_info(self.nodes[0].folder)
-        assert info is not None  # noqa: S101 - written just before
+        assert info is not None
         folder = self.folder
         epmd = start_epmd(
             self._server,

@@ -217,7 +217,8 @@ class Checker:
         if status == "refused":
             request.refused = True
             # Its row was never written, so whatever was about to end it ended nothing.
-            request.ending = request.ending and request.committed
+            if not request.committed:
+                request.ending = None
             return
         if not detail.get("final", True):
             request.heard_accepted = True

@@ -83,7 +83,8 @@ async def end(processes: Mapping[int, str | None], timeout_s: float) -> None:
     """Ask processes to end, insist after `timeout_s` seconds, and see them gone.
 
     All are told before anything is awaited, so that a caller who is cancelled has
-    still told each of them.
+    still told each of them. What they had started in their sessions goes with them:
+    the `erl` by which a node looks for its epmd would start another one.
 
     Args:
         processes: ids, and when each began as `birth_of` told it; an id that was used
@@ -95,8 +96,24 @@ async def end(processes: Mapping[int, str | None], timeout_s: float) -> None:
         _tell(ours, signal.SIGTERM)
         await _until_gone(ours, timeout_s)
     left = [pid for pid in ours if alive(pid)]
-    _tell(left, signal.SIGKILL)
+    # A leader's id is not used again while its session lives on.
+    leaders = [pid for pid in processes if pid in ours or not alive(pid)]
+    _tell([*left, *_in_sessions_of(leaders)], signal.SIGKILL)
     await _until_gone(left, KILL_TIMEOUT_S)
+    orphans = _in_sessions_of(leaders)
+    _tell(orphans, signal.SIGKILL)
+    await _until_gone(orphans, KILL_TIMEOUT_S)
+
+
+def _in_sessions_of(leaders: Sequence[int]) -> list[int]:
+    """Processes in the sessions that `leaders` began, but for themselves."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        fields = _stat(pid)
+        if len(fields) > 3 and int(fields[3]) in leaders and pid not in leaders:
+            found.append(pid)
+    return found
 
 
 def _tell(pids: Sequence[int], what: signal.Signals) -> None:

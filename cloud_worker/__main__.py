@@ -20,6 +20,7 @@ from cloud_worker.core.spec import ServedModel
 from cloud_worker.settings import WorkerSettings
 from lifecycle.logs import configure_logs
 from lifecycle.signals import stop_on_signals
+from lifecycle.watchdog import ServiceManager
 
 app = typer.Typer(
     help="A member of the pool that answers spilled requests with TensorFlow.",
@@ -131,7 +132,8 @@ async def _run(settings: WorkerSettings) -> None:
             f"the Python module {error.name} is not installed: run "
             "`pip install 'overspill[cloud]'`"
         )
-    await Worker(settings, on_ready=ready).run(stop_on_signals())
+    worker = Worker(settings, on_ready=ready, service=ServiceManager.from_environment())
+    await worker.run(stop_on_signals())
 
 
 def _settings(**given: object) -> WorkerSettings:

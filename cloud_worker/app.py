@@ -12,6 +12,7 @@ import structlog
 
 from broker.amqp import AmqpLink
 from broker.amqp import Delivery as AmqpDelivery
+from broker.backoff import Backoff
 from broker.topology import GET_QUEUE, Queue, model_queues, standing_queues
 from bundle.store import BundleStore
 from cloud_worker.adapters.inline import InlineRunner
@@ -24,8 +25,10 @@ from cloud_worker.adapters.repository import (
 )
 from cloud_worker.adapters.runner import CannotLoad, RunnerLost, RunnerProcess
 from cloud_worker.core.batcher import Batcher
+from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.loops import side_queues, updates
+from cloud_worker.loops.bookkeeping import Bookkeeping
 from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.intake import Intake
 from cloud_worker.loops.media import Decoder
@@ -37,6 +40,8 @@ from cloud_worker.loops.updates import Updates
 from cloud_worker.settings import WorkerSettings
 from lifecycle.clock import Clock, SystemClock
 from lifecycle.journal import NOBODY, Journal
+from lifecycle.supervisor import Supervisor
+from lifecycle.watchdog import ServiceManager
 
 log = structlog.get_logger(__name__)
 
@@ -48,11 +53,15 @@ T = TypeVar("T")
 class Worker:
     """One member of the pool.
 
+    Attributes:
+        ledger: what became of the requests it has taken.
+
     Args:
         settings: see `WorkerSettings`.
         clock: for deadlines and stamps.
         on_ready: called with the models once, when the first connection consumes.
         journal: told what happens to each request.
+        service: told that the worker is ready, alive and ending.
     """
 
     def __init__(
@@ -62,11 +71,14 @@ class Worker:
         clock: Clock | None = None,
         on_ready: Callable[[tuple[ServedModel, ...]], None] = lambda _: None,
         journal: Journal = NOBODY,
+        service: ServiceManager | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._on_ready = on_ready
         self._journal = journal
+        self._service = service or ServiceManager()
+        self.ledger = Ledger()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Load the models, work until `stop`, drain.
@@ -104,10 +116,13 @@ class Worker:
                 decoders=decoders,
                 readers=readers,
                 journal=self._journal,
+                ledger=self.ledger,
             )
             process.on_ready = pool.infer.wake
             try:
-                await self._work(pool, process, stop)
+                # RabbitMQ may come hours later, and the watchdog watches until then.
+                async with self._service.watching("waiting for RabbitMQ"):
+                    await self._work(pool, process, stop)
             except* RunnerLost as lost:
                 raise lost.exceptions[0] from None
 
@@ -143,19 +158,19 @@ class Worker:
     async def _work(
         self, pool: _Pool, process: RunnerProcess, stop: asyncio.Event
     ) -> None:
-        async with asyncio.TaskGroup() as group:
+        async with Supervisor(Backoff) as loops, asyncio.TaskGroup() as group:
+            # These hold requests, which a new start would leave in no hands. When one
+            # fails the worker ends, and RabbitMQ gives all it holds to another.
             tasks = [
                 group.create_task(each)
-                for each in (
-                    process.run(),
-                    pool.infer.run(),
-                    pool.replies.run(),
-                    pool.link.run(),
-                )
+                for each in (process.run(), pool.infer.run(), pool.replies.run())
             ]
             tasks.append(group.create_task(self._announce(pool)))
+            loops.start("link", pool.link.run)
+            loops.start("bookkeeping", pool.bookkeeping.run)
             await stop.wait()
             await self._drain(pool)
+            pool.bookkeeping.close()
             for task in tasks:
                 task.cancel()
 
@@ -163,6 +178,7 @@ class Worker:
         await pool.link.wait_up()
         shown = [f"{each.name}/{each.version}" for each in pool.models.values()]
         log.info("ready", worker=self._settings.worker_id, models=shown)
+        self._service.status(f"serving {', '.join(shown)}")
         self._on_ready(tuple(pool.models.values()))
 
     async def _drain(self, pool: _Pool) -> None:
@@ -192,9 +208,11 @@ class _Pool:
         decoders: ThreadPoolExecutor,
         readers: ThreadPoolExecutor,
         journal: Journal,
+        ledger: Ledger,
     ) -> None:
         self.models = {model.name: model for model in models}
-        self.room = Room(settings.max_held)
+        self.room = Room(settings.max_held, ledger)
+        self.bookkeeping = Bookkeeping(self.room)
         self.link = AmqpLink(
             settings.amqp_url,
             name=settings.worker_id,
@@ -205,7 +223,11 @@ class _Pool:
         timeout_s = settings.publish_timeout_s
         stamps = Stamps(settings.worker_id, clock)
         self.replies = Replies(
-            self.link.publish, stamps, timeout_s=timeout_s, journal=journal
+            self.link.publish,
+            stamps,
+            ledger=ledger,
+            timeout_s=timeout_s,
+            journal=journal,
         )
         self.infer = Infer(
             runner,

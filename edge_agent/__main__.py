@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from broker.codec import explain
 from broker.link import BadUrl
 from bundle.pack import BundleRejected
 from bundle.seal import SealRejected
@@ -21,9 +19,12 @@ from bundle.trust import KeyRejected
 from edge_agent.adapters.control import ControlError, ask
 from edge_agent.adapters.embedded_broker import PortTaken
 from edge_agent.adapters.outbox import OutboxUnusable
+from edge_agent.cli import outbox
+from edge_agent.cli.terminal import AsJson, StateDir, UserError, read_settings
 from edge_agent.settings import AgentSettings
 from lifecycle.logs import configure_logs
 from lifecycle.signals import stop_on_signals
+from lifecycle.watchdog import ServiceManager
 
 app = typer.Typer(
     help="Answer devices with a local model, and spill what is too hard to the cloud.",
@@ -31,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(outbox.app, name="outbox")
 
 USER_ERRORS = (
     BadUrl,
@@ -42,26 +44,6 @@ USER_ERRORS = (
     SealRejected,
     OSError,
 )
-
-StateDir = Annotated[
-    Path | None,
-    typer.Option(help="The agent's folder: outbox, models, control socket."),
-]
-
-
-class UserError(Exception):
-    """Said in one line, without a traceback."""
-
-
-def _settings(**given: Any) -> AgentSettings:  # noqa: ANN401 - what typer read
-    chosen = {name: value for name, value in given.items() if value not in (None, [])}
-    try:
-        return AgentSettings(**chosen)
-    except ValidationError as error:
-        raise UserError(
-            f"settings: {explain(error)} "
-            "(options, or OVERSPILL_AGENT_… in the environment)"
-        ) from error
 
 
 @app.command()
@@ -97,7 +79,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 
     Every knob is an OVERSPILL_AGENT_… variable too; options win.
     """
-    settings = _settings(
+    settings = read_settings(
         agent_id=agent_id,
         cloud_url=cloud_url,
         local_url=local_url,
@@ -117,17 +99,22 @@ async def _run(settings: AgentSettings) -> None:
     from edge_agent.app import Agent  # noqa: PLC0415 - `status` needs none of it
 
     stop = stop_on_signals()
-    async with Agent(settings) as agent:
-        await agent.run(stop)
+    service = ServiceManager.from_environment()
+    async with (
+        Agent(settings) as agent,
+        # The devices' broker may come hours later, and the watchdog watches until then.
+        service.watching("waiting for the devices' broker"),
+    ):
+        await agent.run(stop, on_ready=lambda: service.status("serving"))
 
 
 @app.command()
 def status(
     state_dir: StateDir = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For a script.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the running daemon's links, models, outbox and counters."""
-    path = _settings(state_dir=state_dir).control_socket
+    path = read_settings(state_dir=state_dir).control_socket
     reply = asyncio.run(ask(path, {"do": "status"}, timeout_s=10.0))
     if as_json:
         typer.echo(json.dumps(reply, indent=2))
@@ -150,11 +137,26 @@ def _show_status(reply: dict[str, Any]) -> None:
     age = "" if outbox["oldest_s"] is None else f", oldest {outbox['oldest_s']:.1f} s"
     typer.echo(
         f"outbox  {outbox['open']} open ({outbox['open_bytes']} bytes){age}; "
-        f"{outbox['untold']} untold; ended: {outbox['answered']} answered, "
-        f"{outbox['failed']} failed, {outbox['expired']} expired"
+        f"{outbox['untold']} untold"
     )
+    typer.echo(f"ledger  {_ledger(reply['ledger'])}")
+    failed = {name: n for name, n in reply["loops"]["failures"].items() if n}
+    if failed:
+        shown = ", ".join(f"{name} {n} times" for name, n in failed.items())
+        typer.echo(f"failed  {shown}; last {reply['loops']['last_error']}")
     counters = {name: n for name, n in reply["counters"].items() if n}
     typer.echo("counts  " + ", ".join(f"{n} {name}" for name, n in counters.items()))
+
+
+def _ledger(ledger: dict[str, Any]) -> str:
+    line = (
+        f"{sum(ledger['accepted'].values())} accepted: {ledger['answered']} answered, "
+        f"{ledger['failed']} failed, {ledger['expired']} expired, "
+        f"{ledger['waiting']} waiting; {ledger['undelivered']} undelivered"
+    )
+    if not ledger["balanced"]:
+        line += f"; DOES NOT BALANCE, {ledger['missing']} are missing"
+    return line
 
 
 def _link(link: dict[str, Any], there: str) -> str:
@@ -173,7 +175,7 @@ def infer(
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 120.0,
 ) -> None:
     """Send one request through the running daemon and print the answer as JSON."""
-    path = _settings(state_dir=state_dir).control_socket
+    path = read_settings(state_dir=state_dir).control_socket
     try:
         payload = base64.b64encode(file.read_bytes()).decode()
     except OSError as error:

@@ -7,21 +7,19 @@ async with Agent(settings) as agent:
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import functools
-import platform
 import random
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 import structlog
 
 from broker import topics
-from broker.messages import Priority, Report
+from broker.backoff import Backoff
+from broker.messages import Priority
 from broker.mqtt import LinkDown, MqttLink, MqttTarget
 from bundle.pack import BundleRejected
 from bundle.trust import load_public_keys
@@ -35,22 +33,21 @@ from edge_agent.adapters.outbox import (
     OutboxFailed,
     OutboxFull,
     Recorded,
-    enduring,
 )
+from edge_agent.adapters.time_stamp import TimeStampFile, this_boot
 from edge_agent.adapters.trial import try_bundle
+from edge_agent.core.agent_time import TimeStamp, resume_ms
 from edge_agent.core.answers import Answer, Array
 from edge_agent.core.arrays import NotAnArray, check_finite
 from edge_agent.core.delivery import Channel
 from edge_agent.core.payload import (
     MAX_DEADLINE_MS,
-    BadRequest,
     DeviceRequest,
     Encoding,
     PayloadLimits,
     media_type,
-    parse,
-    render,
 )
+from edge_agent.core.quotas import QuotaLimits
 from edge_agent.core.records import read_rendered
 from edge_agent.core.served import Served, rule_of
 from edge_agent.core.slots import Slots, State
@@ -60,17 +57,19 @@ from edge_agent.loops.reporting import Reporting
 from edge_agent.loops.serving import OnItsWay, Serving
 from edge_agent.loops.updates import ModelRefused, Updates, UpdateSettings
 from edge_agent.loops.uplink import Link, Uplink, UplinkLimits
+from edge_agent.operator import Operator
 from edge_agent.settings import AgentSettings
+from edge_agent.status import AgentStatus, Counted
 from lifecycle.clock import Clock, SteadyTime, SystemClock
 from lifecycle.journal import NOBODY, Journal
+from lifecycle.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
 Inputs: TypeAlias = bytes | Array | Mapping[str, Array]
 
 ONLY_INPUT: Final = "input"
-CONTROL_ID: Final = "operator"
-COUNTS_EVERY_S: Final = 5.0
+STAMP_EVERY_S: Final = 10.0
 
 
 class _NoLink:
@@ -97,6 +96,8 @@ class Agent:
         devices: serve devices over MQTT and answer the control socket; a program
             that embeds the agent may leave both out.
         journal: told what happens to each spill.
+        boot_id: names the boot of the machine that `clock` is of; the system's own
+            when both are left out.
     """
 
     def __init__(
@@ -106,10 +107,12 @@ class Agent:
         clock: Clock | None = None,
         devices: bool | None = None,
         journal: Journal = NOBODY,
+        boot_id: str | None = None,
     ) -> None:
         self.settings = settings
         self._devices = settings.local if devices is None else devices
-        self._time = SteadyTime(clock or SystemClock())
+        self._clock = clock or SystemClock()
+        self._boot_id = boot_id or (this_boot() if clock is None else None)
         self._journal = journal
         self._rng = random.Random()  # noqa: S311 - it spreads retries, guards nothing
         self._stack = contextlib.AsyncExitStack()
@@ -125,7 +128,9 @@ class Agent:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(
+        self, stop: asyncio.Event, *, on_ready: Callable[[], None] = lambda: None
+    ) -> None:
         """Serve until `stop` is set; `ready` is logged once devices can be heard."""
         if self._local is not None and not await self._heard(self._local, stop):
             return
@@ -133,9 +138,10 @@ class Agent:
             "ready",
             agent=self.settings.agent_id,
             models={
-                name: slots.active for name, slots in self._updates_slots().items()
+                name: slots.active for name, slots in self._current_slots().items()
             },
         )
+        on_ready()
         await stop.wait()
         log.info("stopping", agent=self.settings.agent_id)
 
@@ -180,6 +186,7 @@ class Agent:
         """
         request = self._request(model, inputs, id, device, deadline_s, priority, force)
         if isinstance(request, Answer):
+            self._serving.count_refusal("bad_request")
             return request
         return await self._infer(request)
 
@@ -259,6 +266,7 @@ class Agent:
                 return await answer
             return read_rendered(recorded.answer, Encoding(recorded.encoding))
         except OutboxFailed as error:
+            self._serving.count_refusal("outbox_unreadable")
             return Answer.refused(
                 request.id, request.device, request.model, reason=str(error)
             )
@@ -274,7 +282,7 @@ class Agent:
         try:
             return await answer
         except OutboxFull as error:
-            return self._serving.unkept(reply.spill, str(error))
+            return self._serving.unkept(reply.spill, error)
         finally:
             answer.cancel()
 
@@ -282,78 +290,7 @@ class Agent:
 
     async def status(self) -> dict[str, Any]:
         """Link, model slots, outbox and counters, as JSON would hold them."""
-        counts = self._counts = await self._outbox.counts()
-        now = self._time.now_ms()
-        oldest = counts.oldest_accepted_ms
-        return {
-            "agent": self.settings.agent_id,
-            "cloud": self._cloud_status(),
-            "local": self._local_status(),
-            "models": {
-                name: {
-                    **asdict(slots),
-                    "state": slots.state.value,
-                    "serving": None
-                    if (served := self._serving.model(name)) is None
-                    else served.manifest.version,
-                }
-                for name, slots in self._updates_slots().items()
-            },
-            "outbox": {
-                **asdict(counts),
-                "oldest_s": None if oldest is None else max(0.0, now - oldest) / 1000.0,
-            },
-            "counters": self._counters(),
-        }
-
-    def _cloud_status(self) -> dict[str, Any]:
-        link = self._cloud
-        if link is None:
-            return {"configured": False, "up": False, "error": None}
-        return {"configured": True, "up": link.up, "error": link.last_error}
-
-    def _local_status(self) -> dict[str, Any]:
-        link = self._local
-        if link is None:
-            return {"serving": False, "up": False, "error": None}
-        return {
-            "serving": True,
-            "embedded": self.settings.local_url is None,
-            "up": link.up,
-            "error": link.last_error,
-        }
-
-    def _updates_slots(self) -> Mapping[str, Slots]:
-        return self._slots if self._updates is None else self._updates.slots
-
-    def _counters(self) -> dict[str, int]:
-        return {
-            **asdict(self._serving.counters),
-            **{f"spilled_{r.value}": n for r, n in self._serving.spilled.items()},
-            **asdict(self._uplink.counters),
-            **asdict(self._outcomes.counters),
-            **{f"ingress_{k}": v for k, v in asdict(self._ingress.counters).items()},
-        }
-
-    def _report(self) -> Report:
-        counts = self._counts
-        return Report(
-            agent=self.settings.agent_id,
-            at_ms=round(self._time.now_ms()),
-            slots=[each.report() for each in self._updates_slots().values()],
-            counters={
-                **self._counters(),
-                "outbox_open": counts.open,
-                "outcome_answered": counts.answered,
-                "outcome_failed": counts.failed,
-                "outcome_expired": counts.expired,
-            },
-            facts={
-                "machine": platform.machine(),
-                "system": platform.system(),
-                "python": platform.python_version(),
-            },
-        )
+        return await self._status.now()
 
     # --- wiring -----------------------------------------------------------------------
 
@@ -361,6 +298,7 @@ class Agent:
         settings = self.settings
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.enter_context(only_agent_of(settings.state_dir))
+        self._resume_time()
         self._store = ModelStore(settings.state_dir / "models")
         self._trusted = (
             {}
@@ -369,23 +307,53 @@ class Agent:
         )
         self._outbox = await self._stack.enter_async_context(
             Outbox(
-                settings.state_dir / "outbox.db",
+                settings.outbox_path,
                 group_commit_ms=settings.group_commit_ms,
-                max_rows=settings.outbox_max_rows,
-                max_bytes=settings.outbox_max_bytes,
+                limits=QuotaLimits(
+                    max_rows=settings.outbox_max_rows,
+                    max_bytes=settings.outbox_max_bytes,
+                    device_max_rows=settings.device_max_rows,
+                    device_max_bytes=settings.device_max_bytes,
+                ),
                 disk_reserve_bytes=settings.disk_reserve_bytes,
                 journal=self._journal,
             )
         )
-        self._counts = await self._outbox.counts()
         await self._open_local_broker()
         self._make_links()
         self._make_parts()
+        self._stack.callback(self._save_time)
+        await self._status.count()
         self._stack.push_async_callback(self._serving.close)
         await self._load_models()
         await self._open_control()
-        tasks = await self._stack.enter_async_context(_Tasks())
-        self._start(tasks)
+        await self._stack.enter_async_context(self._loops)
+        self._start(self._loops)
+
+    def _resume_time(self) -> None:
+        """Go on with the time of the last life, whatever the wall clock says now."""
+        self._stamps = TimeStampFile(
+            self.settings.state_dir / "time.json", self._boot_id
+        )
+        self._stamp = self._stamps.read()
+        start_ms = resume_ms(self._stamp, self._stamps.now(self._clock))
+        self._time = SteadyTime(self._clock, start_ms)
+
+    def _save_time(self) -> None:
+        stamp = TimeStamp.at(
+            self._time.now_ms(),
+            self._stamps.now(self._clock),
+            self._uplink.pool_offset_ms,
+        )
+        try:
+            self._stamps.write(stamp)
+        except OSError as error:
+            log.error("time_stamp_not_written", error=str(error))
+
+    async def _save_time_now_and_then(self) -> None:
+        while True:
+            await asyncio.to_thread(self._save_time)
+            await asyncio.sleep(STAMP_EVERY_S)
 
     async def _open_local_broker(self) -> None:
         settings = self.settings
@@ -444,12 +412,15 @@ class Agent:
             rng=self._rng,
             journal=self._journal,
         )
+        if self._stamp is not None and self._stamp.pool_offset_ms is not None:
+            self._uplink.pool_offset_ms = self._stamp.pool_offset_ms
         self._outcomes = Outcomes(
             outbox=self._outbox,
             uplink=self._uplink,
             local=self._local,
             now_ms=self._time.now_ms,
             keep_outcomes_s=settings.keep_outcomes_s,
+            keep_untold_s=settings.keep_untold_s,
             journal=self._journal,
         )
         self._serving = Serving(
@@ -469,7 +440,29 @@ class Agent:
             limit=settings.ingress_limit,
             now_ms=self._time.now_ms,
         )
+        self._make_status()
         self._make_fleet_side(link)
+
+    def _make_status(self) -> None:
+        self._loops = Supervisor(Backoff)
+        self._status = AgentStatus(
+            settings=self.settings,
+            loops=self._loops,
+            cloud=self._cloud,
+            local=self._local,
+            parts=Counted(
+                self._serving,
+                self._uplink,
+                self._outcomes,
+                self._ingress,
+                self._outbox,
+            ),
+            slots=self._current_slots,
+            now_ms=self._time.now_ms,
+        )
+
+    def _current_slots(self) -> Mapping[str, Slots]:
+        return self._slots if self._updates is None else self._updates.slots
 
     def _make_fleet_side(self, link: Link) -> None:
         settings = self.settings
@@ -481,7 +474,7 @@ class Agent:
         self._reporting = Reporting(
             agent=settings.agent_id,
             link=link,
-            report=self._report,
+            report=self._status.report,
             every_s=settings.report_every_s,
             rng=self._rng,
         )
@@ -502,24 +495,20 @@ class Agent:
             rng=self._rng,
         )
 
-    def _start(self, tasks: asyncio.TaskGroup) -> None:
-        tasks.create_task(self._outcomes.run())
-        tasks.create_task(enduring(self._count_now_and_then))
+    def _start(self, loops: Supervisor) -> None:
+        loops.start("outcomes", self._outcomes.run)
+        loops.start("time", self._save_time_now_and_then)
+        loops.start("counts", self._status.run)
         if self._cloud is not None:
-            tasks.create_task(self._cloud.run())
-            tasks.create_task(self._uplink.run())
+            loops.start("cloud link", self._cloud.run)
+            loops.start("uplink", self._uplink.run)
         if self._updates is not None:
-            tasks.create_task(self._updates.run())
+            loops.start("updates", self._updates.run)
         if self._reporting is not None:
-            tasks.create_task(self._reporting.run())
+            loops.start("reporting", self._reporting.run)
         if self._local is not None:
-            tasks.create_task(self._ingress.run(self._local))
-            tasks.create_task(self._local.run())
-
-    async def _count_now_and_then(self) -> None:
-        while True:
-            await asyncio.sleep(COUNTS_EVERY_S)
-            self._counts = await self._outbox.counts()
+            loops.start("ingress", functools.partial(self._ingress.run, self._local))
+            loops.start("devices' link", self._local.run)
 
     # --- models -----------------------------------------------------------------------
 
@@ -623,61 +612,15 @@ class Agent:
 
     async def _open_control(self) -> None:
         if self._devices:
-            await self._stack.enter_async_context(
-                ControlServer(self.settings.control_socket, self._control)
+            operator = Operator(
+                status=self._status,
+                infer=self._infer,
+                cancel=self._outcomes.cancel,
+                limits=self._limits,
             )
-
-    async def _control(self, request: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return await self._reply_to(request)
-        except OutboxFailed as error:
-            return {"error": str(error)}
-
-    async def _reply_to(self, request: dict[str, Any]) -> dict[str, Any]:
-        match request:
-            case {"do": "status"}:
-                return await self.status()
-            case {"do": "infer", "model": str() as model, "payload": str() as text}:
-                try:
-                    payload = base64.b64decode(text, validate=True)
-                    asked = parse(CONTROL_ID, model, payload, limits=self._limits)
-                except (binascii.Error, BadRequest) as error:
-                    return {"error": str(error)}
-                answer = await self._infer(asked)
-                shown: dict[str, Any] = {
-                    "answer": render(answer, Encoding.JSON).decode()
-                }
-                return shown
-            case _:
-                return {"error": f"unknown control request {str(request)[:80]}"}
-
-
-class _Tasks:
-    """A task group whose end cancels what runs in it: these loops end no other way."""
-
-    def __init__(self) -> None:
-        self._group = asyncio.TaskGroup()
-
-    async def __aenter__(self) -> asyncio.TaskGroup:
-        await self._group.__aenter__()
-        self._cancel = asyncio.Event()
-        self._group.create_task(self._end_when_asked())
-        return self._group
-
-    async def __aexit__(self, *_: object) -> None:
-        self._cancel.set()
-        try:
-            await self._group.__aexit__(None, None, None)
-        except* _Ended:
-            pass
-
-    async def _end_when_asked(self) -> None:
-        await self._cancel.wait()
-        raise _Ended
-
-
-class _Ended(Exception):
-    """The one way out of a `_Tasks` group."""
+            await self._stack.enter_async_context(
+                ControlServer(self.settings.control_socket, operator.reply_to)
+            )
 
 
 def _fell_back(slots: Slots, why: str) -> Slots:

@@ -95,11 +95,20 @@ class AgentSettings(BaseSettings):
     )
     outbox_max_rows: Annotated[int, Field(ge=1)] = 1_000_000
     outbox_max_bytes: Annotated[int, Field(ge=1024)] = 1024**3
+    device_max_rows: Annotated[int, Field(ge=1)] = Field(
+        100_000, description="spills that one device may have waiting"
+    )
+    device_max_bytes: Annotated[int, Field(ge=1024)] = Field(
+        256 * 1024**2, description="bytes that one device may have waiting"
+    )
     disk_reserve_bytes: Annotated[int, Field(ge=0)] = Field(
         64 * 1024**2, description="refuse spills when the disk has less than this free"
     )
     keep_outcomes_s: Annotated[float, Field(gt=0)] = Field(
         24 * 3600.0, description="how long a told outcome answers a resent id"
+    )
+    keep_untold_s: Annotated[float, Field(gt=0)] = Field(
+        7 * 86400.0, description="after this an answer nobody took is undelivered"
     )
 
     report_every_s: Annotated[float, Field(gt=0)] = 30.0
@@ -125,6 +134,11 @@ class AgentSettings(BaseSettings):
     @classmethod
     def _all_at_home(cls, paths: list[Path]) -> list[Path]:
         return [path.expanduser() for path in paths]
+
+    @property
+    def outbox_path(self) -> Path:
+        """The outbox's file."""
+        return self.state_dir / "outbox.db"
 
     @property
     def control_socket(self) -> Path:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+# Where there is none, time asleep is not counted.
+_BOOTTIME: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Clock(Protocol):
@@ -11,6 +14,10 @@ class Clock(Protocol):
 
     def monotonic(self) -> float:
         """Seconds since an arbitrary start; never jumps."""
+        ...
+
+    def boottime(self) -> float:
+        """Seconds since the machine started, asleep or awake; never jumps."""
         ...
 
     def wall_ms(self) -> int:
@@ -25,24 +32,34 @@ class SystemClock:
         """Seconds since an arbitrary start; never jumps."""
         return time.monotonic()
 
+    def boottime(self) -> float:
+        """Seconds since the machine started, asleep or awake; never jumps."""
+        return time.clock_gettime(_BOOTTIME)
+
     def wall_ms(self) -> int:
         """Unix time in milliseconds; may jump."""
         return time.time_ns() // 1_000_000
 
 
 class SteadyTime:
-    """Milliseconds that start at wall time and never jump while the process lives.
+    """Milliseconds that never jump while the process lives; time asleep counts.
 
     Comparable with what an earlier process wrote down, and safe for deadlines.
+
+    Args:
+        clock: what it goes by.
+        start_ms: the time now; the wall clock's when left out.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, start_ms: float | None = None) -> None:
         self._clock = clock
-        self._offset_ms = clock.wall_ms() - clock.monotonic() * 1000.0
+        if start_ms is None:
+            start_ms = clock.wall_ms()
+        self._offset_ms = start_ms - clock.boottime() * 1000.0
 
     def now_ms(self) -> float:
         """Unix time in milliseconds as it would be had the wall clock not moved."""
-        return self._clock.monotonic() * 1000.0 + self._offset_ms
+        return self._clock.boottime() * 1000.0 + self._offset_ms
 
 
 class FakeClock:
@@ -55,6 +72,10 @@ class FakeClock:
         self._wall_ms = wall_ms
 
     def monotonic(self) -> float:
+        """Seconds since the start that was given."""
+        return self._monotonic_s
+
+    def boottime(self) -> float:
         """Seconds since the start that was given."""
         return self._monotonic_s
 

@@ -275,23 +275,32 @@ class _Child:
             self._socket, _ = await self._loop.create_connection(
                 lambda: _Frames(self._answered, self._lost), sock=ours
             )
-            self._process, _ = await self._loop.subprocess_exec(
-                lambda: _Output(self._said, self._gone),
-                sys.executable,
-                "-P",
-                "-m",
-                "cloud_worker.adapters.runner_child",
-                *("--fd", str(theirs.fileno())),
-                *("--parent", str(os.getpid())),
-                *("--intra-threads", str(threads[0])),
-                *("--inter-threads", str(threads[1])),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
-                # Ctrl-C on a terminal is for the consumer, which drains.
-                start_new_session=True,
+            spawning = self._loop.create_task(
+                self._loop.subprocess_exec(
+                    lambda: _Output(self._said, self._gone),
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "cloud_worker.adapters.runner_child",
+                    *("--fd", str(theirs.fileno())),
+                    *("--parent", str(os.getpid())),
+                    *("--intra-threads", str(threads[0])),
+                    *("--inter-threads", str(threads[1])),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    pass_fds=(theirs.fileno(),),
+                    # Ctrl-C on a terminal is for the consumer, which drains.
+                    start_new_session=True,
+                )
             )
+            try:
+                self._process, _ = await asyncio.shield(spawning)
+            except asyncio.CancelledError:
+                # The process may be there already, and somebody has to end it.
+                self._process, _ = await spawning
+                await self.end()
+                raise
         return self
 
     @property

@@ -8,6 +8,7 @@ from typing import Final, Generic, TypeVar
 
 from broker.codec import pack, seal_envelope
 from broker.messages import Result, Status
+from cloud_worker.core.ledger import Cause
 
 MAX_RESULTS: Final = 256
 MAX_BYTES: Final = 1024 * 1024
@@ -19,11 +20,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Finished(Generic[T]):
-    """A result, whom it is for, and what its confirmation settles."""
+    """A result, why it is so, whom it is for, and what its confirmation settles."""
 
     agent: str
     result: Result
     settles: T
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Reply(Generic[T]):
     body: bytes
     settles: tuple[T, ...]
     results: tuple[Result, ...]
+    causes: tuple[Cause, ...]
 
 
 def group_replies(
@@ -50,7 +53,7 @@ def group_replies(
     replies: list[Reply[T]] = []
     open_: dict[str, _Draft[T]] = {}
     for each in finished:
-        packed = _packed(each.result)
+        packed, result, cause = _packed(each.result, each.cause)
         draft = open_.get(each.agent)
         if draft is not None and not draft.has_room(
             len(packed), max_results, max_bytes
@@ -58,10 +61,11 @@ def group_replies(
             replies.append(draft.sealed())
             draft = None
         if draft is None:
-            draft = open_[each.agent] = _Draft(each.agent, [], [], [])
+            draft = open_[each.agent] = _Draft(each.agent, [], [], [], [])
         draft.packed.append(packed)
         draft.settles.append(each.settles)
-        draft.results.append(each.result)
+        draft.results.append(result)
+        draft.causes.append(cause)
         draft.size_bytes += len(packed)
     replies.extend(draft.sealed() for draft in open_.values())
     return replies
@@ -73,6 +77,7 @@ class _Draft(Generic[T]):
     packed: list[bytes]
     settles: list[T]
     results: list[Result]
+    causes: list[Cause]
     size_bytes: int = 0
 
     def has_room(self, more_bytes: int, max_results: int, max_bytes: int) -> bool:
@@ -82,16 +87,24 @@ class _Draft(Generic[T]):
 
     def sealed(self) -> Reply[T]:
         body = seal_envelope(Result, self.packed)
-        return Reply(self.agent, body, tuple(self.settles), tuple(self.results))
+        return Reply(
+            self.agent,
+            body,
+            tuple(self.settles),
+            tuple(self.results),
+            tuple(self.causes),
+        )
 
 
-def _packed(result: Result) -> bytes:
+def _packed(result: Result, cause: Cause) -> tuple[bytes, Result, Cause]:
+    """The result that can be carried: the one that was given, or a failure."""
     packed = pack(result)
     if len(packed) <= MAX_RESULT_BYTES:
-        return packed
+        return packed, result, cause
     reason = (
         f"the result has {len(packed)} bytes, over the limit of {MAX_RESULT_BYTES}: "
         "ask for a model with smaller outputs"
     )
     refused = {"status": Status.FAILED, "outputs": {}, "reason": reason}
-    return pack(result.model_copy(update=refused))
+    instead = result.model_copy(update=refused)
+    return pack(instead), instead, Cause.TOO_LARGE

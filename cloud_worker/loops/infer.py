@@ -21,6 +21,7 @@ from cloud_worker.core.batcher import (
     WaitUntil,
 )
 from cloud_worker.core.culprits import Culprit, Culprits
+from cloud_worker.core.ledger import Cause
 from cloud_worker.core.outputs import BatchOutputs
 from cloud_worker.core.reading import Unreadable, read
 from cloud_worker.core.replies import Finished
@@ -192,7 +193,8 @@ class Infer:
         stamp = self._replies.stamps.now()
         reason = "its time was over before a batch had room for it"
         self._replies.finish(
-            _finished(item, expired(item.work.subject, reason, stamp)) for item in items
+            _finished(item, expired(item.work.subject, reason, stamp), Cause.WAITED)
+            for item in items
         )
 
     def _retry_or_fail(self, batch: Batch, error: BatchFailed) -> None:
@@ -238,7 +240,7 @@ class Infer:
             self._replies.stamps.now(),
             Served(model.version, 1, Timings()),
         )
-        return _finished(item, result)
+        return _finished(item, result, Cause.MODEL)
 
 
 def _results(
@@ -262,10 +264,12 @@ def _results(
         served = Served(model.version, len(batch), timings)
         if isinstance(reading, Unreadable):
             result = failed(held.subject, reading.reason, stamp, served)
+            cause = Cause.MODEL
         else:
             parts = outputs.part(index)
             result = answered(held.subject, parts, reading, served, stamp)
-        finished.append(_finished(batch[index], result))
+            cause = Cause.ANSWERED
+        finished.append(_finished(batch[index], result, cause))
     return finished
 
 
@@ -275,6 +279,6 @@ def _culprit(item: Item[Held]) -> Culprit:
     return (agent, subject.device, subject.id, model.name, model.version)
 
 
-def _finished(item: Item[Held], result: Result) -> Finished[Parcel]:
+def _finished(item: Item[Held], result: Result, cause: Cause) -> Finished[Parcel]:
     parcel = item.work.parcel
-    return Finished(parcel.agent, result, parcel)
+    return Finished(parcel.agent, result, parcel, cause)

@@ -17,6 +17,7 @@ from broker.messages import Medium, Request, Result, Tensor
 from broker.topics import RequestAddress, read_request_key
 from cloud_worker.core.batcher import Group, Item
 from cloud_worker.core.intake import Invalid, validate
+from cloud_worker.core.ledger import Aside, Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Subject, expired, failed
@@ -59,11 +60,11 @@ class Intake:
         """Take one delivery of a request queue over."""
         address = read_request_key(delivery.routing_key)
         if address is None:
-            await _bury(delivery, "its routing key names no agent")
+            await self._bury(delivery, "its routing key names no agent")
             return
         model = self._models.get(address.model)
         if model is None:
-            await _bury(delivery, f"this worker does not serve {address.model!r}")
+            await self._bury(delivery, f"this worker does not serve {address.model!r}")
             return
         await self._room.wait()
         if not delivery.live:
@@ -84,18 +85,19 @@ class Intake:
         model: ServedModel,
         envelope: Envelope[Request],
     ) -> None:
-        bad = list(_answerable(envelope.bad, address.model))
+        bad = list(self._answerable(envelope.bad, address.model))
         count = len(envelope.items) + len(bad)
         if not count:
-            await _bury(delivery, envelope.bad[0].reason)
+            await self._bury(delivery, envelope.bad[0].reason)
             return
         parcel = Parcel(delivery, address.agent, count, self._room)
+        self._room.ledger.take(count)
         stamps = self._replies.stamps
         desk = _Desk(parcel, address, model, self._clock, stamps)
         handed_over = 0
         try:
             for subject, reason in bad:
-                desk.fail(subject, reason)
+                desk.fail(subject, reason, Cause.UNREADABLE)
             media = desk.sort(envelope.items)
             handed_over += self._hand_over(desk)
             for request, medium in media:
@@ -122,15 +124,46 @@ class Intake:
         """Answer an envelope that is not one to whoever can be read in it."""
         subjects = legible_subjects(delivery.body, address.model)
         if not subjects:
-            await _bury(delivery, reason)
+            await self._bury(delivery, reason)
             return
         log.warning("envelope refused", agent=address.agent, reason=reason)
         parcel = Parcel(delivery, address.agent, len(subjects), self._room)
+        self._room.ledger.take(len(subjects))
         stamp = self._replies.stamps.now()
         self._replies.finish(
-            Finished(address.agent, failed(subject, reason, stamp), parcel)
+            Finished(
+                address.agent,
+                failed(subject, reason, stamp),
+                parcel,
+                Cause.UNREADABLE,
+            )
             for subject in subjects
         )
+
+    def _answerable(
+        self, bad: Iterable[BadItem], model: str
+    ) -> Iterable[tuple[Subject, str]]:
+        for item in bad:
+            subject = legible_subject(item.id, item.device, model)
+            if subject is None:
+                self._room.ledger.put_aside(Aside.ILLEGIBLE)
+                log.warning(
+                    "item has no legible id", index=item.index, reason=item.reason
+                )
+            else:
+                yield subject, item.reason
+
+    async def _bury(self, delivery: Delivery, reason: str) -> None:
+        """Dead-letter what nobody can be told of."""
+        self._room.ledger.put_aside(Aside.BURIED)
+        log.warning(
+            "delivery rejected",
+            queue=delivery.queue,
+            routing_key=delivery.routing_key[:200],
+            size_bytes=len(delivery.body),
+            reason=reason,
+        )
+        await delivery.reject(requeue=False)
 
 
 class _Desk:
@@ -171,9 +204,9 @@ class _Desk:
                 self.check(request, request.tensors or {})
         return media
 
-    def fail(self, subject: Subject, reason: str) -> None:
+    def fail(self, subject: Subject, reason: str, cause: Cause) -> None:
         """Answer `failed`."""
-        self._finish(failed(subject, reason, self._stamps.now()))
+        self._finish(failed(subject, reason, self._stamps.now()), cause)
 
     def check(self, request: Request, tensors: Mapping[str, Tensor] | Invalid) -> None:
         """Take a request whose inputs are known, if they fit the model."""
@@ -182,7 +215,7 @@ class _Desk:
         )
         subject = Subject.of(request)
         if isinstance(inputs, Invalid):
-            self.fail(subject, inputs.reason)
+            self.fail(subject, inputs.reason, Cause.INVALID)
             return
         left_s = (request.expires_at_ms - self._wall_ms) / 1000
         model = self._model
@@ -204,34 +237,16 @@ class _Desk:
                 Subject.of(request),
                 f"it names model {request.model!r} but was sent to the topic of "
                 f"{self._address.model!r}",
+                Cause.WRONG_TOPIC,
             )
             return True
         if request.expires_at_ms <= self._wall_ms:
             subject = Subject.of(request)
-            self._finish(expired(subject, EXPIRED_ON_ARRIVAL, self._stamps.now()))
+            late = expired(subject, EXPIRED_ON_ARRIVAL, self._stamps.now())
+            self._finish(late, Cause.LATE)
             return True
         return False
 
-    def _finish(self, result: Result) -> None:
-        self._finished.append(Finished(self._parcel.agent, result, self._parcel))
-
-
-def _answerable(bad: Iterable[BadItem], model: str) -> Iterable[tuple[Subject, str]]:
-    for item in bad:
-        subject = legible_subject(item.id, item.device, model)
-        if subject is None:
-            log.warning("item has no legible id", index=item.index, reason=item.reason)
-        else:
-            yield subject, item.reason
-
-
-async def _bury(delivery: Delivery, reason: str) -> None:
-    """Dead-letter what nobody can be told of."""
-    log.warning(
-        "delivery rejected",
-        queue=delivery.queue,
-        routing_key=delivery.routing_key[:200],
-        size_bytes=len(delivery.body),
-        reason=reason,
-    )
-    await delivery.reject(requeue=False)
+    def _finish(self, result: Result, cause: Cause) -> None:
+        parcel = self._parcel
+        self._finished.append(Finished(parcel.agent, result, parcel, cause))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cloud_worker.core.intake import Inputs
+from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.results import Subject
 from cloud_worker.core.spec import ServedModel
 
@@ -55,9 +56,14 @@ class Delivery(Protocol):
 
 
 class Room:
-    """How many requests the worker holds, and whether there is room for more."""
+    """How many requests the worker holds, and whether there is room for more.
 
-    def __init__(self, most: int) -> None:
+    Attributes:
+        ledger: the books of those who take, end and give back.
+    """
+
+    def __init__(self, most: int, ledger: Ledger) -> None:
+        self.ledger = ledger
         self._most = most
         self._held = 0
         self._roomy = asyncio.Event()
@@ -128,6 +134,7 @@ class Parcel:
 
     def drop(self) -> None:
         """Give one request up, because the delivery is no longer ours."""
+        self._room.ledger.give_back()
         self._room.give(1)
 
 

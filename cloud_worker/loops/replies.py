@@ -14,6 +14,7 @@ import structlog
 from broker.amqp import LinkDown
 from broker.backoff import Backoff
 from broker.topics import as_routing_key, results
+from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.replies import Finished, Reply, group_replies
 from cloud_worker.loops.parcels import Parcel
 from cloud_worker.loops.stamps import Stamps
@@ -73,11 +74,13 @@ class Replies:
         publish: Publish,
         stamps: Stamps,
         *,
+        ledger: Ledger,
         timeout_s: float = 10.0,
         journal: Journal = NOBODY,
     ) -> None:
         self.stamps = stamps
         self._publish = publish
+        self._ledger = ledger
         self._timeout_s = timeout_s
         self._journal = journal
         self._finished: list[Finished[Parcel]] = []
@@ -118,8 +121,9 @@ class Replies:
                 self._journal.note(
                     Event.PUBLISHED, result.device, result.id, result.status.value
                 )
-        for parcel in reply.settles:
+        for parcel, cause in zip(reply.settles, reply.causes, strict=True):
             if confirmed:
+                self._ledger.end(cause)
                 parcel.settle()
             else:
                 parcel.drop()

@@ -22,6 +22,7 @@ from cloud_worker.core.dead_letters import (
     read_death,
     times_republished,
 )
+from cloud_worker.core.ledger import Aside, Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Subject, expired, failed
@@ -84,31 +85,29 @@ class SideQueues:
         self._replies = replies
         self._room = room
         self._timeout_s = timeout_s
-        self._dropped_results = 0
-
-    @property
-    def dropped_results(self) -> int:
-        """Results that no agent's session took; the agents will ask again."""
-        return self._dropped_results
+        self._ledger = room.ledger
 
     async def take(self, delivery: Delivery) -> None:
         """Take one delivery of a side queue over."""
+        dead = delivery.queue == DEAD_QUEUE
+        self._ledger.put_aside(Aside.DEAD_LETTERS if dead else Aside.UNROUTED)
         address = read_request_key(delivery.routing_key)
         if address is None:
             await self._drop(delivery)
-        elif delivery.queue == DEAD_QUEUE:
+        elif dead:
             await self._answer_dead(delivery, address)
         elif self._may_go_again(delivery, address):
             await self._send_again(delivery)
         else:
             reason = f"no worker serves model {address.model!r}"
-            await self._answer(delivery, address, self._failing(reason))
+            await self._answer(delivery, address, self._failing(reason), Cause.UNROUTED)
 
     async def _drop(self, delivery: Delivery) -> None:
         if ".dn." in delivery.routing_key:
-            self._dropped_results += 1
+            self._ledger.put_aside(Aside.RESULTS_DROPPED)
             report = log.debug
         else:
+            self._ledger.put_aside(Aside.STRAYS_DROPPED)
             report = log.warning
         report(
             "unrouted message dropped",
@@ -136,6 +135,7 @@ class SideQueues:
             timeout_s=self._timeout_s,
         )
         if confirmed:
+            self._ledger.put_aside(Aside.SENT_AGAIN)
             delivery.ack()
 
     async def _answer_dead(self, delivery: Delivery, address: RequestAddress) -> None:
@@ -145,17 +145,25 @@ class SideQueues:
         def expiring(subject: Subject) -> Result:
             return expired(subject, death.reason, stamps.now())
 
-        ending = expiring if death.expired else self._failing(death.reason)
-        await self._answer(delivery, address, ending)
+        if death.expired:
+            await self._answer(delivery, address, expiring, Cause.DEAD_LATE)
+        else:
+            failing = self._failing(death.reason)
+            await self._answer(delivery, address, failing, Cause.DEAD)
 
     def _failing(self, reason: str) -> Ending:
         return lambda subject: failed(subject, reason, self._replies.stamps.now())
 
     async def _answer(
-        self, delivery: Delivery, address: RequestAddress, ending: Ending
+        self,
+        delivery: Delivery,
+        address: RequestAddress,
+        ending: Ending,
+        cause: Cause,
     ) -> None:
         subjects = _subjects(delivery, address.model)
         if not subjects:
+            self._ledger.put_aside(Aside.UNTELLABLE)
             log.error(
                 "a message that nobody can be told of is dropped",
                 queue=delivery.queue,
@@ -167,8 +175,10 @@ class SideQueues:
             return
         await self._room.wait()
         parcel = Parcel(delivery, address.agent, len(subjects), self._room)
+        self._ledger.take(len(subjects))
         self._replies.finish(
-            Finished(address.agent, ending(subject), parcel) for subject in subjects
+            Finished(address.agent, ending(subject), parcel, cause)
+            for subject in subjects
         )
 
 

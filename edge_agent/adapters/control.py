@@ -30,6 +30,10 @@ class ControlError(Exception):
     """The daemon cannot be reached, or the socket cannot be made."""
 
 
+class NoAgent(ControlError):
+    """No daemon runs on that folder."""
+
+
 @contextlib.contextmanager
 def only_agent_of(folder: Path) -> Iterator[None]:
     """Hold a state folder, so that no second agent works on its files.
@@ -106,7 +110,8 @@ async def ask(
     """Ask a running daemon.
 
     Raises:
-        ControlError: no daemon answers there, or not in time, or it refuses.
+        NoAgent: none runs there.
+        ControlError: the one that runs does not answer in time, or refuses.
     """
     asked = json.dumps(request).encode() + b"\n"
     if len(asked) > MAX_REQUEST_BYTES:
@@ -125,7 +130,7 @@ async def ask(
             finally:
                 writer.close()
     except (FileNotFoundError, ConnectionError) as error:
-        raise ControlError(
+        raise NoAgent(
             f"no agent is running on {path.parent}: start it with "
             "`overspill-agent run`, or name its folder with --state-dir"
         ) from error

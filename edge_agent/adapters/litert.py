@@ -54,12 +54,24 @@ class RunFailed(RuntimeError):
     """The model was loaded and could not answer this input."""
 
 
+# A quick model's queue is short in time, and a device that retries has a way to go.
+LEAST_RETRY_S: Final = 0.1
+
+
 class BadInput(ValueError):
     """The inputs are not those the model takes; says which and what it wants."""
 
 
 class RunnerFull(RuntimeError):
-    """As many requests wait for the model as may."""
+    """As many requests wait for the model as may.
+
+    Attributes:
+        retry_after_s: how long those that wait will take.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RunnerClosed(RuntimeError):
@@ -316,7 +328,8 @@ class ModelRunner:
             if self._pending >= self._queue_limit:
                 raise RunnerFull(
                     f"{self._pending} requests wait for the edge model, which is its "
-                    "limit; send again later"
+                    "limit; send again later",
+                    retry_after_s=max(LEAST_RETRY_S, self.predicted_ms / 1000.0),
                 )
             self._pending += 1
         future = self._thread.submit(self._run, model, inputs)

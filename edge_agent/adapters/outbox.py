@@ -31,7 +31,24 @@ from edge_agent.adapters.spill_table import (
     Recorded,
     SpillTable,
 )
-from edge_agent.core.delivery import Channel, Key, Outcome, Spill, Stage
+from edge_agent.core.delivery import (
+    Channel,
+    Key,
+    Outcome,
+    Spill,
+    Stage,
+    Step,
+    Why,
+    after_step,
+)
+from edge_agent.core.quotas import (
+    UNKNOWN_RETRY_S,
+    DrainRate,
+    Full,
+    QuotaLimits,
+    Quotas,
+    Refusal,
+)
 from lifecycle.journal import NOBODY, Event, Journal
 
 __all__ = [
@@ -57,7 +74,23 @@ UNWRITTEN_ROWS: Final = 10_000
 
 
 class OutboxFull(Exception):
-    """A spill cannot be kept safely; the device is refused and told why."""
+    """A spill cannot be kept safely; the device is refused and told why.
+
+    Attributes:
+        full: which limit it was.
+        retry_after_s: when there may be room.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        full: Full = Full.NOT_WRITTEN,
+        retry_after_s: float = UNKNOWN_RETRY_S,
+    ) -> None:
+        super().__init__(reason)
+        self.full = full
+        self.retry_after_s = retry_after_s
 
 
 class OutboxFailed(Exception):
@@ -92,13 +125,27 @@ class _Written:
 
     Attributes:
         known: the ids that were not new, and what is recorded of them.
-        freed: the sizes of open rows that ended with it.
+        freed: the open rows that ended with it, and their sizes.
         free_bytes: of the disk, before it.
     """
 
     known: dict[Key, Recorded | None]
-    freed: tuple[int, ...]
+    freed: tuple[tuple[Key, int], ...]
     free_bytes: int
+
+
+@dataclass(slots=True)
+class OutboxCounters:
+    """What has happened since the start.
+
+    Attributes:
+        write_failures: transactions that the disk refused.
+        records_dropped: answers that were told, whose rows could not be written for so
+            long that they are no longer kept: sent again, their ids are new.
+    """
+
+    write_failures: int = 0
+    records_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +162,8 @@ class Outbox:
     Args:
         path: the database file; its folder exists.
         group_commit_ms: how long the first of a group waits for others.
-        max_rows: open spills above which `accept` refuses.
-        max_bytes: bytes of open requests above which `accept` refuses.
+        limits: open spills and their bytes above which `accept` refuses, in all
+            and for one device.
         disk_reserve_bytes: free bytes below which `accept` refuses.
         journal: told before and after each commit.
     """
@@ -126,28 +173,28 @@ class Outbox:
         path: Path,
         *,
         group_commit_ms: float = 20.0,
-        max_rows: int = 1_000_000,
-        max_bytes: int = 1024**3,
+        limits: QuotaLimits = QuotaLimits(),  # noqa: B008 - frozen
         disk_reserve_bytes: int = 0,
         journal: Journal = NOBODY,
     ) -> None:
         self._path = path
         self._group_s = group_commit_ms / 1000.0
-        self._max_rows = max_rows
-        self._max_bytes = max_bytes
+        self._quotas = Quotas(limits)
+        self._refused_since_room = 0
         self._reserve = disk_reserve_bytes
         self._journal = journal
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
-        self._open_rows = 0
-        self._open_bytes = 0
         self._free_bytes = 1 << 62
         self._fresh: dict[Key, _Fresh] = {}
+        self._writing: dict[Key, _Fresh] = {}
         self._overtaken: dict[Key, tuple[Spill, Ended]] = {}
+        self._being_written: dict[Key, tuple[Spill, Ended]] = {}
         self._group: asyncio.TimerHandle | None = None
         self._settling: list[_Settling] = []
         self._settles_under_way = False
         self._written: set[asyncio.Future[object]] = set()
         self._closed = False
+        self.counters = OutboxCounters()
 
     async def __aenter__(self) -> Self:
         """Open the file.
@@ -156,15 +203,16 @@ class Outbox:
             OutboxUnusable: it cannot be opened.
         """
         self._loop = asyncio.get_running_loop()
+        self._drain = DrainRate(self._loop.time())
         self._table = await self._in_thread(SpillTable.open, self._path)
         try:
-            counts = await self._run(self._table.counts)
+            held = await self._run(self._table.held)
         except OutboxFailed as error:
             await self._in_thread(self._table.close)
             raise OutboxUnusable(
                 f"{error}; check that the disk has space and works"
             ) from error
-        self._open_rows, self._open_bytes = counts.open, counts.open_bytes
+        self._quotas.restore(held)
         self._free_bytes = await self._in_thread(_free_bytes, self._path)
         return self
 
@@ -191,17 +239,22 @@ class Outbox:
                 the disk refuses the write.
         """
         accepted: Accepted = self._loop.create_future()
-        twin = self._fresh.get(spill.key)
+        twin = self._fresh.get(spill.key) or self._writing.get(spill.key)
         if twin is not None:
-            # The same id twice in one group: the second is a resend of the first,
-            # and no safer than that.
+            # The same id twice before its commit: the second is a resend of the
+            # first, no safer than that, and not a row of its own to be settled.
             twin.accepted.add_done_callback(
                 functools.partial(_as_resend, accepted, twin.spill.encoding)
             )
             return accepted
-        self.check_room(len(spill.request))
-        self._open_rows += 1
-        self._open_bytes += len(spill.request)
+        ended = self._told_unwritten(spill.key)
+        if ended is not None:
+            # It has its outcome already, and must not get another.
+            accepted.set_result(ended)
+            return accepted
+        self.check_room(spill.device, len(spill.request))
+        self._quotas.take(spill.device, len(spill.request))
+        self._refused_since_room = 0
         self._fresh[spill.key] = _Fresh(spill, accepted, self._loop.time())
         if len(self._fresh) >= GROUP_ROWS:
             self._hand_over()
@@ -209,26 +262,49 @@ class Outbox:
             self._start_group()
         return accepted
 
-    def check_room(self, size: int) -> None:
+    def _told_unwritten(self, key: Key) -> Recorded | None:
+        """What is known of a spill that ended before its row was written."""
+        found = self._overtaken.get(key) or self._being_written.get(key)
+        if found is None:
+            return None
+        spill, ended = found
+        return Recorded(ended.stage, spill.encoding, ended.outcome, ended.answer)
+
+    def check_room(self, device: str, size: int) -> None:
         """Return if `accept` would take a request of `size` bytes now.
 
         Raises:
             OutboxFull: a limit is reached; says which.
         """
-        if self._open_rows >= self._max_rows:
-            raise OutboxFull(f"the outbox holds {self._open_rows} requests, its limit")
-        if self._open_bytes + size > self._max_bytes:
-            raise OutboxFull(
-                f"the outbox holds {self._open_bytes} bytes of its {self._max_bytes}"
-            )
+        refusal = self._quotas.refusal(device, size)
+        if refusal is not None:
+            raise self._full(refusal, device, size)
         if self._free_bytes < self._reserve:
             # Nothing is written while it refuses, so nothing else looks again.
             self._free_bytes = _free_bytes(self._path)
         if self._free_bytes < self._reserve:
             raise OutboxFull(
                 f"the disk has {self._free_bytes} bytes free, less than the "
-                f"{self._reserve} kept in reserve"
+                f"{self._reserve} kept in reserve",
+                full=Full.DISK_RESERVE,
             )
+
+    def _full(self, refusal: Refusal, device: str, size: int) -> OutboxFull:
+        """What is refused, and when there may be room for it."""
+        # Those who were refused before come first, or at the same time.
+        self._refused_since_room += 1
+        rows = self._refused_since_room
+        share = 1.0
+        if refusal.full in (Full.DEVICE_ROWS, Full.DEVICE_BYTES):
+            rows = 1
+            share = self._quotas.of(device).rows / max(1, self._quotas.total.rows)
+        by_bytes = refusal.full in (Full.BYTES, Full.DEVICE_BYTES)
+        retry_after_s = self._drain.retry_after_s(
+            self._loop.time(), rows=rows, size=size if by_bytes else 0, share=share
+        )
+        return OutboxFull(
+            refusal.reason, full=refusal.full, retry_after_s=retry_after_s
+        )
 
     def _start_group(self) -> None:
         if self._group is None:
@@ -261,6 +337,8 @@ class Outbox:
             return
         fresh, self._fresh = self._fresh, {}
         overtaken, self._overtaken = self._overtaken, {}
+        self._being_written |= overtaken
+        self._writing |= fresh
         for key in fresh:
             self._journal.note(Event.ACCEPTING, *key)
         writing = self._loop.run_in_executor(
@@ -282,8 +360,11 @@ class Outbox:
                 for each in fresh
                 if not self._table.insert(each.spill)
             }
-            freed = [self._table.insert_ended(*each) for each in overtaken.values()]
-        return _Written(known, tuple(size for size in freed if size is not None), free)
+            freed = {
+                key: self._table.insert_ended(*each) for key, each in overtaken.items()
+            }
+        sizes = tuple((key, size) for key, size in freed.items() if size is not None)
+        return _Written(known, sizes, free)
 
     def _group_written(
         self,
@@ -291,36 +372,45 @@ class Outbox:
         overtaken: dict[Key, tuple[Spill, Ended]],
         done: asyncio.Future[_Written],
     ) -> None:
+        for key in fresh:
+            self._writing.pop(key, None)
+        for key in overtaken:
+            self._being_written.pop(key, None)
         try:
             written = done.result()
         except Exception as error:  # noqa: BLE001 - whatever it was, a device waits
-            why = OutboxFull(f"the outbox could not be written: {error}")
-            for each in fresh.values():
-                self._give_back(len(each.spill.request))
-                if not each.accepted.done():
-                    each.accepted.set_exception(why)
+            self._refuse(fresh, error)
             self._keep_unwritten(overtaken, error)
             return
         self._free_bytes = written.free_bytes
-        for size in written.freed:
-            self._give_back(size)
+        for key, size in written.freed:
+            self._make_room(key, size)
         for key, each in fresh.items():
             if key in written.known:
-                self._give_back(len(each.spill.request))
+                self._give_back(key, len(each.spill.request))
             else:
                 self._journal.note(Event.ACCEPTED, *key)
             if not each.accepted.done():
                 each.accepted.set_result(written.known.get(key) or Committed())
+
+    def _refuse(self, fresh: dict[Key, _Fresh], error: Exception) -> None:
+        why = OutboxFull(f"the outbox could not be written: {error}")
+        for key, each in fresh.items():
+            self._give_back(key, len(each.spill.request))
+            if not each.accepted.done():
+                each.accepted.set_exception(why)
 
     def _keep_unwritten(
         self, overtaken: dict[Key, tuple[Spill, Ended]], error: Exception
     ) -> None:
         """Try again later to write what was told already, within a bound."""
         log.error("outbox_not_written", error=str(error), waiting=len(overtaken))
+        self.counters.write_failures += 1
         room = max(0, UNWRITTEN_ROWS - len(self._overtaken))
+        self.counters.records_dropped += max(0, len(overtaken) - room)
         self._overtaken = {
-            **dict(list(overtaken.items())[:room]),
             **self._overtaken,
+            **dict(list(overtaken.items())[:room]),
         }
         if self._overtaken and self._group is None:
             self._group = self._loop.call_later(FAILURE_PAUSE_S, self._hand_over)
@@ -334,19 +424,28 @@ class Outbox:
         answer: bytes,
         *,
         ended_ms: float,
-        told: bool = False,
+        why: Why = Why.CLOUD,
+        step: Step = Step.SETTLE,
     ) -> asyncio.Future[bool]:
         """Record the outcome of an open spill.
+
+        Args:
+            key: whose it is.
+            outcome: how it ended.
+            answer: as its device is told it.
+            ended_ms: when.
+            why: what brought it about.
+            step: whether somebody must still be told.
 
         Gives whether it is the first; True at once for a spill that was not yet
         accepted, otherwise once the outcome is committed (which is tried for ever).
         """
         first: asyncio.Future[bool] = self._loop.create_future()
-        stage = Stage.TOLD if told else Stage.SETTLED
-        ended = Ended(key, outcome, answer, ended_ms, stage)
+        stage = after_step(Stage.OPEN, step)
+        ended = Ended(key, outcome, why, answer, ended_ms, stage)
         fresh = self._fresh.pop(key, None)
         if fresh is not None:
-            self._give_back(len(fresh.spill.request))
+            self._make_room(key, len(fresh.spill.request))
             if not fresh.accepted.done():
                 fresh.accepted.set_result(Overtaken())
             self._overtaken[key] = (fresh.spill, ended)
@@ -386,21 +485,26 @@ class Outbox:
         except sqlite3.Error as error:
             # The outcome is known and must be recorded before anybody is told.
             log.error("outcome_not_recorded", error=str(error), waiting=len(group))
+            self.counters.write_failures += 1
             self._settling = group + self._settling
             self._loop.call_later(FAILURE_PAUSE_S, self._settle_group)
             return
         for each, size in zip(group, freed, strict=True):
             if size is not None:
-                self._give_back(size)
                 ended = each.ended
+                self._make_room(ended.key, size)
                 self._journal.note(Event.ENDED, *ended.key, ended.outcome.value)
             if not each.first.done():
                 each.first.set_result(size is not None)
         self._settle_group()
 
-    def _give_back(self, size: int) -> None:
-        self._open_rows -= 1
-        self._open_bytes -= size
+    def _give_back(self, key: Key, size: int) -> None:
+        self._quotas.give_back(key[0], size)
+
+    def _make_room(self, key: Key, size: int) -> None:
+        """A spill has ended, and that is what room comes from."""
+        self._give_back(key, size)
+        self._drain.ended(self._loop.time(), size)
 
     # --- the rest -----------------------------------------------------------------
 
@@ -418,9 +522,9 @@ class Outbox:
         if fresh is not None:
             # A crash would still undo it: to tell of it now would be a promise.
             await asyncio.wait([fresh.accepted])
-        if key in self._overtaken:
-            spill, ended = self._overtaken[key]
-            return Recorded(ended.stage, spill.encoding, ended.outcome, ended.answer)
+        ended = self._told_unwritten(key)
+        if ended is not None:
+            return ended
         return await self._run(lambda: self._table.find(key))
 
     async def get(self, key: Key) -> Spill | None:
@@ -429,17 +533,18 @@ class Outbox:
             return self._fresh[key].spill
         return await self._run(lambda: self._table.get(key))
 
-    async def mark_told(self, keys: Sequence[Key]) -> None:
+    async def mark_told(self, keys: Sequence[Key], told_ms: float) -> None:
         """The device, or its broker, has acknowledged the answer."""
         written = []
         for key in keys:
             if key in self._overtaken:
                 spill, ended = self._overtaken[key]
-                self._overtaken[key] = (spill, replace(ended, stage=Stage.TOLD))
+                stage = after_step(ended.stage, Step.TELL)
+                self._overtaken[key] = (spill, replace(ended, stage=stage))
             else:
                 written.append(key)
         if written:
-            await self._run(lambda: self._table.mark_told(written))
+            await self._run(lambda: self._table.mark_told(written, told_ms))
 
     async def reschedule(self, keys: Sequence[Key], due_ms: float) -> None:
         """Make open spills due at another time."""
@@ -481,12 +586,22 @@ class Outbox:
     async def counts(self) -> Counts:
         """Depth, age and outcomes."""
         self._hand_over()
-        open_bytes = self._open_bytes
+        open_bytes = self._quotas.total.bytes
         return await self._run(lambda: self._table.counts(open_bytes))
 
-    async def forget_told(self, before_ms: float, *, limit: int = 1000) -> int:
-        """Delete told rows that ended before then; gives how many went."""
-        return await self._run(lambda: self._table.forget_told(before_ms, limit=limit))
+    async def give_up_untold(
+        self, ended_before_ms: float, now_ms: float, *, limit: int = 1000
+    ) -> list[Key]:
+        """Record as undelivered what nobody has acknowledged since then."""
+        return await self._run(
+            lambda: self._table.give_up_untold(ended_before_ms, now_ms, limit=limit)
+        )
+
+    async def forget_closed(self, before_ms: float, *, limit: int = 1000) -> int:
+        """Delete rows told or given up before then; gives how many went."""
+        return await self._run(
+            lambda: self._table.forget_closed(before_ms, limit=limit)
+        )
 
     async def _run(self, work: Callable[[], T]) -> T:
         def transacted() -> T:

@@ -1,6 +1,8 @@
-"""The outbox's one table: every statement that the agent has for SQLite.
+"""The outbox's table and its ledger: every statement that changes them.
 
-Blocking, and confined to one thread; `adapters.outbox` gives it one.
+A row's stage changes only as `core.delivery.NEXT` says. What a transaction takes in and
+ends is counted in the ledger by the same transaction. Blocking, and confined to one
+thread; `adapters.outbox` gives it one.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import contextlib
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +20,25 @@ from typing import Any, Final, Literal, Self
 import structlog
 
 from broker.messages import Priority, Reason
-from edge_agent.core.delivery import Channel, Key, Outcome, Spill, Stage
+from edge_agent.adapters import salvage
+from edge_agent.core.delivery import (
+    Channel,
+    Key,
+    Outcome,
+    Spill,
+    Stage,
+    Step,
+    Why,
+    after_step,
+)
+from edge_agent.core.ledger import Ledger
+from edge_agent.core.quotas import Held
 from edge_agent.core.records import pack_answer, unpack_answer
 
 log = structlog.get_logger(__name__)
 
-SCHEMA_VERSION: Final = 1
-SCHEMA: Final = """
+SCHEMA_VERSION: Final = 2
+_TABLE: Final = """
 CREATE TABLE spill (
   seq INTEGER PRIMARY KEY,
   device TEXT NOT NULL,
@@ -43,18 +58,62 @@ CREATE TABLE spill (
   outcome TEXT,
   answer BLOB,
   ended_ms REAL,
+  closed_ms REAL,
+  ready INTEGER NOT NULL DEFAULT 0,
   UNIQUE (device, id)
 ) STRICT;
-CREATE INDEX open_by_due ON spill (priority, due_ms) WHERE stage = 0;
-CREATE INDEX open_by_deadline ON spill (deadline_ms) WHERE stage = 0;
-CREATE INDEX untold ON spill (seq) WHERE stage = 1;
-CREATE INDEX told_by_end ON spill (ended_ms) WHERE stage = 2;
-CREATE TABLE tally (outcome TEXT PRIMARY KEY, count INTEGER NOT NULL) STRICT;
-INSERT INTO tally VALUES ('answered', 0), ('failed', 0), ('expired', 0);
 """
+# An open row is either ready to be sent, in order of its deadline, or waits for
+# due_ms: so neither a deep backlog nor many sent rows are ever read through.
+_INDEXES: Final = """
+CREATE INDEX ready_by_deadline ON spill (priority, deadline_ms)
+  WHERE stage = 0 AND ready = 1;
+CREATE INDEX waiting_by_due ON spill (due_ms) WHERE stage = 0 AND ready = 0;
+CREATE INDEX open_by_deadline ON spill (deadline_ms) WHERE stage = 0;
+CREATE INDEX untold_by_end ON spill (ended_ms) WHERE stage = 1;
+CREATE INDEX closed_by_time ON spill (closed_ms) WHERE stage >= 2;
+CREATE TABLE ledger (
+  entry TEXT NOT NULL,
+  what TEXT NOT NULL,
+  why TEXT NOT NULL,
+  count INTEGER NOT NULL,
+  PRIMARY KEY (entry, what, why)
+) STRICT;
+"""
+SCHEMA: Final = _TABLE + _INDEXES
+# How schema 1, which counted outcomes only, becomes this one.
+FROM_1: Final = f"""
+ALTER TABLE spill ADD COLUMN closed_ms REAL;
+ALTER TABLE spill ADD COLUMN ready INTEGER NOT NULL DEFAULT 0;
+UPDATE spill SET closed_ms = ended_ms WHERE stage = 2;
+UPDATE spill SET ready = 1 WHERE stage = 0 AND attempt = 0;
+DROP INDEX open_by_due;
+DROP INDEX open_by_deadline;
+DROP INDEX untold;
+DROP INDEX told_by_end;
+{_INDEXES}
+INSERT INTO ledger SELECT 'ended', outcome, 'unknown', count FROM tally;
+INSERT INTO ledger SELECT 'accepted', reason, '', count(*) FROM spill GROUP BY reason;
+INSERT INTO ledger
+  SELECT 'accepted', 'unknown', '',
+    (SELECT sum(count) FROM tally) - count(*) FROM spill WHERE stage > 0;
+DROP TABLE tally;
+"""
+
+ACCEPTED: Final = "accepted"
+ENDED: Final = "ended"
+UNDELIVERED: Final = "undelivered"
+PROMOTED_ROWS: Final = 2048
 
 RANKS: Final = {Priority.HI: 0, Priority.NORM: 1, Priority.BULK: 2}
 BY_RANK: Final = {rank: priority for priority, rank in RANKS.items()}
+
+# A row does not say why it ended; the ledger of a damaged file is not to be trusted.
+_LIKELY: Final = {
+    Outcome.ANSWERED: Why.CLOUD,
+    Outcome.FAILED: Why.POOL_FAILED,
+    Outcome.EXPIRED: Why.DEADLINE,
+}
 
 # Statements below are put together from constants of this module only.
 _COLUMNS: Final = (
@@ -83,6 +142,7 @@ class Ended:
 
     key: Key
     outcome: Outcome
+    why: Why
     answer: bytes
     ended_ms: float
     stage: Stage
@@ -90,7 +150,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How full the outbox is, and how spills have ended since it was made."""
+    """How full the outbox is, and the ledger of what went through it."""
 
     open: int
     open_bytes: int
@@ -99,6 +159,7 @@ class Counts:
     answered: int
     failed: int
     expired: int
+    ledger: Ledger
 
 
 class SpillTable:
@@ -106,6 +167,8 @@ class SpillTable:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._log_in_doubt = False
+        self._entries: Counter[tuple[str, str, str]] = Counter()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -115,12 +178,34 @@ class SpillTable:
             OutboxUnusable: it cannot be opened, or is of another version.
         """
         try:
+            salvage.finish(path)
             return cls(_open(path))
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise OutboxUnusable(
                 f"cannot open the outbox {path}: {error}; "
                 "check that the folder exists, is writable and has space"
             ) from error
+
+    def take_over(self, damaged: Path) -> int:
+        """Add every row that can be read of another file; gives how many."""
+        taken = 0
+        columns = f"{_COLUMNS}, stage, outcome, answer, ended_ms"
+        with contextlib.closing(salvage.readable_rows(damaged, columns)) as rows:
+            for row in rows:
+                try:
+                    spill, ended = _spill(row), _ended(row)
+                    added = (
+                        self.insert(spill)
+                        if ended is None
+                        else self.insert_ended(spill, ended) is None
+                    )
+                except sqlite3.OperationalError:
+                    raise  # the new file's own disk
+                except Exception as error:  # noqa: BLE001 - such a row may hold anything
+                    log.error("row_not_salvaged", row=str(row[:2]), error=str(error))
+                else:
+                    taken += added
+        return taken
 
     def close(self) -> None:
         """Close the file."""
@@ -130,14 +215,43 @@ class SpillTable:
     def transaction(self, synchronous: Literal["FULL", "NORMAL"]) -> Iterator[None]:
         """All or nothing; FULL survives a power cut, NORMAL a killed process."""
         self._db.execute(f"PRAGMA synchronous = {synchronous}")
+        if self._log_in_doubt:
+            self._begin_log_anew()
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            if self._entries:
+                self._write_entries()
             self._db.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
+            self._entries.clear()
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
+            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
+                self._log_in_doubt = True
             raise
+
+    def _begin_log_anew(self) -> None:
+        """Fold the log into the database, and sync that, before anything is added.
+
+        Linux counts what a failed sync covered as written, so no later sync of the
+        log makes up for it; a row committed behind such a gap is lost with the power.
+
+        Raises:
+            sqlite3.Error: the disk still fails, or somebody reads the old log.
+        """
+        (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise sqlite3.OperationalError("a reader holds the log of a failed disk")
+        self._log_in_doubt = False
+
+    def _write_entries(self) -> None:
+        self._each(
+            "INSERT INTO ledger VALUES (?, ?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET count = count + excluded.count",
+            [(*entry, count) for entry, count in self._entries.items()],
+        )
+        self._entries.clear()
 
     def insert(self, spill: Spill) -> bool:
         """Add an open spill; False when its id is there already."""
@@ -149,36 +263,40 @@ class SpillTable:
         Gives what `end` does: None as well when there was no row of its id.
         """
         if self._insert(spill, ended):
-            self._count(ended.outcome)
+            self._entries[ENDED, ended.outcome.value, ended.why.value] += 1
             return None
         return self.end(ended)
 
     def end(self, ended: Ended) -> int | None:
         """End an open row: the bytes it frees, or None when none was open."""
         row = self._db.execute(
-            "UPDATE spill SET stage = ?, outcome = ?, answer = ?, ended_ms = ? "
-            "WHERE device = ? AND id = ? AND stage = 0 RETURNING length(request)",
+            "SELECT length(request) FROM spill "
+            "WHERE device = ? AND id = ? AND stage = 0",
+            ended.key,
+        ).fetchone()
+        if row is None:
+            return None
+        self._db.execute(
+            "UPDATE spill SET stage = ?, outcome = ?, answer = ?, ended_ms = ?, "
+            "closed_ms = ?, request = NULL, edge = NULL "
+            "WHERE device = ? AND id = ? AND stage = 0",
             (
                 ended.stage,
                 ended.outcome.value,
                 ended.answer,
                 ended.ended_ms,
+                _closed_ms(ended),
                 *ended.key,
             ),
-        ).fetchone()
-        if row is None:
-            return None
-        self._db.execute(
-            "UPDATE spill SET request = NULL, edge = NULL WHERE device = ? AND id = ?",
-            ended.key,
         )
-        self._count(ended.outcome)
+        self._entries[ENDED, ended.outcome.value, ended.why.value] += 1
         return int(row[0] or 0)
 
     def _insert(self, spill: Spill, ended: Ended | None) -> bool:
         cursor = self._db.execute(
-            f"INSERT INTO spill ({_COLUMNS}, stage, outcome, answer, ended_ms) "
-            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
+            f"INSERT INTO spill ({_COLUMNS}, ready, "
+            "stage, outcome, answer, ended_ms, closed_ms) "
+            f"VALUES ({', '.join('?' * 19)}) ON CONFLICT DO NOTHING",
             (
                 spill.device,
                 spill.id,
@@ -195,18 +313,18 @@ class SpillTable:
                 spill.deadline_ms,
                 spill.due_ms,
                 spill.attempt,
+                spill.due_ms <= spill.accepted_ms,
                 Stage.OPEN if ended is None else ended.stage,
                 None if ended is None else ended.outcome.value,
                 None if ended is None else ended.answer,
                 None if ended is None else ended.ended_ms,
+                None if ended is None else _closed_ms(ended),
             ),
         )
-        return cursor.rowcount == 1
-
-    def _count(self, outcome: Outcome) -> None:
-        self._db.execute(
-            "UPDATE tally SET count = count + 1 WHERE outcome = ?", (outcome.value,)
-        )
+        if cursor.rowcount != 1:
+            return False
+        self._entries[ACCEPTED, spill.reason.value, ""] += 1
+        return True
 
     def find(self, key: Key) -> Recorded | None:
         """What is recorded of an id, if anything."""
@@ -230,17 +348,35 @@ class SpillTable:
         found = self._select("WHERE device = ? AND id = ? AND stage = 0", key)
         return found[0] if found else None
 
-    def mark_told(self, keys: Iterable[Key]) -> None:
+    def mark_told(self, keys: Iterable[Key], told_ms: float) -> None:
         """The device, or its broker, has acknowledged the answer."""
         self._each(
-            "UPDATE spill SET stage = 2 WHERE device = ? AND id = ? AND stage = 1",
-            keys,
+            f"UPDATE spill SET stage = {after_step(Stage.SETTLED, Step.TELL):d}, "
+            "closed_ms = ? WHERE device = ? AND id = ? "
+            f"AND stage = {Stage.SETTLED:d}",
+            [(told_ms, *key) for key in keys],
         )
+
+    def give_up_untold(
+        self, ended_before_ms: float, now_ms: float, *, limit: int
+    ) -> list[Key]:
+        """Record as undelivered what nobody has acknowledged since then."""
+        rows = self._db.execute(
+            f"UPDATE spill SET stage = {after_step(Stage.SETTLED, Step.GIVE_UP):d}, "
+            "closed_ms = ? WHERE seq IN (SELECT seq FROM spill "
+            "WHERE stage = 1 AND ended_ms < ? ORDER BY ended_ms LIMIT ?) "
+            "RETURNING device, id",
+            (now_ms, ended_before_ms, limit),
+        ).fetchall()
+        if rows:
+            self._entries[UNDELIVERED, "", ""] += len(rows)
+        return [(device, id_) for device, id_ in rows]
 
     def reschedule(self, keys: Iterable[Key], due_ms: float) -> None:
         """Make open spills due at another time."""
         self._each(
-            "UPDATE spill SET due_ms = ? WHERE device = ? AND id = ? AND stage = 0",
+            "UPDATE spill SET due_ms = ?, ready = 0 "
+            "WHERE device = ? AND id = ? AND stage = 0",
             [(due_ms, *key) for key in keys],
         )
 
@@ -252,7 +388,10 @@ class SpillTable:
         max_bytes: int,
         next_due_ms: Callable[[int], float],
     ) -> list[Spill]:
-        """Take open spills that are due, most urgent class first, and count a send.
+        """Take open spills that are due and count a send.
+
+        The most urgent class comes first, in it the earliest deadline. One whose
+        deadline has passed is left to expire.
 
         Args:
             now_ms: rows due at or before this.
@@ -260,26 +399,35 @@ class SpillTable:
             max_bytes: stop before the requests add up to more; one always fits.
             next_due_ms: attempt → when the row is due again.
         """
+        self._promote(now_ms)
         claimed: list[Spill] = []
         size = 0
-        for row in self._due(now_ms, limit):
+        for row in self._ready(now_ms, limit):
             spill = _spill(row)
             size += len(spill.request)
             if claimed and size > max_bytes:
                 break
             claimed.append(replace(spill, attempt=spill.attempt + 1))
         self._each(
-            "UPDATE spill SET due_ms = ?, attempt = ? WHERE device = ? AND id = ?",
+            "UPDATE spill SET due_ms = ?, attempt = ?, ready = 0 "
+            "WHERE device = ? AND id = ?",
             [(next_due_ms(each.attempt), each.attempt, *each.key) for each in claimed],
         )
         return claimed
 
-    def _due(self, now_ms: float, limit: int) -> Iterator[Sequence[Any]]:
-        # One query for all would read every row of a class that is not due yet.
+    def _promote(self, now_ms: float) -> None:
+        """What has become due takes its place among what is ready."""
+        self._db.execute(
+            "UPDATE spill SET ready = 1 WHERE seq IN (SELECT seq FROM spill "
+            "WHERE stage = 0 AND ready = 0 AND due_ms <= ? ORDER BY due_ms LIMIT ?)",
+            (now_ms, PROMOTED_ROWS),
+        )
+
+    def _ready(self, now_ms: float, limit: int) -> Iterator[Sequence[Any]]:
         for rank in BY_RANK:
             rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM spill WHERE stage = 0 AND priority = ? "
-                "AND due_ms <= ? ORDER BY due_ms LIMIT ?",
+                f"SELECT {_COLUMNS} FROM spill WHERE stage = 0 AND ready = 1 "
+                "AND priority = ? AND deadline_ms > ? ORDER BY deadline_ms LIMIT ?",
                 (rank, now_ms, limit),
             )
             for row in rows:
@@ -306,49 +454,52 @@ class SpillTable:
         """Answers whose device has not acknowledged them, oldest first."""
         rows = self._db.execute(
             "SELECT device, id, channel, answer FROM spill WHERE stage = 1 "
-            "ORDER BY seq LIMIT ?",
+            "ORDER BY ended_ms LIMIT ?",
             (limit,),
         )
         return [((d, i), Channel(c), bytes(a)) for d, i, c, a in rows]
 
-    def forget_told(self, before_ms: float, *, limit: int) -> int:
-        """Delete told rows that ended before then; gives how many went."""
+    def forget_closed(self, before_ms: float, *, limit: int) -> int:
+        """Delete rows told or given up before then; gives how many went."""
         return self._db.execute(
             "DELETE FROM spill WHERE seq IN (SELECT seq FROM spill "
-            "WHERE stage = 2 AND ended_ms < ? LIMIT ?)",
+            "WHERE stage >= 2 AND closed_ms < ? LIMIT ?)",
             (before_ms, limit),
         ).rowcount
 
-    def counts(self, open_bytes: int | None = None) -> Counts:
+    def held(self) -> dict[str, Held]:
+        """What each device has waiting. Reads every open row."""
+        rows = self._db.execute(
+            "SELECT device, count(*), coalesce(sum(length(request)), 0) "
+            "FROM spill WHERE stage = 0 GROUP BY device"
+        )
+        return {device: Held(count, size) for device, count, size in rows}
+
+    def counts(self, open_bytes: int) -> Counts:
         """Depth, age and outcomes.
 
         Args:
-            open_bytes: of the open requests, where the caller knows: adding them up
+            open_bytes: of the open requests, which the caller knows: adding them up
                 reads every open row.
         """
-        if open_bytes is None:
-            open_bytes = self._scalar(
-                "SELECT coalesce(sum(length(request)), 0) FROM spill WHERE stage = 0"
-            )
-        tally: dict[str, int] = dict(
-            self._db.execute("SELECT outcome, count FROM tally").fetchall()
-        )
         # Both from the index alone, however many rows have ended.
         opened, first = self._db.execute(
             "SELECT count(*), min(seq) FROM spill INDEXED BY open_by_deadline "
             "WHERE stage = 0"
         ).fetchone()
+        ledger = read_ledger(self._db, opened)
         return Counts(
             open=opened,
-            open_bytes=open_bytes or 0,
+            open_bytes=open_bytes,
             untold=self._scalar("SELECT count(*) FROM spill WHERE stage = 1"),
             # Of the row written first: the oldest but for a few milliseconds.
             oldest_accepted_ms=self._scalar(
                 "SELECT accepted_ms FROM spill WHERE seq = ?", (first,)
             ),
-            answered=tally["answered"],
-            failed=tally["failed"],
-            expired=tally["expired"],
+            answered=ledger.of(Outcome.ANSWERED),
+            failed=ledger.of(Outcome.FAILED),
+            expired=ledger.of(Outcome.EXPIRED),
+            ledger=ledger,
         )
 
     def _select(self, where: str, values: Sequence[object]) -> list[Spill]:
@@ -361,6 +512,21 @@ class SpillTable:
     def _scalar(self, statement: str, values: Sequence[object] = ()) -> Any:  # noqa: ANN401 - a column's value
         row = self._db.execute(statement, values).fetchone()
         return None if row is None else row[0]
+
+
+def read_ledger(db: sqlite3.Connection, waiting: int) -> Ledger:
+    """The ledger as it is written, beside the open rows as they were counted."""
+    rows = db.execute("SELECT entry, what, why, count FROM ledger").fetchall()
+    return Ledger(
+        accepted={what: n for entry, what, _, n in rows if entry == ACCEPTED},
+        ended={(what, why): n for entry, what, why, n in rows if entry == ENDED},
+        waiting=waiting,
+        undelivered=sum(n for entry, _, _, n in rows if entry == UNDELIVERED),
+    )
+
+
+def _closed_ms(ended: Ended) -> float | None:
+    return ended.ended_ms if ended.stage is Stage.TOLD else None
 
 
 def _spill(row: Sequence[Any]) -> Spill:
@@ -381,21 +547,48 @@ def _spill(row: Sequence[Any]) -> Spill:
     )
 
 
+def _ended(row: Sequence[Any]) -> Ended | None:
+    """What a row of `_COLUMNS`, stage, outcome, answer, ended_ms has come to."""
+    stage, outcome, answer, ended_ms = row[-4:]
+    if stage == Stage.OPEN:
+        return None
+    how = Outcome(outcome)
+    return Ended(
+        (row[0], row[1]), how, _LIKELY[how], bytes(answer), ended_ms, Stage(stage)
+    )
+
+
 def _open(path: Path) -> sqlite3.Connection:
     """Open the file, setting a corrupt one aside: reported, never deleted."""
+    name = f"corrupt-{os.getpid()}-{time.time_ns()}"
+    log_path = path.with_name(f"{path.name}-wal")
+    if not salvage.is_log(log_path):
+        # SQLite would take it for an empty one, and write over it without a word.
+        moved = salvage.move_aside(log_path, name)
+        log.error("outbox_log_corrupt", set_aside=str(moved))
     try:
         return _connect(path)
-    except sqlite3.DatabaseError as error:
+    # SQLite's own message may hold bytes of the damage, which are no text.
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
-        aside = path.with_name(f"{path.name}.corrupt-{os.getpid()}-{time.time_ns()}")
-        path.rename(aside)
+        aside = salvage.set_aside(path, name)
         log.error("outbox_corrupt", error=str(error), set_aside=str(aside))
-        for suffix in ("-wal", "-shm"):
-            side = path.with_name(path.name + suffix)
-            if side.exists():
-                side.rename(aside.with_name(aside.name + suffix))
+        _replace(path, aside)
         return _connect(path)
+
+
+def _replace(path: Path, damaged: Path) -> None:
+    """Put a new file in the place of a damaged one, with what can be read of that."""
+    part = salvage.in_the_making(path)
+    table = SpillTable(_connect(part))
+    try:
+        with table.transaction("FULL"):
+            taken = table.take_over(damaged)
+    finally:
+        table.close()
+    salvage.put_in_place(path, part)
+    log.error("outbox_salvaged", rows=taken, set_aside=str(damaged))
 
 
 def _check_pages(db: sqlite3.Connection) -> None:
@@ -417,15 +610,17 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         _check_pages(db)
-        if version == 0:
+        script = {0: SCHEMA, 1: FROM_1}.get(version)
+        if script is not None:
             db.execute("PRAGMA synchronous = FULL")
             db.executescript(
-                f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                f"BEGIN; {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
+            version = SCHEMA_VERSION
     except BaseException:
         db.close()
         raise
-    if version not in (0, SCHEMA_VERSION):
+    if version != SCHEMA_VERSION:
         db.close()
         raise OutboxUnusable(
             f"the outbox {path} has schema {version}, this agent knows "

@@ -47,6 +47,8 @@ class Answer:
         reason: why it spilled, failed, expired or was refused.
         ms: milliseconds from the request's arrival at the agent to this answer.
         outputs: the model's outputs by name, batch first.
+        retry_after_s: on a refusal for want of room, when to send again; None when
+            sending the same again would not help.
     """
 
     id: str | None
@@ -61,6 +63,7 @@ class Answer:
     reason: str | None = None
     ms: float | None = None
     outputs: Mapping[str, Array] | None = None
+    retry_after_s: float | None = None
 
     @classmethod
     def accepted(
@@ -79,10 +82,26 @@ class Answer:
 
     @classmethod
     def refused(
-        cls, id_: str | None, device: str, model: str | None, *, reason: str
+        cls,
+        id_: str | None,
+        device: str,
+        model: str | None,
+        *,
+        reason: str,
+        retry_after_s: float | None = None,
     ) -> Self:
-        """The request was not taken: nothing of it is kept, send it again mended."""
-        return cls(id_, device, AnswerStatus.REFUSED, model=model, reason=reason)
+        """The request was not taken: nothing of it is kept.
+
+        Send it again after `retry_after_s`; without that, only when it is mended.
+        """
+        return cls(
+            id_,
+            device,
+            AnswerStatus.REFUSED,
+            model=model,
+            reason=reason,
+            retry_after_s=retry_after_s,
+        )
 
     @classmethod
     def failed(

@@ -1,11 +1,12 @@
-"""What becomes of a spill: when it is sent again, and which outcome ends it.
+"""What becomes of a spill: its stages, when it is sent again, which outcome ends it.
 
-Pure: time and randomness come as arguments, in milliseconds of the agent's own
+A stage changes only as `NEXT` says; what has no entry there cannot happen. Pure: time and randomness come as arguments, in milliseconds of the agent's own
 clock, which never jumps while the agent runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 from typing import Final, TypeAlias
@@ -29,6 +30,19 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
 
 
+class Why(StrEnum):
+    """What brought the outcome about."""
+
+    CLOUD = "cloud"
+    """The pool's answer."""
+    DEADLINE = "deadline"
+    """It came before the pool's answer: the edge's own, or `expired`."""
+    POOL_FAILED = "pool_failed"
+    """The pool could not answer: the edge's own, or `failed`."""
+    CANCELLED = "cancelled"
+    """The operator ended it."""
+
+
 class Channel(StrEnum):
     """How the device reached the agent, and so how it is told."""
 
@@ -40,8 +54,58 @@ class Stage(IntEnum):
     """How far a spill has come."""
 
     OPEN = 0
+    """Accepted, without an outcome."""
     SETTLED = 1
+    """Its outcome is recorded; the device has not acknowledged it."""
     TOLD = 2
+    """The device, or its broker, has the answer."""
+    UNDELIVERED = 3
+    """Its outcome is recorded; nobody acknowledged it within the time limit."""
+
+
+class Step(StrEnum):
+    """What moves a spill from one stage to the next."""
+
+    SETTLE = "settle"
+    """An outcome is recorded for a device that must still be told."""
+    ANSWER_CALLER = "answer_caller"
+    """An outcome is recorded for a caller in this process, who has it with that."""
+    TELL = "tell"
+    """The device's broker has acknowledged the answer."""
+    GIVE_UP = "give_up"
+    """The time limit for telling has passed."""
+
+
+NEXT: Final[Mapping[tuple[Stage, Step], Stage]] = {
+    (Stage.OPEN, Step.SETTLE): Stage.SETTLED,
+    (Stage.OPEN, Step.ANSWER_CALLER): Stage.TOLD,
+    (Stage.SETTLED, Step.TELL): Stage.TOLD,
+    (Stage.SETTLED, Step.GIVE_UP): Stage.UNDELIVERED,
+    # A device that sends the id again hears it again; the record stands.
+    (Stage.TOLD, Step.TELL): Stage.TOLD,
+    (Stage.UNDELIVERED, Step.TELL): Stage.UNDELIVERED,
+}
+
+
+class ImpossibleStep(Exception):
+    """A spill was to take a step that its stage does not have."""
+
+
+def after_step(stage: Stage, step: Step) -> Stage:
+    """The stage that a step leads to.
+
+    Raises:
+        ImpossibleStep: it is not in the table.
+    """
+    try:
+        return NEXT[stage, step]
+    except KeyError:
+        raise ImpossibleStep(f"a spill that is {stage.name} cannot {step}") from None
+
+
+def settling_step(channel: Channel) -> Step:
+    """How an outcome is recorded for whoever reached the agent this way."""
+    return Step.ANSWER_CALLER if channel is Channel.CALL else Step.SETTLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +141,7 @@ class Ending:
 
     outcome: Outcome
     answer: Answer
+    why: Why
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +168,8 @@ def conclude(spill: Spill, result: Result, now_ms: float) -> Ending | Retry:
     """What the pool's result means for a spill that is still open."""
     match result.status:
         case Status.OK:
-            return Ending(Outcome.ANSWERED, _from_cloud(spill, result, now_ms))
+            answer = _from_cloud(spill, result, now_ms)
+            return Ending(Outcome.ANSWERED, answer, Why.CLOUD)
         case Status.EXPIRED:
             if now_ms < spill.deadline_ms - EXPIRY_SLACK_MS:
                 return Retry()
@@ -111,23 +177,16 @@ def conclude(spill: Spill, result: Result, now_ms: float) -> Ending | Retry:
         case Status.FAILED:
             why = result.reason or "the pool gave no reason"
             if spill.edge is not None:
-                return _fall_back(spill, spill.edge, f"cloud failed: {why}", now_ms)
-            return Ending(
-                Outcome.FAILED,
-                Answer.failed(
-                    spill.id,
-                    spill.device,
-                    spill.model,
-                    reason=why,
-                    ms=now_ms - spill.accepted_ms,
-                ),
-            )
+                fallen = _fall_back(spill, spill.edge, f"cloud failed: {why}", now_ms)
+                return Ending(Outcome.ANSWERED, fallen, Why.POOL_FAILED)
+            return _fail(spill, why, Why.POOL_FAILED, now_ms)
 
 
 def expire(spill: Spill, now_ms: float) -> Ending:
     """What a device is told when its deadline comes before the cloud's answer."""
     if spill.edge is not None:
-        return _fall_back(spill, spill.edge, "deadline came first", now_ms)
+        fallen = _fall_back(spill, spill.edge, "deadline came first", now_ms)
+        return Ending(Outcome.ANSWERED, fallen, Why.DEADLINE)
     return Ending(
         Outcome.EXPIRED,
         Answer.expired(
@@ -137,7 +196,24 @@ def expire(spill: Spill, now_ms: float) -> Ending:
             reason="the deadline came before an answer",
             ms=now_ms - spill.accepted_ms,
         ),
+        Why.DEADLINE,
     )
+
+
+def cancel(spill: Spill, now_ms: float) -> Ending:
+    """What a device is told when the operator ends its request."""
+    return _fail(spill, "cancelled by the operator", Why.CANCELLED, now_ms)
+
+
+def _fail(spill: Spill, reason: str, why: Why, now_ms: float) -> Ending:
+    answer = Answer.failed(
+        spill.id,
+        spill.device,
+        spill.model,
+        reason=reason,
+        ms=now_ms - spill.accepted_ms,
+    )
+    return Ending(Outcome.FAILED, answer, why)
 
 
 def _from_cloud(spill: Spill, result: Result, now_ms: float) -> Answer:
@@ -156,11 +232,10 @@ def _from_cloud(spill: Spill, result: Result, now_ms: float) -> Answer:
     )
 
 
-def _fall_back(spill: Spill, edge: Answer, why: str, now_ms: float) -> Ending:
-    answer = replace(
+def _fall_back(spill: Spill, edge: Answer, why: str, now_ms: float) -> Answer:
+    return replace(
         edge,
         source=Source.EDGE_FALLBACK,
         reason=f"{spill.reason.value}; {why}",
         ms=now_ms - spill.accepted_ms,
     )
-    return Ending(Outcome.ANSWERED, answer)

@@ -161,9 +161,9 @@ def detect_encoding(payload: bytes) -> Encoding:
 def render(answer: Answer, encoding: Encoding) -> bytes:
     """An answer in the encoding of its request; JSON for an image.
 
-    Every field is there but `outputs`, which stands only where the answer has them:
-    in JSON as nested lists when they are short and finite, and as
-    `{"dtype", "shape", "data"}` otherwise and in MessagePack.
+    Every field is there but `retry_after_s` and `outputs`, which stand only where the
+    answer has them: outputs in JSON as nested lists when they are short and finite, and
+    as `{"dtype", "shape", "data"}` otherwise and in MessagePack.
     """
     fields: dict[str, Any] = {
         "id": answer.id,
@@ -178,6 +178,8 @@ def render(answer: Answer, encoding: Encoding) -> bytes:
         "reason": answer.reason,
         "ms": _finite(answer.ms),
     }
+    if answer.retry_after_s is not None:
+        fields["retry_after_s"] = answer.retry_after_s
     binary = encoding is Encoding.MSGPACK
     if answer.outputs is not None:
         show = as_map if binary else as_json

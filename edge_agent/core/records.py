@@ -46,7 +46,12 @@ def _answer(body: dict[str, Any]) -> Answer:
     outputs = body.get("outputs")
     source = body["source"]
     return Answer(
-        **{name: body[name] for name in _NAMES if name not in ("status", "source")},
+        # A field that stands only where it is set, or that was added since, is absent.
+        **{
+            name: body[name]
+            for name in _NAMES
+            if name in body and name not in {"status", "source"}
+        },
         status=AnswerStatus(body["status"]),
         source=None if source is None else Source(source),
         outputs=None

@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 
 # Not `infer/+/+`: a device whose id holds a slash must hear that it may not.
 REQUEST_FILTER: Final = "infer/#"
+BUSY_RETRY_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class IngressCounters:
     bad: int = 0
     refused_busy: int = 0
     replies_lost: int = 0
+    unheard: int = 0
 
 
 class Ingress:
@@ -80,6 +82,8 @@ class Ingress:
     async def run(self, link: Link) -> None:
         """Work on what `on_message` takes, until cancelled."""
         self._link = link
+        # A run that failed has ended its tasks, some before they began.
+        self._in_hand = self._refusals = 0
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:
@@ -90,7 +94,9 @@ class Ingress:
     def on_message(self, topic: str, payload: bytes) -> None:
         """Take one message of `infer/{device}/{model}`."""
         if self._tasks is None:
-            return  # Not running yet: the device hears nothing and sends again.
+            # Not running yet: the device hears nothing and sends again.
+            self.counters.unheard += 1
+            return
         self.counters.received += 1
         names = topic.removeprefix("infer/")
         device, slash, model = names.rpartition("/")
@@ -107,10 +113,14 @@ class Ingress:
         if self._tasks is None or self._refusals >= self._limit:
             self.counters.replies_lost += 1
             return
+        # Later for each, so that those refused together do not come back together.
+        retry_after_s = BUSY_RETRY_S * (1.0 + self._refusals / self._limit)
         self._refusals += 1
-        self._tasks.create_task(self._reply_busy(device, model, payload))
+        self._tasks.create_task(self._reply_busy(device, model, payload, retry_after_s))
 
-    async def _reply_busy(self, device: str, model: str, payload: bytes) -> None:
+    async def _reply_busy(
+        self, device: str, model: str, payload: bytes, retry_after_s: float
+    ) -> None:
         try:
             id_ = None
             encoding = detect_encoding(payload)
@@ -119,9 +129,10 @@ class Ingress:
             except BadRequest as error:
                 id_ = error.id
             reason = f"the agent has {self._limit} requests in hand; send again later"
-            await self._reply(
-                Answer.refused(id_, device, model, reason=reason), encoding
+            refusal = Answer.refused(
+                id_, device, model, reason=reason, retry_after_s=retry_after_s
             )
+            await self._reply(refusal, encoding)
         finally:
             self._refusals -= 1
 
@@ -182,7 +193,7 @@ class Ingress:
             ended = await sent.accepted
         except OutboxFull as error:
             # The disk refused the row: what was sent beside it is a stranger now.
-            unkept = self._serving.unkept(sent.spill, str(error))
+            unkept = self._serving.unkept(sent.spill, error)
             await self._reply(unkept, request.encoding)
             return
         match ended:

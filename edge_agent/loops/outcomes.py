@@ -26,15 +26,20 @@ from edge_agent.core.delivery import (
     Key,
     Retry,
     Spill,
+    cancel,
     conclude,
     expire,
+    settling_step,
 )
 from edge_agent.core.payload import Encoding, render
+from edge_agent.core.pool_clock import PoolClock
 from edge_agent.loops.uplink import Link, Uplink
 from lifecycle.journal import NOBODY, Event, Journal
 
 log = structlog.get_logger(__name__)
 
+FORGET_ROWS: Final = 1000
+FORGET_EVERY_S: Final = 60.0
 RECENT_SPILLS: Final = 2048
 UNMATCHED_RESULTS: Final = 4096
 TELLERS: Final = 8
@@ -42,7 +47,6 @@ TELL_QUEUE: Final = 4096
 LOOK_EVERY_S: Final = 1.0
 COMMIT_PAUSE_MS: Final = 20.0
 UNTOLD_ROWS: Final = 256
-OFFSET_WEIGHT: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -53,13 +57,17 @@ class OutcomeCounters:
     duplicates: int = 0
     strangers: int = 0
     unreadable: int = 0
+    results_dropped: int = 0
     told: int = 0
+    tell_failures: int = 0
+    tell_queue_full: int = 0
+    undelivered: int = 0
 
 
 class Outcomes:
     """Matches results to spills, keeps deadlines, tells devices."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
         *,
         outbox: Outbox,
@@ -67,6 +75,7 @@ class Outcomes:
         local: Link | None,
         now_ms: Callable[[], float],
         keep_outcomes_s: float,
+        keep_untold_s: float = 7 * 86400.0,
         journal: Journal = NOBODY,
     ) -> None:
         self._outbox = outbox
@@ -74,6 +83,7 @@ class Outcomes:
         self._local = local
         self._now_ms = now_ms
         self._keep_ms = keep_outcomes_s * 1000.0
+        self._keep_untold_ms = keep_untold_s * 1000.0
         self._journal = journal
         self._recent: OrderedDict[Key, Spill] = OrderedDict()
         self._waiting: dict[Key, list[asyncio.Future[Answer]]] = {}
@@ -141,19 +151,20 @@ class Outcomes:
                 self._unmatched.put_nowait(result)
             except asyncio.QueueFull:
                 # Harmless: without an outcome the request is sent again.
+                self.counters.results_dropped += 1
                 log.warning("results_dropped", waiting=UNMATCHED_RESULTS)
 
     def _learn_clock(self, result: Result) -> None:
         if result.server_time_ms <= 0:
             return
-        seen = result.server_time_ms - self._now_ms()
-        if not self._offset_known:
-            self._offset_known = True
-            self._uplink.pool_offset_ms = seen
-        else:
-            self._uplink.pool_offset_ms += OFFSET_WEIGHT * (
-                seen - self._uplink.pool_offset_ms
-            )
+        now_ms = self._now_ms()
+        spill = self._recent.get((result.device, result.id))
+        known = PoolClock(self._uplink.pool_offset_ms, self._offset_known).after(
+            result.server_time_ms - now_ms,
+            None if spill is None else now_ms - spill.accepted_ms,
+        )
+        self._uplink.pool_offset_ms = known.offset_ms
+        self._offset_known = known.known
 
     def _conclude(self, spill: Spill, result: Result) -> None:
         match conclude(spill, result, self._now_ms()):
@@ -173,16 +184,30 @@ class Outcomes:
             self._wake(spill.key, ending.answer)
             asyncio.get_running_loop().call_soon(self._record, spill, ending)
         else:
-            self._record(spill, ending)
+            _ = self._record(spill, ending)
 
-    def _record(self, spill: Spill, ending: Ending) -> None:
+    async def cancel(self, key: Key) -> bool:
+        """End an open spill because the operator says so; False when none is open.
+
+        Raises:
+            OutboxFailed: the file cannot be read now.
+        """
+        spill = await self._outbox.get(key)
+        if spill is None or key in self._ending:
+            return False
+        self._recent.pop(key, None)
+        self._ending.add(key)
+        return await self._record(spill, cancel(spill, self._now_ms()))
+
+    def _record(self, spill: Spill, ending: Ending) -> asyncio.Future[bool]:
         answer = render(ending.answer, Encoding(spill.encoding))
         recorded = self._outbox.settle(
             spill.key,
             ending.outcome,
             answer,
             ended_ms=self._now_ms(),
-            told=spill.channel is Channel.CALL,
+            why=ending.why,
+            step=settling_step(spill.channel),
         )
         if recorded.done():
             # Never accepted, so the answer need not wait for a turn of the loop.
@@ -191,6 +216,7 @@ class Outcomes:
             recorded.add_done_callback(
                 functools.partial(self._tell, spill, ending.answer, answer)
             )
+        return recorded
 
     def _tell(
         self, spill: Spill, answer: Answer, rendered: bytes, won: asyncio.Future[bool]
@@ -222,7 +248,9 @@ class Outcomes:
             self._to_tell.put_nowait((key, rendered))
             self._telling.add(key)
         except asyncio.QueueFull:
-            # The row stays untold, and is found once there is room.
+            # The row stays untold, and is found once there is room; what was told
+            # before is heard again when the device sends its id once more.
+            self.counters.tell_queue_full += 1
             self._more_untold = True
 
     def local_link_changed(self, up: bool) -> None:
@@ -238,7 +266,7 @@ class Outcomes:
             self._match_late_results,
             self._keep_deadlines,
             self._send_again,
-            self._forget_old,
+            self._give_up_and_forget,
         ]
         if self._local is not None:
             tell = functools.partial(self._tell_for_ever, self._local)
@@ -320,20 +348,42 @@ class Outcomes:
             try:
                 await local.publish(f"answer/{key[0]}", rendered)
             except LinkDown:
+                self.counters.tell_failures += 1
                 log.debug("device_not_told", device=key[0], id=key[1])
             else:
                 self.counters.told += 1
                 self._journal.note(Event.TOLD, *key)
-                await self._outbox.mark_told([key])
+                await self._outbox.mark_told([key], self._now_ms())
                 self._journal.note(Event.MARKED, *key)
             finally:
                 self._telling.discard(key)
                 if self._more_untold and len(self._telling) < UNTOLD_ROWS // 2:
                     self._look_for_untold.set()
 
-    async def _forget_old(self) -> None:
+    async def _give_up_and_forget(self) -> None:
         while True:
+            await self._give_up_untold()
             before = self._now_ms() - self._keep_ms
-            while await self._outbox.forget_told(before) == 1000:
+            while await self._outbox.forget_closed(before, limit=FORGET_ROWS) == (
+                FORGET_ROWS
+            ):
                 pass
-            await asyncio.sleep(60.0)
+            await asyncio.sleep(FORGET_EVERY_S)
+
+    async def _give_up_untold(self) -> None:
+        """Record as undelivered the answers that nobody has taken for too long."""
+        more = True
+        while more:
+            now_ms = self._now_ms()
+            lost = await self._outbox.give_up_untold(
+                now_ms - self._keep_untold_ms, now_ms, limit=FORGET_ROWS
+            )
+            more = len(lost) == FORGET_ROWS
+            if lost:
+                self.counters.undelivered += len(lost)
+                log.warning(
+                    "answers_undelivered",
+                    count=len(lost),
+                    first=lost[0],
+                    after_s=self._keep_untold_ms / 1000.0,
+                )

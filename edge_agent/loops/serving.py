@@ -31,6 +31,7 @@ from edge_agent.core.arrays import NotAnArray
 from edge_agent.core.delivery import Channel
 from edge_agent.core.delivery import Spill as StoredSpill
 from edge_agent.core.payload import BadRequest, DeviceRequest, to_wire_inputs
+from edge_agent.core.quotas import Full
 from edge_agent.core.routing import (
     AnswerNow,
     RequestFacts,
@@ -47,7 +48,15 @@ log = structlog.get_logger(__name__)
 # Decoding more than this takes milliseconds, so it leaves the event loop.
 INLINE_PIXELS: Final = 128 * 128
 
-REFUSALS: Final = (BadRequest, BadInput, NotAnArray, UnreadableImage, RunnerFull)
+# What a device is refused for, and under which name that is counted.
+REFUSALS: Final[dict[type[Exception], str]] = {
+    BadRequest: "bad_request",
+    BadInput: "bad_input",
+    NotAnArray: "bad_input",
+    UnreadableImage: "unreadable_image",
+    RunnerFull: "model_busy",
+}
+NO_CLOUD: Final = "no_cloud"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,7 @@ class Serving:
         self._seq = 0
         self.counters = ServingCounters()
         self.spilled: Counter[Reason] = Counter()
+        self.refused: Counter[str] = Counter()
 
     def model(self, name: str) -> Served | None:
         """The model in service under that name."""
@@ -129,11 +139,22 @@ class Serving:
                 self.counters.answered_edge += 1
                 return decided
             return self._spill(request, decided, channel, began_ms)
-        except REFUSALS as error:
-            self.counters.refused += 1
+        except tuple(REFUSALS) as error:
+            self.count_refusal(_counted_as(error))
             return Answer.refused(
-                request.id, request.device, request.model, reason=str(error)
+                request.id,
+                request.device,
+                request.model,
+                reason=str(error),
+                retry_after_s=(
+                    error.retry_after_s if isinstance(error, RunnerFull) else None
+                ),
             )
+
+    def count_refusal(self, why: str) -> None:
+        """A device, or a caller in this process, was refused."""
+        self.counters.refused += 1
+        self.refused[why] += 1
 
     async def _decide(self, request: DeviceRequest, began_ms: float) -> Answer | _Doubt:
         """The edge's answer, or why the cloud is asked.
@@ -183,11 +204,14 @@ class Serving:
         """
         if not self._has_cloud:
             return self._fall_back(
-                request, doubt, "this agent has no cloud: cloud_url is not set"
+                request,
+                doubt,
+                "this agent has no cloud: cloud_url is not set",
+                NO_CLOUD,
             )
         spill = self._stored(request, doubt, channel, began_ms)
         try:
-            self._outbox.check_room(len(spill.request))
+            self._outbox.check_room(spill.device, len(spill.request))
             self._outcomes.expect(spill)
             if spill.attempt:
                 # Before the row, so that the pool works while it is written up.
@@ -195,27 +219,48 @@ class Serving:
             accepted = self._outbox.accept(spill)
         except OutboxFull as error:
             self._outcomes.forget(spill.key)
-            return self._fall_back(request, doubt, str(error))
+            return self._fall_back(
+                request, doubt, str(error), error.full, error.retry_after_s
+            )
         self.spilled[doubt.route.reason] += 1
         return OnItsWay(spill, accepted)
 
-    def unkept(self, spill: StoredSpill, why: str) -> Answer:
+    def unkept(self, spill: StoredSpill, why: OutboxFull) -> Answer:
         """What the device hears when the disk refused the row after all."""
         self._outcomes.forget(spill.key)
         reason = f"{spill.reason.value}; {why}"
         if spill.edge is not None:
             self.counters.answered_fallback += 1
             return replace(spill.edge, source=Source.EDGE_FALLBACK, reason=reason)
-        self.counters.refused += 1
-        return Answer.refused(spill.id, spill.device, spill.model, reason=reason)
+        self.count_refusal(Full.NOT_WRITTEN)
+        return Answer.refused(
+            spill.id,
+            spill.device,
+            spill.model,
+            reason=reason,
+            retry_after_s=why.retry_after_s,
+        )
 
-    def _fall_back(self, request: DeviceRequest, doubt: _Doubt, why: str) -> Answer:
+    def _fall_back(
+        self,
+        request: DeviceRequest,
+        doubt: _Doubt,
+        why: str,
+        counted_as: str,
+        retry_after_s: float | None = None,
+    ) -> Answer:
         reason = f"{doubt.route.reason.value}: {doubt.route.detail}; {why}"
         if doubt.edge is not None:
             self.counters.answered_fallback += 1
             return replace(doubt.edge, source=Source.EDGE_FALLBACK, reason=reason)
-        self.counters.refused += 1
-        return Answer.refused(request.id, request.device, request.model, reason=reason)
+        self.count_refusal(counted_as)
+        return Answer.refused(
+            request.id,
+            request.device,
+            request.model,
+            reason=reason,
+            retry_after_s=retry_after_s,
+        )
 
     def _stored(
         self, request: DeviceRequest, doubt: _Doubt, channel: Channel, began_ms: float
@@ -267,6 +312,10 @@ class Serving:
 
     def _new_id(self) -> str:
         return uuid7(round(self._now_ms()), os.urandom(10))
+
+
+def _counted_as(error: Exception) -> str:
+    return next(name for kind, name in REFUSALS.items() if isinstance(error, kind))
 
 
 def _facts(request: DeviceRequest, deadline_ms: float) -> RequestFacts:

@@ -134,6 +134,8 @@ class Updates:
 
     async def run(self) -> None:
         """Converge whenever something may have changed, until cancelled."""
+        # A run that failed may have left a pull or a trial that nobody would finish.
+        self._slots = {name: each.interrupted() for name, each in self._slots.items()}
         self._look.set()
         while True:
             every_s = RETRY_S if self._unfinished else self._settings.poll_every_s

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -19,10 +18,12 @@ import structlog
 
 from broker import topics
 from broker.codec import WireError, pack, seal_envelope, unpack
-from broker.messages import Priority, Request
+from broker.messages import Request
 from broker.mqtt import LinkDown
 from edge_agent.adapters.outbox import Outbox, OutboxFailed, enduring
-from edge_agent.core.delivery import Key, Spill, resend_delay_ms
+from edge_agent.core.delivery import Spill, resend_delay_ms
+from edge_agent.core.ready import Ready, ReadySet
+from edge_agent.core.window import SendWindow
 from lifecycle.journal import NOBODY, Event, Journal
 
 log = structlog.get_logger(__name__)
@@ -66,13 +67,7 @@ class UplinkCounters:
     sent: int = 0
     resent: int = 0
     send_failures: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    topic: str
-    key: Key
-    packed: bytes
+    stored_unreadable: int = 0
 
 
 class Uplink:
@@ -96,9 +91,9 @@ class Uplink:
         self._now_ms = now_ms
         self._rng = rng
         self._journal = journal
-        self._ready: dict[Priority, deque[_Ready]] = {p: deque() for p in Priority}
-        self._ready_rows = 0
-        self._ready_bytes = 0
+        self._ready = ReadySet()
+        self._number = 0
+        self._window = SendWindow(limits.window)
         self._in_flight = 0
         self._wake = asyncio.Event()
         self._claim_now = True
@@ -106,6 +101,11 @@ class Uplink:
         self.counters = UplinkCounters()
         # Added to the agent's time to give the pool's; learned from results.
         self.pool_offset_ms = 0.0
+
+    @property
+    def window(self) -> int:
+        """How many publishes may be under way, as the link bears it now."""
+        return self._window.size
 
     def resend_at_ms(self, attempt: int) -> float:
         """When a request sent now for the n-th time (from 0) is due again."""
@@ -122,13 +122,13 @@ class Uplink:
         return (
             self._sends is not None
             and self._link.up
-            and self._ready_rows < READY_ROWS
-            and self._ready_bytes + size <= READY_BYTES
+            and self._ready.rows < READY_ROWS
+            and self._ready.bytes + size <= READY_BYTES
         )
 
     def offer(self, spill: Spill) -> None:
         """Send a fresh spill as soon as the window allows."""
-        self._push(spill.priority, self._entry(spill, spill.request))
+        self._ready.add(spill.priority, self._entry(spill, spill.request))
         self._send_what_fits()
 
     def link_changed(self, up: bool) -> None:
@@ -164,20 +164,20 @@ class Uplink:
 
     def _half_empty(self) -> bool:
         return (
-            self._ready_rows < READY_ROWS // 2 and self._ready_bytes < READY_BYTES // 2
+            self._ready.rows < READY_ROWS // 2 and self._ready.bytes < READY_BYTES // 2
         )
 
     async def _claim(self) -> None:
         claimed = await self._outbox.claim_due(
             self._now_ms(),
-            limit=READY_ROWS - self._ready_rows,
-            max_bytes=READY_BYTES - self._ready_bytes,
+            limit=READY_ROWS - self._ready.rows,
+            max_bytes=READY_BYTES - self._ready.bytes,
             next_due_ms=lambda sends: self.resend_at_ms(sends - 1),
         )
         # More may be due: ask again as soon as there is room.
         self._claim_now = bool(claimed)
         for spill in claimed:
-            self._push(spill.priority, self._entry(spill, self._renewed(spill)))
+            self._ready.add(spill.priority, self._entry(spill, self._renewed(spill)))
         self.counters.resent += sum(spill.attempt > 1 for spill in claimed)
 
     def _renewed(self, spill: Spill) -> bytes:
@@ -185,6 +185,7 @@ class Uplink:
         try:
             request = Request.model_validate(unpack(spill.request))
         except (WireError, ValueError) as error:
+            self.counters.stored_unreadable += 1
             log.error("stored_request_unreadable", id=spill.id, error=str(error))
             return spill.request
         return pack(
@@ -198,76 +199,65 @@ class Uplink:
             )
         )
 
-    def _entry(self, spill: Spill, packed: bytes) -> _Ready:
+    def _entry(self, spill: Spill, packed: bytes) -> Ready:
+        self._number += 1
         topic = topics.requests(self._agent, spill.model, spill.priority)
-        return _Ready(topic, spill.key, packed)
-
-    def _push(self, priority: Priority, entry: _Ready) -> None:
-        self._ready[priority].append(entry)
-        self._ready_rows += 1
-        self._ready_bytes += len(entry.packed)
+        return Ready(spill.deadline_ms, self._number, topic, spill.key, packed)
 
     def _send_what_fits(self) -> None:
         sends = self._sends
         if sends is None or not self._link.up:
             return
-        while self._in_flight < self._limits.window:
-            batch = self._next_batch()
-            if not batch:
-                break
+        limits = self._limits
+        while self._ready.rows and self._in_flight < self._window.size:
+            batch = self._ready.take(
+                max_items=limits.envelope_items, max_bytes=limits.envelope_bytes
+            )
             self._send(sends, batch)
         if self._claim_now and self._half_empty():
             self._wake.set()
 
-    def _next_batch(self) -> list[_Ready]:
-        """Entries of one topic that may share an envelope, most urgent class first."""
-        for waiting in self._ready.values():
-            if waiting:
-                return self._take_batch(waiting)
-        return []
-
-    def _take_batch(self, waiting: deque[_Ready]) -> list[_Ready]:
-        batch = [waiting.popleft()]
-        size = len(batch[0].packed)
-        while (
-            waiting
-            and len(batch) < self._limits.envelope_items
-            and waiting[0].topic == batch[0].topic
-            and size + len(waiting[0].packed) <= self._limits.envelope_bytes
-        ):
-            batch.append(waiting.popleft())
-            size += len(batch[-1].packed)
-        self._ready_rows -= len(batch)
-        self._ready_bytes -= size
-        return batch
-
-    def _send(self, sends: asyncio.TaskGroup, batch: list[_Ready]) -> None:
+    def _send(self, sends: asyncio.TaskGroup, batch: list[Ready]) -> None:
         for each in batch:
             self._journal.note(Event.SENDING, *each.key)
         payload = seal_envelope(Request, [each.packed for each in batch])
+        ticket = self._window.ticket()
+        began_ms = self._now_ms()
         try:
             # On its way before this returns: only the PUBACK is left to wait for.
             confirmed = self._link.publish(batch[0].topic, payload)
         except LinkDown:
+            self._window.lost(ticket)
             sends.create_task(self._put_back(batch))
             return
         self._in_flight += 1
-        sends.create_task(self._confirm(batch, confirmed))
+        sends.create_task(self._confirm(batch, confirmed, ticket, began_ms))
 
-    async def _confirm(self, batch: list[_Ready], confirmed: Awaitable[None]) -> None:
+    async def _confirm(
+        self,
+        batch: list[Ready],
+        confirmed: Awaitable[None],
+        ticket: int,
+        began_ms: float,
+    ) -> None:
         try:
             await confirmed
+            self._window.acknowledged(
+                (self._now_ms() - began_ms) / 1000.0,
+                full=self._in_flight >= self._window.size,
+            )
             self.counters.envelopes += 1
             self.counters.sent += len(batch)
             for each in batch:
                 self._journal.note(Event.SENT, *each.key)
         except LinkDown:
+            self._window.lost(ticket)
             await self._put_back(batch)
         finally:
             self._in_flight -= 1
         self._send_what_fits()
 
-    async def _put_back(self, batch: list[_Ready]) -> None:
+    async def _put_back(self, batch: list[Ready]) -> None:
         """Not acknowledged: due at once, and claimed when the link is back."""
         self.counters.send_failures += 1
         with contextlib.suppress(OutboxFailed):  # then due at its own time

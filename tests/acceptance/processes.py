@@ -89,12 +89,16 @@ class AgentProcess:
     async def start(self) -> None:
         """Start it and return when it is ready."""
         before = self._ready_count()
+        await self.spawn()
+        await until(lambda: self._ready_count() > before or self._ended(), READY_S)
+        assert not self._ended(), self.log.read_text()
+
+    async def spawn(self) -> None:
+        """Start it and wait for nothing."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, stdout=log, stderr=log, env=self._variables
             )
-        await until(lambda: self._ready_count() > before or self._ended(), READY_S)
-        assert not self._ended(), self.log.read_text()
 
     def _ready_count(self) -> int:
         return self.log.read_text().count('"ready"') if self.log.exists() else 0

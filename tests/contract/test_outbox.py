@@ -30,7 +30,8 @@ from edge_agent.adapters.outbox import (
 )
 from edge_agent.adapters.spill_table import SpillTable
 from edge_agent.core.answers import Answer, AnswerStatus, Source
-from edge_agent.core.delivery import Channel, Outcome, Spill, Stage
+from edge_agent.core.delivery import Channel, Outcome, Spill, Stage, Step, Why
+from edge_agent.core.quotas import Full, QuotaLimits
 
 NOW_MS = 1_700_000_000_000.0
 FAR_MS = NOW_MS + 60_000.0
@@ -206,7 +207,7 @@ async def test_open_spills_are_as_they_were_after_a_restart(path: Path) -> None:
         for each in (odd, spill("plain"), spill("done")):
             await outbox.accept(each)
         await settle(outbox, spill("done"))
-    async with Outbox(path, max_rows=2) as outbox:
+    async with Outbox(path, limits=QuotaLimits(max_rows=2)) as outbox:
         counts = await outbox.counts()
         assert (counts.open, counts.open_bytes, counts.answered) == (2, 1256, 1)
         assert counts.oldest_accepted_ms == NOW_MS
@@ -267,7 +268,7 @@ async def test_a_device_that_was_told_before_the_row_was_written_is_told_no_more
     async with Outbox(path, group_commit_ms=60_000) as outbox:
         _ = outbox.accept(spill("fast"))
         _ = settle(outbox, spill("fast"))
-        await outbox.mark_told([("cam1", "fast")])
+        await outbox.mark_told([("cam1", "fast")], NOW_MS + 2)
         assert (await outbox.counts()).untold == 0
         assert await outbox.untold() == []
         recorded = await outbox.find(("cam1", "fast"))
@@ -332,10 +333,65 @@ async def test_the_same_id_again_hears_what_is_recorded(path: Path) -> None:
         )
 
 
+async def test_a_resent_id_is_not_acknowledged_before_its_first_row_is_safe(
+    path: Path,
+) -> None:
+    async with Outbox(path) as outbox, asyncio.TaskGroup() as group:
+        with second_look(path) as other:
+            other.execute("BEGIN IMMEDIATE")  # Nobody else can commit now.
+            first, twin = outbox.accept(spill("a")), outbox.accept(spill("a"))
+            looked_up = group.create_task(outbox.find(("cam1", "a")))
+            await asyncio.wait({looked_up}, timeout=0.1)
+            assert not any(each.done() for each in (first, twin, looked_up))
+            other.execute("COMMIT")
+        assert await twin == await looked_up == Recorded(Stage.OPEN, "json")
+        assert ids_in(path) == {"a"}
+
+
+async def test_a_resent_id_during_the_commit_is_no_row_to_be_settled_before_it(
+    path: Path,
+) -> None:
+    async with Outbox(path, group_commit_ms=1) as outbox:
+        with second_look(path) as other:
+            other.execute("BEGIN IMMEDIATE")  # Nobody else can commit now.
+            first = outbox.accept(spill("a"))
+            await asyncio.wait({first}, timeout=0.1)
+            again = outbox.accept(spill("a"))
+            told = outbox.settle(
+                ("cam1", "a"), Outcome.ANSWERED, b"one", ended_ms=NOW_MS
+            )
+            await asyncio.wait({again}, timeout=0.1)
+            assert not first.done()
+            assert not again.done()
+            assert not told.done(), "told of an outcome that is not recorded"
+            other.execute("COMMIT")
+        assert await first == Committed()
+        assert await again == Recorded(Stage.OPEN, "json")
+        assert await told
+
+
+async def test_a_resent_id_whose_answer_overtakes_its_row_hears_that_answer(
+    path: Path,
+) -> None:
+    async with (
+        Outbox(path, group_commit_ms=100) as outbox,
+        asyncio.TaskGroup() as group,
+    ):
+        first = outbox.accept(spill("b"))
+        again = outbox.accept(spill("b"))
+        looked_up = group.create_task(outbox.find(("cam1", "b")))
+        await asyncio.sleep(0)
+        key = ("cam1", "b")
+        outbox.settle(key, Outcome.ANSWERED, b"one", ended_ms=NOW_MS).result()
+        assert await first == await again == Overtaken()
+        told = Recorded(Stage.SETTLED, "json", Outcome.ANSWERED, b"one")
+        assert await looked_up == told
+
+
 async def test_an_id_that_is_overtaken_while_it_is_open_already_leaves_no_trace(
     path: Path,
 ) -> None:
-    async with Outbox(path, max_rows=2) as outbox:
+    async with Outbox(path, limits=QuotaLimits(max_rows=2)) as outbox:
         await outbox.accept(spill("a"))
         _ = outbox.accept(spill("a"))  # A resend that raced the first...
         assert await settle(outbox, spill("a")) is True  # ... and its answer.
@@ -358,15 +414,19 @@ async def test_untold_answers_come_oldest_first_until_they_are_told(path: Path) 
             ("b", b"b"),
             ("c", b"c"),
         ]
-        await outbox.mark_told([("cam1", "b"), ("cam1", "nobodys")])
+        await outbox.mark_told([("cam1", "b"), ("cam1", "nobodys")], NOW_MS + 2)
         assert [key[1] for key, _, _ in await outbox.untold()] == ["a", "c"]
         # Told at once, as to a caller in the same process.
         await outbox.accept(spill("d"))
         await outbox.settle(
-            ("cam1", "d"), Outcome.FAILED, b"", ended_ms=NOW_MS, told=True
+            ("cam1", "d"),
+            Outcome.FAILED,
+            b"",
+            ended_ms=NOW_MS,
+            step=Step.ANSWER_CALLER,
         )
         assert [key[1] for key, _, _ in await outbox.untold()] == ["a", "c"]
-        assert await outbox.forget_told(NOW_MS + 10) == 2
+        assert await outbox.forget_closed(NOW_MS + 10) == 2
         assert ids_in(path) == {"a", "c"}
         counts = await outbox.counts()  # Forgotten rows still count.
         assert (counts.answered, counts.failed) == (3, 1)
@@ -386,18 +446,29 @@ async def test_deadlines_come_soonest_first(path: Path) -> None:
 # --- what is sent ----------------------------------------------------------------------
 
 
-async def test_the_most_urgent_class_is_claimed_first_and_then_what_was_due_first(
+async def test_the_most_urgent_class_is_claimed_first_and_in_it_the_earliest_deadline(
     path: Path,
 ) -> None:
     async with Outbox(path) as outbox:
-        for id_, priority, due_ms in (
-            ("bulk", Priority.BULK, 0.0),
-            ("norm-late", Priority.NORM, 20.0),
-            ("norm-early", Priority.NORM, 10.0),
-            ("hi", Priority.HI, 30.0),
-            ("not-yet", Priority.HI, 31.0),
+        for id_, priority, due_ms, left_ms, attempt in (
+            ("bulk", Priority.BULK, 0.0, 1000.0, 0),
+            ("late", Priority.NORM, 0.0, 3000.0, 0),
+            ("soon", Priority.NORM, 0.0, 2000.0, 0),
+            # Sent before, and due again: its deadline decides as any other's does.
+            ("again", Priority.NORM, 20.0, 2500.0, 1),
+            ("expired", Priority.NORM, 0.0, 10.0, 0),
+            ("hi", Priority.HI, 30.0, 9000.0, 1),
+            ("not-yet", Priority.HI, 31.0, 1000.0, 1),
         ):
-            _ = outbox.accept(spill(id_, priority=priority, due_ms=NOW_MS + due_ms))
+            _ = outbox.accept(
+                spill(
+                    id_,
+                    priority=priority,
+                    due_ms=NOW_MS + due_ms,
+                    deadline_ms=NOW_MS + left_ms,
+                    attempt=attempt,
+                )
+            )
         await outbox.counts()
 
         async def claim(limit: int) -> list[tuple[str, int]]:
@@ -406,9 +477,9 @@ async def test_the_most_urgent_class_is_claimed_first_and_then_what_was_due_firs
             )
             return [(each.id, each.attempt) for each in claimed]
 
-        assert await claim(3) == [("hi", 1), ("norm-early", 1), ("norm-late", 1)]
-        assert await claim(3) == [("bulk", 1)]
-        assert await claim(3) == []
+        assert await claim(3) == [("hi", 2), ("soon", 1), ("again", 2)]
+        assert await claim(3) == [("late", 1), ("bulk", 1)]
+        assert await claim(3) == []  # What has expired is not sent.
 
 
 async def test_a_claimed_row_comes_back_when_it_is_due_and_counts_its_sends(
@@ -467,7 +538,7 @@ async def test_what_is_not_committed_yet_is_sent_at_the_time_it_was_moved_to(
 
 
 async def test_a_limit_of_rows_refuses_and_room_comes_back(path: Path) -> None:
-    async with Outbox(path, max_rows=2) as outbox:
+    async with Outbox(path, limits=QuotaLimits(max_rows=2)) as outbox:
         await asyncio.gather(outbox.accept(spill("a")), outbox.accept(spill("b")))
         with pytest.raises(OutboxFull, match="holds 2 requests, its limit"):
             _ = outbox.accept(spill("c"))
@@ -484,7 +555,7 @@ async def test_a_limit_of_rows_refuses_and_room_comes_back(path: Path) -> None:
 
 
 async def test_a_limit_of_bytes_refuses_and_room_comes_back(path: Path) -> None:
-    async with Outbox(path, max_bytes=2500) as outbox:
+    async with Outbox(path, limits=QuotaLimits(max_bytes=2500)) as outbox:
         await asyncio.gather(outbox.accept(spill("a")), outbox.accept(spill("b")))
         with pytest.raises(OutboxFull, match="holds 2000 bytes of its 2500"):
             _ = outbox.accept(spill("c"))
@@ -647,29 +718,214 @@ async def test_a_place_that_cannot_hold_the_file_is_named(
             pass
 
 
-async def test_claiming_from_a_deep_outbox_does_not_read_it_all(path: Path) -> None:
-    """Rows of an urgent class that are not due must not cost the others a scan."""
-    async with Outbox(path) as outbox:
-        table: SpillTable = outbox._table
+def steps_of(table: SpillTable, work: Callable[[], object]) -> int:
+    """Tens of steps of SQLite's machine; a scan of a row takes at least one."""
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    table._db.set_progress_handler(count, 10)
+    try:
         with table.transaction("NORMAL"):
-            for number in range(3000):
-                table.insert(
-                    spill(
-                        f"r{number}", priority=Priority.HI, due_ms=FAR_MS, request=b""
-                    )
-                )
-            table.insert(spill("due"))
-        steps = 0
+            work()
+    finally:
+        table._db.set_progress_handler(None, 0)
+    return steps
 
-        def count() -> int:
-            nonlocal steps
-            steps += 1
-            return 0
 
-        table._db.set_progress_handler(count, 10)
+@pytest.mark.parametrize("attempt", [0, 1], ids=["unsent", "sent and not due"])
+def test_claiming_from_a_deep_outbox_does_not_read_it_all(
+    path: Path, attempt: int
+) -> None:
+    table = SpillTable.open(path)
+    due_ms = FAR_MS if attempt else NOW_MS
+    with table.transaction("NORMAL"):
+        for number in range(3000):
+            priority = Priority.BULK if attempt == 0 else Priority.HI
+            each = spill(f"r{number}", request=b"", due_ms=due_ms, attempt=attempt)
+            table.insert(replace(each, priority=priority))
+        table.insert(spill("due"))
+    claimed: list[Spill] = []
+    steps = steps_of(
+        table,
+        lambda: claimed.extend(
+            table.claim_due(
+                NOW_MS + 1, limit=1, max_bytes=10**6, next_due_ms=after(100)
+            )
+        ),
+    )
+    table.close()
+    assert [each.id for each in claimed] == ["due"]
+    assert steps < 100  # A scan of the rows takes over a thousand.
+
+
+# --- quotas ------------------------------------------------------------------------------
+
+
+async def test_a_device_over_its_quota_is_refused_by_name_and_others_are_not(
+    path: Path,
+) -> None:
+    limits = QuotaLimits(device_max_rows=2, device_max_bytes=2500)
+    async with Outbox(path, limits=limits) as outbox:
+        await asyncio.gather(*(outbox.accept(spill(id_)) for id_ in "ab"))
+        with pytest.raises(OutboxFull, match=r"cam1 has 2 requests .*device_max_rows"):
+            _ = outbox.accept(spill("c"))
+        assert await outbox.accept(spill("c", "cam2")) == Committed()
+    async with Outbox(path, limits=limits) as outbox:  # Restored with the rows.
+        with pytest.raises(OutboxFull) as refused:
+            _ = outbox.accept(spill("d"))
+        assert refused.value.full is Full.DEVICE_ROWS
+        assert refused.value.retry_after_s == 5.0  # Nothing is known yet.
+        large = spill("large", "cam2", request=bytes(2000))
+        with pytest.raises(OutboxFull, match=r"1000 bytes waiting .*device_max_bytes"):
+            _ = outbox.accept(large)
+        await settle(outbox, spill("a"))
+        assert await outbox.accept(spill("d")) == Committed()
+        with pytest.raises(OutboxFull) as refused:
+            _ = outbox.accept(spill("e"))
+        assert 1.0 <= refused.value.retry_after_s <= 300.0
+
+
+# --- answers that nobody takes -------------------------------------------------------------
+
+
+async def test_an_answer_that_nobody_takes_is_recorded_as_undelivered_and_then_forgotten(
+    path: Path,
+) -> None:
+    async with Outbox(path) as outbox:
+        for id_ in "abc":
+            await outbox.accept(spill(id_))
+        for id_, ended_ms in (("a", 1.0), ("b", 2.0), ("c", 50.0)):
+            await outbox.settle(
+                ("cam1", id_), Outcome.ANSWERED, b"ok", ended_ms=NOW_MS + ended_ms
+            )
+        lost = await outbox.give_up_untold(NOW_MS + 40, NOW_MS + 1000)
+        assert lost == [("cam1", "a"), ("cam1", "b")]
+        counts = await outbox.counts()
+        assert (counts.untold, counts.ledger.undelivered) == (1, 2)
+        # It answers a resent id for a while yet, and the record stands.
+        recorded = await outbox.find(("cam1", "a"))
+        assert recorded == Recorded(Stage.UNDELIVERED, "json", Outcome.ANSWERED, b"ok")
+        await outbox.mark_told([("cam1", "a")], NOW_MS + 1001)
+        assert ids_in(path, "stage = 3") == {"a", "b"}
+        assert await outbox.forget_closed(NOW_MS + 1000) == 0
+        assert await outbox.forget_closed(NOW_MS + 1001) == 2
+        ledger = (await outbox.counts()).ledger
+        assert (ledger.undelivered, ledger.balanced) == (2, True)
+
+
+# --- the ledger ----------------------------------------------------------------------------
+
+
+async def test_the_ledger_counts_all_that_was_accepted_and_survives_a_restart(
+    path: Path,
+) -> None:
+    async with Outbox(path, group_commit_ms=60_000) as outbox:
+        _ = outbox.accept(spill("hard"))
+        _ = outbox.accept(spill("forced", reason=Reason.FORCED))
+        _ = outbox.accept(spill("open"))
+        await outbox.counts()
+        _ = outbox.accept(spill("overtaken"))  # Ends before its commit.
+        await settle(outbox, spill("overtaken"))
+        await outbox.settle(
+            ("cam1", "hard"),
+            Outcome.FAILED,
+            b"",
+            ended_ms=NOW_MS,
+            why=Why.CANCELLED,
+        )
+        await outbox.settle(
+            ("cam1", "forced"),
+            Outcome.EXPIRED,
+            b"",
+            ended_ms=NOW_MS,
+            why=Why.DEADLINE,
+        )
+    async with Outbox(path) as outbox:
+        ledger = (await outbox.counts()).ledger
+    assert ledger.accepted == {"hard": 3, "forced": 1}
+    assert ledger.ended == {
+        ("answered", "cloud"): 1,
+        ("failed", "cancelled"): 1,
+        ("expired", "deadline"): 1,
+    }
+    assert (ledger.waiting, ledger.balanced) == (1, True)
+
+
+async def test_a_row_that_vanishes_unbalances_the_ledger(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        await outbox.accept(spill("a"))
+        assert (await outbox.counts()).ledger.balanced
+        with second_look(path) as other:
+            other.execute("DELETE FROM spill")
+        ledger = (await outbox.counts()).ledger
+        assert (ledger.missing, ledger.balanced) == (1, False)
+
+
+async def test_a_refused_write_is_counted_nowhere(path: Path) -> None:
+    async with Outbox(path) as outbox:
+        await outbox.accept(spill("kept"))
+        fill(outbox)
+        with pytest.raises(OutboxFull, match="could not be written"):
+            await outbox.accept(spill("a", request=bytes(100_000)))
+        make_room(outbox)
+        await outbox.accept(spill("b"))
+        ledger = (await outbox.counts()).ledger
+        assert ledger.accepted == {"hard": 2}
+        assert ledger.balanced
+
+
+async def test_an_outbox_of_the_first_schema_is_carried_over(path: Path) -> None:
+    with second_look(path) as db:
+        db.executescript(SCHEMA_1)
+        for number, (stage, outcome, attempt) in enumerate(
+            [(0, None, 0), (0, None, 2), (1, "failed", 1), (2, "answered", 1)]
+        ):
+            db.execute(
+                "INSERT INTO spill VALUES "
+                "(NULL,'cam1',?,'fashion',1,'hard','mqtt','json',?,NULL,?,?,?,?,?,?,?,?)",
+                (
+                    f"r{number}",
+                    b"x" if stage == 0 else None,
+                    *(NOW_MS, FAR_MS, NOW_MS, attempt, stage, outcome),
+                    None if outcome is None else b"ok",
+                    None if outcome is None else NOW_MS,
+                ),
+            )
+        # One more was answered and forgotten.
+        db.execute("UPDATE tally SET count = 2 WHERE outcome = 'answered'")
+        db.execute("UPDATE tally SET count = 1 WHERE outcome = 'failed'")
+    async with Outbox(path) as outbox:
+        counts = await outbox.counts()
+        assert (counts.open, counts.answered, counts.failed) == (2, 2, 1)
+        assert counts.ledger.accepted == {"hard": 4, "unknown": 1}
+        assert counts.ledger.balanced
         claimed = await outbox.claim_due(
             NOW_MS, limit=10, max_bytes=10**6, next_due_ms=after(100)
         )
-        table._db.set_progress_handler(None, 0)
-        assert [each.id for each in claimed] == ["due"]
-        assert steps < 100  # A scan of the rows takes over a thousand.
+        assert {(each.id, each.attempt) for each in claimed} == {("r0", 1), ("r1", 3)}
+        assert [key for key, _, _ in await outbox.untold()] == [("cam1", "r2")]
+        assert await outbox.forget_closed(NOW_MS + 1) == 1
+
+
+SCHEMA_1 = """
+CREATE TABLE spill (
+  seq INTEGER PRIMARY KEY, device TEXT NOT NULL, id TEXT NOT NULL,
+  model TEXT NOT NULL, priority INTEGER NOT NULL, reason TEXT NOT NULL,
+  channel TEXT NOT NULL, encoding TEXT NOT NULL, request BLOB, edge BLOB,
+  accepted_ms REAL NOT NULL, deadline_ms REAL NOT NULL, due_ms REAL NOT NULL,
+  attempt INTEGER NOT NULL, stage INTEGER NOT NULL, outcome TEXT, answer BLOB,
+  ended_ms REAL, UNIQUE (device, id)
+) STRICT;
+CREATE INDEX open_by_due ON spill (priority, due_ms) WHERE stage = 0;
+CREATE INDEX open_by_deadline ON spill (deadline_ms) WHERE stage = 0;
+CREATE INDEX untold ON spill (seq) WHERE stage = 1;
+CREATE INDEX told_by_end ON spill (ended_ms) WHERE stage = 2;
+CREATE TABLE tally (outcome TEXT PRIMARY KEY, count INTEGER NOT NULL) STRICT;
+INSERT INTO tally VALUES ('answered', 0), ('failed', 0), ('expired', 0);
+PRAGMA journal_mode = WAL;
+PRAGMA user_version = 1;
+"""

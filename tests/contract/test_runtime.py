@@ -340,8 +340,10 @@ async def test_a_full_queue_refuses_and_takes_again_once_there_is_room(
         for _ in range(3):
             tasks.create_task(runner.infer({"x": ONE}))
         assert await asyncio.to_thread(model.entered.acquire, timeout=10)
-        with pytest.raises(RunnerFull, match="3 requests wait"):
+        with pytest.raises(RunnerFull, match="3 requests wait") as full:
             await runner.infer({"x": ONE})
+        assert full.value.retry_after_s >= runner.predicted_ms / 1000
+        assert full.value.retry_after_s > 0
         model.go.set()
     assert (await runner.infer({"x": ONE}))["logits"].shape == (1, 3)
 

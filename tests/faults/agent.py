@@ -19,7 +19,7 @@ from lifecycle.signals import stop_on_signals
 from tests.faults.history import History
 from tests.faults.journal import FaultJournal, KillAt
 
-OPEN, TOLD = 0, 2
+OPEN, SETTLED = 0, 1
 
 
 def main(
@@ -50,7 +50,8 @@ def tell_what_is_there(path: Path, history: History) -> None:
         # To read must not be to repair: that is the agent's own work.
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10) as db:
             rows = db.execute(
-                "SELECT device, id, stage, outcome FROM spill WHERE stage <> ?", (TOLD,)
+                "SELECT device, id, stage, outcome FROM spill WHERE stage IN (?, ?)",
+                (OPEN, SETTLED),
             ).fetchall()
         db.close()
     except sqlite3.Error as error:

@@ -133,7 +133,7 @@ class _Request:
     local: bool = False
     committed: bool = False
     heard_accepted: bool = False
-    ending: bool = False
+    ending: tuple[str, int] | None = None
     endings: list[_Ended] = field(default_factory=list)
     finals: Counter[tuple[str, str]] = field(default_factory=Counter)
     first_final_t: int | None = None
@@ -252,11 +252,11 @@ class Checker:
         match line.event:
             case Event.ACCEPTED:
                 request.committed = True
-                agent.open.add(line.key)
+                self._opened(line, agent, request)
             case "recovered":
                 self._recovered(line, agent, request)
             case Event.ENDING:
-                request.ending = True
+                request.ending = (line.who, agent.run)
             case Event.ENDED:
                 self._ended(line, agent, request)
             case Event.MARKED:
@@ -270,7 +270,7 @@ class Checker:
         request.committed = True
         agent.missing.discard(line.key)
         if line.detail in ("", "open"):
-            agent.open.add(line.key)
+            self._opened(line, agent, request)
             return
         # It ended, and the agent died before it could say so.
         agent.open.discard(line.key)
@@ -280,15 +280,30 @@ class Checker:
             run = (line.who, agent.run)
             request.endings.append(_Ended(line.t, line.detail, True, run))
 
+    @staticmethod
+    def _opened(line: Line, agent: _Agent, request: _Request) -> None:
+        run = (line.who, agent.run)
+        if any(each.run == run for each in request.endings):
+            # Told of an outcome that was not recorded, or taken in anew after it.
+            request.breaches.add("premature")
+            return
+        agent.open.add(line.key)
+        # An outcome that a crash undid is none: this one waits for its own.
+        request.endings = [
+            each for each in request.endings if each.durable or each.run == run
+        ]
+
     def _ended(self, line: Line, agent: _Agent, request: _Request) -> None:
         run = (line.who, agent.run)
         agent.open.discard(line.key)
-        if request.ending and not request.committed:
+        # A run that died between the two has ended nothing.
+        ending = request.ending == run
+        if ending and not request.committed:
             request.breaches.add("strangers")
         if any(each.durable or each.run == run for each in request.endings):
             request.breaches.add("duplicated")
-        request.endings.append(_Ended(line.t, line.detail, request.ending, run))
-        request.ending = False
+        request.endings.append(_Ended(line.t, line.detail, ending, run))
+        request.ending = None
 
     def _judge_recovery(self, agent: _Agent) -> None:
         for key in agent.missing:

@@ -1,7 +1,7 @@
 """Devices: they offer requests under ids of their own and write down what they hear.
 
 A device sends an id again until it hears `accepted` or an answer, as a real one does.
-Once accepted it is silent: the answer must come by itself, or it is lost.
+Once accepted it is silent, unless it loses its broker: the answer must come by itself.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +136,7 @@ class Device:
             client_id=f"device-{name}",
             subscriptions=[f"answer/{name}"],
             on_message=self._heard,
+            on_change=self._changed,
             backoff=Backoff(0.05, 0.3),
             persistent=persistent,
             window=100,
@@ -206,6 +205,11 @@ class Device:
                 if not asked.accepted and asked.sent_s < late:
                     await self.send(id_)
 
+    def _changed(self, up: bool) -> None:
+        """A broker that was gone may have lost what was on its way: ask again."""
+        for asked in self.open.values() if up else ():
+            asked.accepted = False
+
     def _heard(self, _topic: str, payload: bytes) -> None:
         answer = msgpack.unpackb(payload)
         id_, status, final = answer["id"], answer["status"], answer["final"]
@@ -222,21 +226,3 @@ class Device:
             del self.open[id_]
             self.ended[id_] = status
             self._room.release()
-
-    def forget_ended(self) -> None:
-        """Let a long run's past go."""
-        self.ended.clear()
-        self.heard_accepted.clear()
-
-
-@asynccontextmanager
-async def connected(device: Device) -> AsyncIterator[Device]:
-    """While it lasts the device is at the broker."""
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(device.run_for_ever())
-        try:
-            async with asyncio.timeout(15.0):
-                await device.link.wait_up()
-            yield device
-        finally:
-            running.cancel()

@@ -140,11 +140,11 @@ class Reader:
         """Lines that were not read before, in order; torn ones are left for later."""
         found: list[Line] = []
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
-            left = _follower(path).exists()  # asked first: then no line comes after
+            left = _is_left(path)  # asked first: then no line comes after
             found += self._rest_of(path)
             if self.tidy and left:
                 path.unlink()
-                del self._read[path]
+                self._read.pop(path, None)
         return merged(found)
 
     def _rest_of(self, path: Path) -> Iterator[Line]:
@@ -157,7 +157,13 @@ class Reader:
                 yield Line.unpack(data)
 
 
-def _follower(path: Path) -> Path:
-    """The file that its writer went on with when this one was long enough."""
+def _is_left(path: Path) -> bool:
+    """Whether its writer has gone on to another file, or is gone itself."""
     stem, number, _ = path.name.rsplit(".", 2)
-    return path.with_name(f"{stem}.{int(number) + 1}{SUFFIX}")
+    if path.with_name(f"{stem}.{int(number) + 1}{SUFFIX}").exists():
+        return True
+    try:
+        os.kill(int(stem.rpartition(".")[2]), 0)
+    except ProcessLookupError:
+        return True
+    return False

@@ -140,6 +140,9 @@ class Stage:
                 program.signal(signal.SIGCONT)
                 with contextlib.suppress(TimeoutError):
                     await program.kill()
+            for device in [*self.devices, *self._streams]:
+                device.history.close()
+            self._history.close()
 
     def n(self, count: int) -> int:
         """So many at full scale; at least a few at any."""
@@ -171,10 +174,13 @@ class Stage:
         *,
         kill_at: str | None = None,
         models: Path | None = None,
-        wait: bool = True,
+        keep: bool = False,
         **settings: Any,
     ) -> Program:
-        """A worker that consumes; `settings` by their names."""
+        """A worker that consumes; `settings` by their names.
+
+        With `keep` it is started again whenever it dies.
+        """
         usual: dict[str, object] = {
             "worker_id": name,
             "amqp_url": self.node.amqp_url("worker"),
@@ -185,7 +191,9 @@ class Stage:
         program = Program(name, self.folder, command, variables)
         self.workers[name] = program
         self.programs.append(program)
-        await program.start(*_kill(kill_at), wait=wait)
+        await program.start(*_kill(kill_at))
+        if keep:
+            self._beside(_keep_running(program))
         return program
 
     def models(self, *names: str) -> Path:
@@ -276,20 +284,32 @@ class Stage:
         """A device whose requests the edge answers, to measure the gaps between."""
         device = await self.device(gateway, f"near-{gateway.name}", resend_s=0.5)
 
-        async def stream() -> None:
-            while self._streaming:
-                await device.offer(LOCAL)
-                await asyncio.sleep(1.0 / LOCAL_RATE)
-
         gateway.devices.remove(device)
         self._streams.append(device)
-        self._beside(stream())
+        self._beside(self._stream(device))
         return device
+
+    async def _stream(self, device: Device) -> None:
+        while self._streaming:
+            await device.offer(LOCAL)
+            await asyncio.sleep(1.0 / LOCAL_RATE)
+
+    def stream_again(self) -> None:
+        """Let the local streams go on that `until_ended` has ended."""
+        self._streaming = True
+        for device in self._streams:
+            self._beside(self._stream(device))
 
     @property
     def devices(self) -> list[Device]:
         """Every device but the local streams."""
         return [device for gateway in self.gateways for device in gateway.devices]
+
+    def forget_ended(self) -> None:
+        """Let go of what has ended: a long run has no room for its past."""
+        for device in [*self.devices, *self._streams]:
+            device.ended.clear()
+            device.heard_accepted.clear()
 
     # --- what rows do ------------------------------------------------------------------
 
@@ -375,6 +395,12 @@ class Stage:
     def verdict(self) -> Verdict:
         """Judge what the histories hold by now."""
         return check(read(self.histories))
+
+
+async def _keep_running(program: Program) -> None:
+    while True:
+        await program.ended(within_s=24 * 3600.0)
+        await program.start()
 
 
 def _variables(prefix: str, settings: dict[str, object]) -> dict[str, str]:

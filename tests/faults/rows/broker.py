@@ -74,7 +74,9 @@ async def disk_alarm(stage: Stage) -> None:
     def limit(size: str) -> Callable[[], Coroutine[Any, Any, object]]:
         return lambda: rabbitmqctl(stage.node, "set_disk_free_limit", size)
 
-    await through(stage, "disk alarm", limit("900TB"), limit(DISK_LIMIT), 20.0)
+    await through(
+        stage, "disk alarm", limit(str(900 * 10**12)), limit(DISK_LIMIT), 20.0
+    )
 
 
 HOLDS = "the outbox grows, local answers go on, everything drains after"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from tests.faults.device import SPILLED, Kind
+from tests.faults.device import SPILLED, Device, Kind
 from tests.faults.malicious import Malicious
 from tests.faults.row import Row
-from tests.faults.stage import Stage
+from tests.faults.stage import Gateway, Stage
 
 SHORT = Kind("copy", deadline_s=0.5)
 
@@ -68,28 +68,54 @@ async def resends(stage: Stage) -> None:
 
 async def vanishes(stage: Stage) -> None:
     """The device goes with its session, and its broker too; the answers wait."""
-    worker = await stage.worker("w1")
-    gateway = await stage.gateway()
-    device = await stage.device(gateway, "cam1", persistent=False)
-    worker.signal(signal.SIGSTOP)
+    gateway, device, count = await _answers_wait(stage)
     async with stage.fault("device away"):
-        ids = await device.offer_many(stage.n(40))
-        await stage.until(lambda: device.heard_accepted >= set(ids))
-        await stage.leaves(device)
-        await gateway.mosquitto.kill()
-        worker.signal(signal.SIGCONT)
-        await stage.until_status(
-            gateway,
-            lambda now: (
-                not now["outbox"]["open"] and now["outbox"]["untold"] == len(ids)
-            ),
-        )
         await asyncio.sleep(1.0)
         still = (await gateway.status())["outbox"]["untold"]
-        assert still == len(ids), "an answer was given up while nobody could hear it"
+        assert still == count, "an answer was given up while nobody could hear it"
         await gateway.mosquitto.start()
     await stage.until_status(gateway, lambda now: not now["outbox"]["untold"])
-    # Told to the local broker, which had nobody to give them to.
+    await _asks_again(stage, device)
+
+
+async def stays_away(stage: Stage) -> None:
+    """As before, for longer than answers are kept; the agent looks when it starts."""
+    gateway, device, count = await _answers_wait(stage, keep_untold_s=2.0)
+    async with stage.fault("device away for too long"):
+        await asyncio.sleep(2.0)
+        gateway.agent.signal(signal.SIGKILL)
+        # It is ready once it hears its devices, whose broker is still away.
+        await stage.until_status(
+            gateway, lambda now: now["ledger"]["undelivered"] == count
+        )
+        await gateway.mosquitto.start()
+    status = await stage.until_status(gateway, lambda now: now["local"]["up"])
+    assert status["ledger"]["balanced"], status["ledger"]
+    await _asks_again(stage, device)
+
+
+async def _answers_wait(
+    stage: Stage, keep_untold_s: float = 7 * 86400.0
+) -> tuple[Gateway, Device, int]:
+    """Requests are accepted, device and local broker go, and the answers come."""
+    worker = await stage.worker("w1")
+    gateway = await stage.gateway(keep_untold_s=keep_untold_s)
+    device = await stage.device(gateway, "cam1", persistent=False)
+    worker.signal(signal.SIGSTOP)
+    ids = await device.offer_many(stage.n(40))
+    await stage.until(lambda: device.heard_accepted >= set(ids))
+    await stage.leaves(device)
+    await gateway.mosquitto.kill()
+    worker.signal(signal.SIGCONT)
+    await stage.until_status(
+        gateway,
+        lambda now: not now["outbox"]["open"] and now["outbox"]["untold"] == len(ids),
+    )
+    return gateway, device, len(ids)
+
+
+async def _asks_again(stage: Stage, device: Device) -> None:
+    """It hears the recorded outcome, whether it was told to nobody or never."""
     await stage.comes_back(device)
     await device.resend_all()
     await stage.until_ended()
@@ -117,5 +143,11 @@ ROWS: tuple[Row, ...] = (
         "the answer waits, and is heard when the device asks again",
         vanishes,
         fast=True,
+    ),
+    Row(
+        "device-stays-away",
+        "a device and its broker are away for longer than answers are kept",
+        "the outcomes are recorded as undelivered, and heard when the device asks",
+        stays_away,
     ),
 )

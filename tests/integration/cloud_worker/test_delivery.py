@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections import Counter
@@ -67,8 +68,13 @@ async def test_sigterm_under_load_finishes_what_is_held_and_loses_nothing(
                 first.signal(signal.SIGTERM)
                 assert await first.ended() == 0
             ids = sending.result()
-        assert any('"given_back": 0' in line for line in first.said)
+        (stopped,) = [line for line in first.said if '"event": "stopped"' in line]
+        assert '"given_back": 0' in stopped
         answered = set(agent.results)
+        (books,) = [line for line in first.said if '"event": "ledger"' in line]
+        said = json.loads(books)
+        assert said["taken"] == said["answered"] == len(answered)
+        assert not any("ledger_mismatch" in line for line in first.said)
         assert answered < set(ids)
         async with WorkerProcess(url, models) as second:
             await second.ready()

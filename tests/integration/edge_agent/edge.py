@@ -151,11 +151,14 @@ async def device(url: str, name: str = "cam1") -> AsyncIterator[Device]:
 
 @asynccontextmanager
 async def serving(
-    settings: AgentSettings, *, cloud: bool = True
+    settings: AgentSettings, *, cloud: bool = True, **more: Any
 ) -> AsyncIterator[Agent]:
-    """An agent whose devices are heard and, unless told otherwise, whose cloud is up."""
+    """An agent whose devices are heard and, unless told otherwise, whose cloud is up.
+
+    `more` goes to the `Agent`.
+    """
     stop = asyncio.Event()
-    async with Agent(settings) as agent, asyncio.TaskGroup() as tasks:
+    async with Agent(settings, **more) as agent, asyncio.TaskGroup() as tasks:
         tasks.create_task(agent.run(stop))
         await until_status(agent, lambda status: status["local"]["up"])
         if cloud and settings.cloud_url is not None:

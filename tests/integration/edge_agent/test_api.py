@@ -96,6 +96,7 @@ async def test_what_cannot_be_taken_is_refused_and_never_raised(
         assert answer.reason is not None
         assert why in answer.reason
         assert answer.final
+        assert answer.retry_after_s is None  # sending the same again would not help
         assert (await agent.status())["outbox"]["open"] == 0
 
 
@@ -158,6 +159,8 @@ async def test_a_full_disk_gives_the_edges_answer_or_refuses_with_a_reason(
         for answer in (hard, refused):
             assert answer.reason is not None
             assert "disk is full" in answer.reason
+        assert refused.retry_after_s is not None
+        assert refused.retry_after_s > 0
 
 
 async def test_two_agents_never_share_a_state_folder(offline: Made) -> None:

@@ -320,9 +320,15 @@ async def test_over_its_limit_ingress_refuses_and_drops_nothing(
         assert sorted(by_status) == ["accepted", "refused"]
         assert len(by_status["accepted"]) == 5
         assert {each["id"] for each in cam.answers} == {f"r{n}" for n in range(10)}
-        refused = next(each for each in cam.answers if each["status"] == "refused")
-        assert refused["final"]
-        assert "5 requests in hand; send again later" in refused["reason"]
+        refused = [each for each in cam.answers if each["status"] == "refused"]
+        assert refused[0]["final"]
+        assert "5 requests in hand; send again later" in refused[0]["reason"]
+        # Not all at once.
+        assert len({each["retry_after_s"] for each in refused}) > 1
+        assert all(1 <= each["retry_after_s"] <= 2 for each in refused)
+        assert not any(
+            "retry_after_s" in each for each in cam.answers if each["final"] is False
+        )
         status = await agent.status()
         assert status["counters"]["ingress_refused_busy"] == 5
         await cam.send("fashion", SHIRT)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from typing_extensions import override
 
 from broker.codec import encode
@@ -20,7 +21,14 @@ from broker.link import LinkDown
 from broker.messages import Priority, Reason, Result, Status
 from edge_agent.adapters.outbox import Committed, Outbox
 from edge_agent.core.answers import Answer, AnswerStatus, Source
-from edge_agent.core.delivery import Channel, Key, Outcome, Spill
+from edge_agent.core.delivery import (
+    Channel,
+    Ending,
+    Key,
+    Outcome,
+    Spill,
+    conclude,
+)
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.uplink import Uplink, UplinkLimits
 from lifecycle.clock import SteadyTime, SystemClock
@@ -55,7 +63,9 @@ class Wire:
 class Parts:
     """Outcomes and what it stands between."""
 
-    def __init__(self, outbox: Outbox, *, local_up: bool = True) -> None:
+    def __init__(
+        self, outbox: Outbox, *, local_up: bool = True, keep_untold_s: float = 3600.0
+    ) -> None:
         self.outbox = outbox
         self.now_ms = SteadyTime(SystemClock()).now_ms
         self.cloud, self.local = Wire(), Wire(up=local_up)
@@ -73,6 +83,7 @@ class Parts:
             local=self.local,
             now_ms=self.now_ms,
             keep_outcomes_s=3600.0,
+            keep_untold_s=keep_untold_s,
         )
 
     def spill(self, id_: str, *, left_ms: float = 60_000.0, **more: Any) -> Spill:
@@ -112,10 +123,14 @@ async def until(what: Callable[[], object], seconds: float = PATIENCE_S) -> None
             await asyncio.sleep(0.01)
 
 
-def ok(id_: str) -> bytes:
-    return encode(
-        Result(id=id_, device="cam1", model="fashion", status=Status.OK, label="Coat")
+def result(id_: str) -> Result:
+    return Result(
+        id=id_, device="cam1", model="fashion", status=Status.OK, label="Coat"
     )
+
+
+def ok(id_: str) -> bytes:
+    return encode(result(id_))
 
 
 @pytest.fixture
@@ -321,3 +336,47 @@ async def test_a_pool_whose_clock_is_ahead_is_asked_again_with_its_own_time(
             while not await claimed():  # noqa: ASYNC110 - it becomes due by time alone
                 await asyncio.sleep(0.02)
         assert parts.local.sent == []
+
+
+async def test_an_answer_that_no_device_takes_in_time_is_recorded_as_undelivered(
+    outbox: Outbox,
+) -> None:
+    away = Parts(outbox, local_up=False)
+    for number in range(3):
+        await away.take(away.spill(f"r{number}"))
+        ending = conclude(away.spill(f"r{number}"), result(f"r{number}"), 0.0)
+        assert isinstance(ending, Ending)
+        await outbox.settle(
+            ("cam1", f"r{number}"),
+            ending.outcome,
+            b"{}",
+            ended_ms=away.now_ms() - 3_600_001.0 * (number < 2),
+        )
+    with capture_logs() as logs:
+        async with running(Parts(outbox, local_up=False)) as parts:
+            await until(lambda: parts.outcomes.counters.undelivered == 2)
+            counts = await outbox.counts()
+            assert (counts.untold, counts.ledger.undelivered) == (1, 2)
+            # It is told no more by itself, only when the device asks again.
+            parts.local.up = True
+            parts.outcomes.local_link_changed(up=True)
+            await until(lambda: parts.outcomes.counters.told == 1)
+            assert len(parts.local.sent) == 1
+    (said,) = [each for each in logs if each["event"] == "answers_undelivered"]
+    assert said["count"] == 2  # One line for all of them.
+
+
+async def test_an_operator_may_end_a_request_and_a_late_result_changes_nothing(
+    outbox: Outbox,
+) -> None:
+    async with running(Parts(outbox)) as parts:
+        await parts.take(parts.spill("r1"))
+        assert await parts.outcomes.cancel(("cam1", "r1")) is True
+        parts.outcomes.on_results(ok("r1"))
+        await until(lambda: parts.outcomes.counters.strangers == 1)
+        await until(lambda: parts.outcomes.counters.told == 1)
+        assert await parts.outcomes.cancel(("cam1", "r1")) is False
+        ledger = (await outbox.counts()).ledger
+    (answer,) = parts.local.answers
+    assert answer["reason"] == "cancelled by the operator"
+    assert ledger.ended == {("failed", "cancelled"): 1}

@@ -244,3 +244,38 @@ async def test_while_the_disk_fails_nothing_is_lost_and_sending_goes_on_after(
         db.execute("DROP TRIGGER broken")
         uplink.nudge()
         await until(lambda: wire.ids == ["r1"])
+
+
+async def test_a_backlog_leaves_in_order_of_its_deadlines(outbox: Outbox) -> None:
+    wire = Wire()
+    await take(
+        outbox,
+        *(
+            spill(f"r{n}", deadline_ms=now_ms() + 10_000.0 + 1000.0 * (n * 7 % 20))
+            for n in range(20)
+        ),
+        spill("over", deadline_ms=now_ms() - 1.0),
+    )
+    async with running(outbox, wire, envelope_items=5):
+        await until(lambda: len(wire.ids) == 20)
+    assert wire.ids == [f"r{n}" for n in sorted(range(20), key=lambda n: n * 7 % 20)]
+
+
+async def test_the_window_opens_on_a_good_link_and_closes_when_it_breaks(
+    outbox: Outbox,
+) -> None:
+    wire = Wire()
+    await take(outbox, *(spill(f"r{n}") for n in range(100)))
+    async with running(outbox, wire, envelope_items=1) as uplink:
+        assert uplink.window < 20
+        await until(lambda: len(wire.ids) == 100)
+        await until(lambda: uplink.window == 20)
+        wire.failure = LinkDown
+        wire.acknowledge.clear()
+        await take(outbox, *(spill(f"s{n}") for n in range(20)))
+        uplink.nudge()
+        await until(lambda: wire.under_way == 20)
+        wire.up = False
+        wire.acknowledge.set()
+        await until(lambda: uplink.counters.send_failures == 20)
+        assert uplink.window == 10  # Lost together, they count once.

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker.amqp import LinkDown
 from broker.codec import decode, encode, seal_envelope
@@ -24,8 +26,10 @@ from broker.messages import (
 )
 from cloud_worker.adapters.runner import BatchFailed
 from cloud_worker.core.batcher import Batcher, Signature
+from cloud_worker.core.ledger import Aside, Cause, Ledger
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
 from cloud_worker.core.spec import ModelSpec, ServedModel, TensorSpec
+from cloud_worker.loops.bookkeeping import Bookkeeping
 from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.intake import Intake
 from cloud_worker.loops.media import Decoder
@@ -167,6 +171,14 @@ class Bench:
     intake: Intake
     side_queues: SideQueues
 
+    @property
+    def ended(self) -> dict[Cause, int]:
+        return dict(self.room.ledger.ended)
+
+    @property
+    def aside(self) -> dict[Aside, int]:
+        return dict(self.room.ledger.aside)
+
     async def take(self, *letters: Letter) -> None:
         for letter in letters:
             await self.intake.take(letter)
@@ -174,9 +186,10 @@ class Bench:
 
 @asynccontextmanager
 async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench]:
-    broker, runner, clock, room = Broker(), Doubling(), FakeClock(), Room(100)
+    broker, runner, clock, ledger = Broker(), Doubling(), FakeClock(), Ledger()
+    room = Room(100, ledger)
     served = {model.name: model for model in models}
-    replies = Replies(broker.publish, Stamps("w-1", clock))
+    replies = Replies(broker.publish, Stamps("w-1", clock), ledger=ledger)
     infer = Infer(runner, Batcher[Held](), replies=replies, clock=clock)
     with ThreadPoolExecutor(1) as threads:
         intake = Intake(
@@ -193,6 +206,7 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(infer.run()), group.create_task(replies.run())]
             yield Bench(broker, runner, clock, room, infer, intake, side_queues)
+            assert Bookkeeping(room).balanced()
             for task in tasks:
                 task.cancel()
 
@@ -281,6 +295,7 @@ async def test_results_of_a_dead_channel_are_dropped_as_the_broker_redelivers() 
         await until(lambda: on.room.held == 0)
         on.broker.down = False
         assert on.broker.published == []
+        assert on.room.ledger.given_back == 1
 
 
 async def test_what_waits_for_a_batch_on_a_dead_channel_is_not_run() -> None:
@@ -320,6 +335,7 @@ async def test_the_culprit_of_a_crash_stands_alone_and_its_neighbours_succeed() 
         await until(lambda: letter.ended == "acked")
         results = {each.id: each for each in on.broker.results()}
         assert len(results) == len(on.broker.results()) == 4
+        assert on.ended == {Cause.ANSWERED: 3, Cause.MODEL: 1}
         culprit = results.pop(f"r-{CRASH:g}")
         assert culprit.status is Status.FAILED
         assert culprit.reason == "model 'double' version 1: it died"
@@ -396,6 +412,8 @@ async def test_one_bad_item_costs_its_neighbours_nothing() -> None:
         assert results["r-2"].status is Status.FAILED
         assert "Field required" in (results["r-2"].reason or "")
         assert len(results) == 3
+        assert on.ended == {Cause.ANSWERED: 2, Cause.UNREADABLE: 1}
+        assert on.aside == {Aside.ILLEGIBLE: 1}
 
 
 async def test_the_payload_does_not_choose_the_model_or_the_agent() -> None:
@@ -406,6 +424,7 @@ async def test_the_payload_does_not_choose_the_model_or_the_agent() -> None:
         (result,) = on.broker.results()
         assert result.status is Status.FAILED
         assert "was sent to the topic of 'double'" in (result.reason or "")
+        assert on.ended == {Cause.WRONG_TOPIC: 1}
         assert on.runner.batches == []
 
 
@@ -417,6 +436,7 @@ async def test_a_request_that_has_expired_costs_no_work() -> None:
         await until(lambda: letter.ended == "acked")
         statuses = {each.id: each.status for each in on.broker.results()}
         assert statuses == {"r-1": Status.EXPIRED, "r-2": Status.OK}
+        assert on.ended == {Cause.LATE: 1, Cause.ANSWERED: 1}
         assert on.runner.batches == [[3.0]]
 
 
@@ -433,6 +453,7 @@ async def test_a_request_that_expires_while_it_waits_costs_no_work() -> None:
         await until(lambda: waiting.ended == "acked")
         (result,) = on.broker.results()
         assert result.status is Status.EXPIRED
+        assert on.ended == {Cause.WAITED: 1}
         assert on.runner.batches == [[1.0]]
         on.runner.end(on.runner.held.pop(), [1.0])
 
@@ -459,6 +480,7 @@ async def test_noise_goes_to_the_dead_letters_and_the_loop_goes_on() -> None:
         ]
         await on.take(*noise)
         assert [each.ended for each in noise] == ["rejected"] * 5
+        assert on.aside == {Aside.BURIED: 5, Aside.ILLEGIBLE: 1}
         assert on.room.held == 0
         letter = Letter(encode(request("r-2")))
         await on.take(letter)
@@ -473,6 +495,7 @@ async def test_a_medium_for_a_model_without_a_recipe_is_refused() -> None:
         await until(lambda: letter.ended == "acked")
         (result,) = on.broker.results()
         assert "takes tensors, not image/png" in (result.reason or "")
+        assert on.ended == {Cause.INVALID: 1}
 
 
 async def test_deliveries_wait_undecoded_while_too_much_is_held() -> None:
@@ -507,6 +530,7 @@ async def test_a_request_that_no_queue_took_is_answered() -> None:
         (result,) = on.broker.results()
         assert result.status is Status.FAILED
         assert result.reason == "no worker serves model 'nobody'"
+        assert on.ended == {Cause.UNROUTED: 1}
 
 
 async def test_an_unrouted_request_that_can_be_served_now_goes_on_its_way() -> None:
@@ -517,6 +541,7 @@ async def test_an_unrouted_request_that_can_be_served_now_goes_on_its_way() -> N
         ((key, body, headers),) = on.broker.published
         assert (key, body) == (letter.routing_key, letter.body)
         assert headers == {"x-overspill-republished": 1}
+        assert on.aside == {Aside.UNROUTED: 1, Aside.SENT_AGAIN: 1}
         # Its queue or binding must have gone, or it had not been unrouted.
         assert on.broker.restored == 1
 
@@ -543,7 +568,7 @@ async def test_a_result_for_an_agent_that_is_gone_is_dropped() -> None:
         letter = Letter(b"res", routing_key="e1.agent-1.dn.res", queue="unrouted")
         await on.side_queues.take(letter)
         assert letter.ended == "acked"
-        assert on.side_queues.dropped_results == 1
+        assert on.aside == {Aside.UNROUTED: 1, Aside.RESULTS_DROPPED: 1}
         assert on.broker.published == []
 
 
@@ -565,6 +590,8 @@ async def test_dead_letters_are_answered_with_their_cause() -> None:
             "delivery-limit": Status.FAILED,
             "expired": Status.EXPIRED,
         }
+        assert on.ended == {Cause.DEAD: 1, Cause.DEAD_LATE: 1}
+        assert on.aside == {Aside.DEAD_LETTERS: 2}
 
 
 async def test_a_dead_letter_that_nobody_can_be_told_of_is_let_go() -> None:
@@ -572,7 +599,64 @@ async def test_a_dead_letter_that_nobody_can_be_told_of_is_let_go() -> None:
         letter = Letter(b"\xc1", queue="infer.dead")
         await on.side_queues.take(letter)
         assert letter.ended == "acked"
+        assert on.aside == {Aside.DEAD_LETTERS: 1, Aside.UNTELLABLE: 1}
         assert on.broker.published == []
+
+
+KINDS = st.sampled_from(["good", "late", "wrong", "crash", "refuse", "noise"])
+LETTERS = st.lists(
+    st.tuples(st.lists(KINDS, min_size=1, max_size=6), st.booleans()), max_size=8
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(LETTERS, st.booleans())
+def test_whatever_comes_and_whatever_dies_every_request_is_accounted_for(
+    letters: list[tuple[list[str], bool]], down: bool
+) -> None:
+    asyncio.run(_all_accounted_for(letters, down=down))
+
+
+async def _all_accounted_for(
+    letters: list[tuple[list[str], bool]], *, down: bool
+) -> None:
+    async with bench() as on:
+        on.broker.down = down
+        on.runner.ready = not down
+        sent = []
+        for number, (kinds, dies) in enumerate(letters):
+            items = [_item(kind, f"r-{number}-{n}") for n, kind in enumerate(kinds)]
+            letter = Letter(seal_envelope(Request, items))
+            await on.take(letter)
+            sent.append((letter, dies))
+        for letter, dies in sent:
+            if dies:
+                letter.channel_open = False
+        on.broker.down, on.runner.ready = False, True
+        on.infer.wake()
+        await until(lambda: on.room.held == 0)
+        assert all(letter.ended or dies for letter, dies in sent)
+        ledger = on.room.ledger
+        read = sum(kind != "noise" for kinds, _ in letters for kind in kinds)
+        assert ledger.taken == read
+        assert sum(ledger.ended.values()) + ledger.given_back == read
+
+
+def _item(kind: str, id_: str) -> bytes:
+    match kind:
+        case "late":
+            made = request(id_, expires_at_ms=1)
+        case "wrong":
+            made = request(id_, model="other")
+        case "crash":
+            made = request(id_, CRASH)
+        case "refuse":
+            made = request(id_, REFUSE)
+        case "noise":
+            return b"\xc1"
+        case _:
+            made = request(id_)
+    return decode_item(encode(made))
 
 
 def pack(fields: Mapping[str, Any]) -> bytes:

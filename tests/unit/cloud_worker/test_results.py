@@ -11,6 +11,7 @@ from broker.codec import decode
 from broker.messages import Result, Status, Tensor, Timings
 from bundle.manifest import Decision
 from cloud_worker.core.dead_letters import Death, read_death, times_republished
+from cloud_worker.core.ledger import Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
 from cloud_worker.core.reading import Reading, Unreadable, read
@@ -35,7 +36,7 @@ def subject(number: int = 0) -> Subject:
 def finished(agent: str, number: int, size_bytes: int = 4) -> Finished[int]:
     outputs = {"y": Tensor(dtype="uint8", shape=[size_bytes], data=bytes(size_bytes))}
     result = answered(subject(number), outputs, Reading(), SERVED, STAMP)
-    return Finished(agent, result, number)
+    return Finished(agent, result, number, Cause.ANSWERED)
 
 
 def opened(reply: Reply[int]) -> list[str]:
@@ -50,7 +51,7 @@ def test_a_result_reads_on_the_wire_as_it_was_made() -> None:
         SERVED,
         STAMP,
     )
-    (reply,) = group_replies([Finished("agent-1", result, None)])
+    (reply,) = group_replies([Finished("agent-1", result, None, Cause.ANSWERED)])
     (read_back,) = decode(reply.body, Result).items
     assert read_back.model_dump() == result.model_dump()
     assert Result.model_validate(result.model_dump()) == read_back
@@ -96,6 +97,8 @@ def test_a_result_that_no_broker_carries_becomes_a_failure() -> None:
     (result,) = decode(reply.body, Result).items
     assert result.status is Status.FAILED
     assert "over the limit" in (result.reason or "")
+    assert reply.causes == (Cause.TOO_LARGE,)
+    assert [each.status for each in reply.results] == [Status.FAILED]
     assert len(reply.body) < 1000
 
 

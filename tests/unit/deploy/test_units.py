@@ -39,6 +39,14 @@ def test_unit_is_never_given_up(program: str) -> None:
     assert unit["WantedBy"] == "multi-user.target"
 
 
+def test_a_program_that_stalls_is_started_again(program: str) -> None:
+    unit = read(program)
+    assert (unit["Type"], unit["NotifyAccess"]) == ("notify", "main")
+    assert 10 <= float(unit["WatchdogSec"]) <= 60
+    # Loading models takes longer than systemd waits by itself.
+    assert unit["TimeoutStartSec"] == "infinity"
+
+
 def test_secrets_come_from_a_file_and_not_from_the_unit(program: str) -> None:
     assert read(program)["EnvironmentFile"] == f"/etc/overspill/{program}.env"
     assert "://" not in (FOLDER / f"overspill-{program}.service").read_text()

@@ -12,14 +12,22 @@ from broker.messages import Priority, Reason, Result, Status, Tensor
 from edge_agent.core.answers import Answer, AnswerStatus, Source
 from edge_agent.core.delivery import (
     EXPIRY_SLACK_MS,
+    NEXT,
     Channel,
     Ending,
+    ImpossibleStep,
     Outcome,
     Retry,
     Spill,
+    Stage,
+    Step,
+    Why,
+    after_step,
+    cancel,
     conclude,
     expire,
     resend_delay_ms,
+    settling_step,
 )
 
 ACCEPTED_MS, DEADLINE_MS = 1_000.0, 5_000.0
@@ -169,3 +177,45 @@ def test_resends_come_ever_more_seldom(chance: float, attempt: int) -> None:
     )
     assert later >= earlier
     assert earlier == 60_000 * (0.8 + 0.4 * chance) or later > earlier
+
+
+# --- stages ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+@pytest.mark.parametrize("step", list(Step))
+def test_a_step_is_in_the_table_or_is_an_error(stage: Stage, step: Step) -> None:
+    if (stage, step) in NEXT:
+        assert after_step(stage, step) is NEXT[stage, step]
+    else:
+        with pytest.raises(ImpossibleStep, match=f"{stage.name} cannot {step}"):
+            after_step(stage, step)
+
+
+def test_an_outcome_is_recorded_once_and_nothing_opens_again() -> None:
+    for (stage, step), after in NEXT.items():
+        assert after is not Stage.OPEN
+        if step in (Step.SETTLE, Step.ANSWER_CALLER):
+            assert stage is Stage.OPEN
+
+
+def test_a_caller_in_this_process_is_told_with_the_outcome() -> None:
+    assert after_step(Stage.OPEN, settling_step(Channel.CALL)) is Stage.TOLD
+    assert after_step(Stage.OPEN, settling_step(Channel.MQTT)) is Stage.SETTLED
+
+
+def test_each_end_says_what_brought_it_about() -> None:
+    failed = result(Status.FAILED, reason="odd")
+    ends = {
+        Why.CLOUD: ending(conclude(SPILL, result(Status.OK), 1.0)),
+        Why.POOL_FAILED: ending(conclude(DOUBTED, failed, 1.0)),
+        Why.DEADLINE: expire(SPILL, DEADLINE_MS),
+        Why.CANCELLED: cancel(DOUBTED, 1_100.0),
+    }
+    assert {why: end.why for why, end in ends.items()} == {why: why for why in ends}
+    assert ending(conclude(SPILL, failed, 1.0)).why is Why.POOL_FAILED
+    assert expire(DOUBTED, DEADLINE_MS).why is Why.DEADLINE
+    cancelled = ends[Why.CANCELLED]
+    assert cancelled.outcome is Outcome.FAILED
+    assert cancelled.answer.status is AnswerStatus.FAILED
+    assert cancelled.answer.reason == "cancelled by the operator"

@@ -437,6 +437,17 @@ def test_an_answer_in_messagepack_says_the_same_with_typed_outputs() -> None:
     assert np.frombuffer(logits["data"], "<f4").tolist() == [0.5, -1.0]
 
 
+@pytest.mark.parametrize("encoding", list(Encoding))
+def test_only_a_refusal_for_want_of_room_says_when_to_send_again(
+    encoding: Encoding,
+) -> None:
+    read = msgpack.unpackb if encoding is Encoding.MSGPACK else json.loads
+    full = Answer.refused("a", "d", "m", reason="full", retry_after_s=2.5)
+    assert read(render(full, encoding))["retry_after_s"] == 2.5
+    for other in (ANSWER, Answer.refused("a", "d", "m", reason="bad")):
+        assert "retry_after_s" not in read(render(other, encoding))
+
+
 def test_accepted_is_the_one_answer_that_is_not_final() -> None:
     accepted = Answer.accepted("a", "d", "m", reason="hard", ms=1.0)
     others = [

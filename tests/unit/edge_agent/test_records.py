@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,6 +50,7 @@ def assert_same(got: Answer, want: Answer) -> None:
         answer(outputs={"nothing": np.zeros(0, np.float32)}),
         Answer.failed("r1", "cam1", "m", reason="broke\u2028 \N{SNOWMAN}"),
         Answer.refused(None, "cam1", None, reason="no id"),
+        Answer.refused("r1", "cam1", "m", reason="full", retry_after_s=2.5),
         Answer.accepted("r1", "cam1", "m", reason="hard", ms=0.1),
     ],
 )
@@ -57,6 +59,12 @@ def test_a_stored_answer_is_read_back_as_it_was(given_answer: Answer) -> None:
     for encoding in Encoding:
         rendered = render(given_answer, encoding)
         assert_same(read_rendered(rendered, encoding), given_answer)
+
+
+def test_an_answer_that_was_stored_before_a_field_was_added_is_read() -> None:
+    body = msgpack.unpackb(pack_answer(answer()))
+    del body["retry_after_s"]
+    assert_same(unpack_answer(msgpack.packb(body)), answer())
 
 
 @given(

@@ -1,0 +1,203 @@
+"""What the agent says of itself: to its operator, and in telemetry to the fleet.
+
+The ledger is looked at whenever the outbox is counted: at the start, every few seconds
+and when somebody asks. One that does not balance is an error, reported everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import structlog
+
+from broker.messages import Report
+from broker.mqtt import MqttLink
+from edge_agent.adapters.outbox import Counts, Outbox, enduring
+from edge_agent.core.ledger import Ledger
+from edge_agent.core.slots import Slots
+from edge_agent.loops.ingress import Ingress
+from edge_agent.loops.outcomes import Outcomes
+from edge_agent.loops.serving import Serving
+from edge_agent.loops.uplink import Uplink
+from edge_agent.settings import AgentSettings
+from lifecycle.supervisor import Supervisor
+
+log = structlog.get_logger(__name__)
+
+COUNTS_EVERY_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The parts that count what happens to requests."""
+
+    serving: Serving
+    uplink: Uplink
+    outcomes: Outcomes
+    ingress: Ingress
+    outbox: Outbox
+
+    def counters(self) -> dict[str, int]:
+        """What has happened since the start, by name."""
+        spilled = self.serving.spilled
+        return {
+            **asdict(self.serving.counters),
+            **{f"spilled_{reason.value}": n for reason, n in spilled.items()},
+            **{f"refused_{why}": n for why, n in self.serving.refused.items()},
+            **asdict(self.uplink.counters),
+            "uplink_window": self.uplink.window,
+            **asdict(self.outcomes.counters),
+            **{f"ingress_{k}": v for k, v in asdict(self.ingress.counters).items()},
+            **{f"outbox_{k}": v for k, v in asdict(self.outbox.counters).items()},
+        }
+
+
+class AgentStatus:
+    """Gathers the state of every part; `run` keeps what telemetry needs at hand."""
+
+    def __init__(  # noqa: PLR0913 - the parts it speaks of
+        self,
+        *,
+        settings: AgentSettings,
+        loops: Supervisor,
+        cloud: MqttLink | None,
+        local: MqttLink | None,
+        parts: Counted,
+        slots: Callable[[], Mapping[str, Slots]],
+        now_ms: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._loops = loops
+        self._cloud = cloud
+        self._local = local
+        self._parts = parts
+        self._slots = slots
+        self._now_ms = now_ms
+        self._counts: Counts | None = None
+        self._missing = 0
+        self.ledger_mismatches = 0
+
+    async def run(self) -> None:
+        """Count now and then, until cancelled."""
+        await enduring(self._count_now_and_then)
+
+    async def _count_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(COUNTS_EVERY_S)
+            await self.count()
+
+    async def count(self) -> Counts:
+        """Look at the outbox; the next report carries what was found.
+
+        Raises:
+            OutboxFailed: the file cannot be read now.
+        """
+        self._counts = await self._parts.outbox.counts()
+        self._check(self._counts.ledger)
+        return self._counts
+
+    def _check(self, ledger: Ledger) -> None:
+        if ledger.missing == self._missing:
+            return
+        self._missing = ledger.missing
+        if ledger.balanced:
+            log.info("ledger_balanced")
+            return
+        self.ledger_mismatches += 1
+        log.error(
+            "ledger_mismatch",
+            missing=ledger.missing,
+            accepted=dict(ledger.accepted),
+            ended={f"{what}/{why}": n for (what, why), n in ledger.ended.items()},
+            waiting=ledger.waiting,
+        )
+
+    async def now(self) -> dict[str, Any]:
+        """Links, model slots, outbox and counters, as JSON would hold them."""
+        counts = await self.count()
+        oldest = counts.oldest_accepted_ms
+        age_s = None if oldest is None else max(0.0, self._now_ms() - oldest) / 1000.0
+        return {
+            "agent": self._settings.agent_id,
+            "cloud": self._cloud_side(),
+            "local": self._local_side(),
+            "models": {
+                name: {
+                    **asdict(slots),
+                    "state": slots.state.value,
+                    "serving": None
+                    if (served := self._parts.serving.model(name)) is None
+                    else served.manifest.version,
+                }
+                for name, slots in self._slots().items()
+            },
+            "outbox": {
+                **{name: n for name, n in asdict(counts).items() if name != "ledger"},
+                "oldest_s": age_s,
+            },
+            "ledger": {
+                **counts.ledger.shown(),
+                "mismatches": self.ledger_mismatches,
+            },
+            "loops": {
+                "failures": dict(self._loops.failures),
+                "last_error": self._loops.last_error,
+            },
+            "counters": self._counters(),
+        }
+
+    def _counters(self) -> dict[str, int]:
+        failures = sum(self._loops.failures.values())
+        return {**self._parts.counters(), "loop_failures": failures}
+
+    def _cloud_side(self) -> dict[str, Any]:
+        link = self._cloud
+        if link is None:
+            return {"configured": False, "up": False, "error": None}
+        return {"configured": True, "up": link.up, "error": link.last_error}
+
+    def _local_side(self) -> dict[str, Any]:
+        link = self._local
+        if link is None:
+            return {"serving": False, "up": False, "error": None}
+        return {
+            "serving": True,
+            "embedded": self._settings.local_url is None,
+            "up": link.up,
+            "error": link.last_error,
+        }
+
+    def report(self) -> Report:
+        """What the fleet is told."""
+        counters = {
+            **self._counters(),
+            "ledger_mismatch": self.ledger_mismatches,
+        }
+        counts = self._counts
+        if counts is not None:
+            counters |= {
+                "outbox_open": counts.open,
+                "outcome_answered": counts.answered,
+                "outcome_failed": counts.failed,
+                "outcome_expired": counts.expired,
+                "answers_undelivered": counts.ledger.undelivered,
+                **{
+                    f"accepted_{reason}": n
+                    for reason, n in counts.ledger.accepted.items()
+                },
+            }
+        return Report(
+            agent=self._settings.agent_id,
+            at_ms=round(self._now_ms()),
+            slots=[each.report() for each in self._slots().values()],
+            counters=counters,
+            facts={
+                "machine": platform.machine(),
+                "system": platform.system(),
+                "python": platform.python_version(),
+            },
+        )

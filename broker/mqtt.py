@@ -42,6 +42,10 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 10.0
 SUBSCRIBE_TIMEOUT_S: Final = 10.0
+# RabbitMQ 4 says nothing to a client whose session was deleted: it stays connected,
+# publishes and is confirmed, and hears nothing ever again.
+DEAF_AFTER_S: Final = 20.0
+DEAF_AFTER_MOST_S: Final = 600.0
 CLOSE_TIMEOUT_S: Final = 2.0
 # Nagle's algorithm meets delayed acknowledgements: 44 ms a round trip instead of 2.
 NODELAY: Final = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
@@ -257,6 +261,9 @@ class MqttLink:
         keepalive_s: a connection that is silent is given up after little more than
             this many seconds, by the broker after one and a half times as many.
         backoff: waits between tries.
+        answered: whether a publish to this topic is answered on a subscription. A link
+            that hears nothing for `DEAF_AFTER_S` after one connects anew; then after
+            twice as long, and so on, because whoever answers may be away.
     """
 
     def __init__(  # noqa: PLR0913 - the contract of a link; all but one by name
@@ -271,6 +278,7 @@ class MqttLink:
         window: int = 20,
         keepalive_s: int = 10,
         backoff: Backoff | None = None,
+        answered: Callable[[str], bool] | None = None,
     ) -> None:
         self._target = target
         self._client_id = client_id
@@ -286,6 +294,9 @@ class MqttLink:
         self._unconfirmed = 0
         self._stalled = asyncio.Event()
         self._asking: str | None = None
+        self._answered = answered
+        self._asked_s: float | None = None
+        self._deaf_after_s = DEAF_AFTER_S
 
     @property
     def up(self) -> bool:
@@ -337,6 +348,8 @@ class MqttLink:
             begun = None if self._slots.locked() else client.begin(topic, payload)
         except aiomqtt.MqttError as error:
             raise LinkDown(f"{self._target} is going down: {error}") from error
+        if self._asked_s is None and self._answered and self._answered(topic):
+            self._asked_s = asyncio.get_running_loop().time()
         return _Publishing(
             functools.partial(self._confirmed, client, begun, topic, payload, timeout_s)
         )
@@ -426,11 +439,13 @@ class MqttLink:
 
     async def _serve(self, client: _Client) -> None:
         self._unconfirmed = 0
+        self._asked_s = None
         self._stalled.clear()
         try:
             async with asyncio.TaskGroup() as watchers:
                 watchers.create_task(_until_lost(client))
                 watchers.create_task(self._until_stalled())
+                watchers.create_task(self._until_deaf())
                 await self._subscribe(client)
                 self._client = client
                 self._standing.rise()
@@ -442,6 +457,21 @@ class MqttLink:
         raise LinkDown(
             f"{self._target} acknowledged none of {self._unconfirmed} messages in "
             "time: it may be over its memory or disk limit; look at its log"
+        )
+
+    async def _until_deaf(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            asked_s = loop.time() if self._asked_s is None else self._asked_s
+            left_s = asked_s + self._deaf_after_s - loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(left_s)
+        waited_s = self._deaf_after_s
+        self._deaf_after_s = min(2 * waited_s, DEAF_AFTER_MOST_S)
+        raise LinkDown(
+            f"nothing was heard from {self._target} for {waited_s:g} s after a question: "
+            "nobody answers, or the session was deleted; it is made anew"
         )
 
     async def _subscribe(self, client: _Client) -> None:
@@ -465,6 +495,8 @@ class MqttLink:
                 deadline.reschedule(now)
 
     def _deliver(self, topic: str, payload: bytes) -> None:
+        self._asked_s = None
+        self._deaf_after_s = DEAF_AFTER_S
         try:
             self._on_message(topic, payload)
         except Exception:

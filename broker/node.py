@@ -256,13 +256,14 @@ class Node:
         pid = spawn(command, variables, output)
         info = replace(info, pid=pid, births={**info.births, "node": birth_of(pid)})
         self._save(info)
-        while "Server startup complete" not in self._log_text():
+        while not self._says_it_is_up():
             if not alive(pid):
                 self._fail()
             await asyncio.sleep(POLL_S)
         for port in (info.amqp_port, info.mqtt_port):
             await until_listening(port, pid, self._fail)
-        found = re.search(r"Starting RabbitMQ (\S+)", self._log_text())
+        said = self._log_text() + self._output_text()
+        found = re.search(r"RabbitMQ(?:\x1b\[0m)? (\d+\.\S+)", said)
         info = replace(info, version=found.group(1) if found else "")
         self._save(info)
         return info
@@ -284,17 +285,27 @@ class Node:
             self._info = info
             await self.kill()
 
+    def _says_it_is_up(self) -> bool:
+        # A log that is written to very fast, as with a thousand users to load, drops
+        # lines, this one too.
+        return (
+            "Server startup complete" in self._log_text()
+            or "Starting broker... completed" in self._output_text()
+        )
+
     def _log_text(self) -> str:
         with contextlib.suppress(FileNotFoundError):
             return server_log(self.folder).read_text(errors="replace")
         return ""
 
+    def _output_text(self) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / "log" / "start.log").read_text(errors="replace")
+        return ""
+
     def _log_tail(self) -> str:
         """The errors of the log where it has some, else its last lines."""
-        lines = self._log_text().splitlines()
-        with contextlib.suppress(FileNotFoundError):
-            start = self.folder / "log" / "start.log"
-            lines += start.read_text(errors="replace").splitlines()
+        lines = (self._log_text() + self._output_text()).splitlines()
         lines = [line for line in lines if line.strip()]
         errors = [line for line in lines if "[error]" in line]
         return "\n".join(errors[:LOG_LINES_SHOWN] or lines[-LOG_LINES_SHOWN:])

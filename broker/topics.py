@@ -34,6 +34,11 @@ def requests(agent: str, model: str, priority: Priority) -> str:
     return f"e1/{agent}/up/req/{model}/{priority.value}"
 
 
+def wants_result(topic: str) -> bool:
+    """Whether what an agent publishes there is answered with results."""
+    return "/up/req/" in topic
+
+
 def gets(agent: str) -> str:
     """The MQTT topic an agent asks for model updates on."""
     return f"e1/{agent}/up/get"

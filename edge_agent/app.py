@@ -378,6 +378,7 @@ class Agent:
                 on_change=self._on_cloud_change,
                 window=settings.uplink_window + 8,
                 keepalive_s=settings.keepalive_s,
+                answered=topics.wants_result,
             )
         self._local: MqttLink | None = None
         if self._devices:

@@ -188,6 +188,29 @@ async def test_a_broker_that_confirms_nothing_is_left_and_tried_again() -> None:
             await until(lambda: connections >= 2)
 
 
+async def test_a_link_that_hears_no_answer_connects_anew_and_then_less_often(
+    mosquitto: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.mqtt.DEAF_AFTER_S", 0.3)
+    heard = Heard()
+    asked = {"answered": lambda topic: topic == "ask"}
+    async with mqtt(mosquitto, "a", "answer", heard=heard, **asked) as link:
+        await link.publish("told", b"")
+        await asyncio.sleep(0.6)
+        assert heard.changes == [True]
+        for again in (0.3, 0.6):
+            began = time.monotonic()
+            await link.publish("ask", b"")
+            heard.changes.clear()
+            await until(lambda: heard.changes == [False, True])
+            assert time.monotonic() - began >= again
+        await link.publish("ask", b"")
+        await link.publish("answer", b"")
+        await heard.message()
+        await asyncio.sleep(1.0)
+        assert heard.changes == [False, True]
+
+
 async def test_a_broker_that_drops_each_connection_is_not_hammered() -> None:
     connections = 0
 

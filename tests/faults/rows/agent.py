@@ -70,7 +70,7 @@ ROWS: tuple[Row, ...] = (
         for event in STEPS
     ),
     Row(
-        name="agent-killed-random",
+        name="agent-killed-randomly",
         fault="kill -9 of the agent at random times, again and again",
         must_hold="no accepted id lost, at most one outcome",
         run=killed_at_random,

@@ -113,6 +113,29 @@ _COLUMNS: Final = (
     "accepted_ms, deadline_ms, due_ms, attempt"
 )
 
+# Of an open row; one that ends before it is written has more.
+_OPEN_ROW: Final = f"({', '.join('?' * 14)}, 0)"
+_INSERT_OPEN: Final = f"INSERT INTO spill ({_COLUMNS}, ready, stage) VALUES "
+_INSERT_ENDED: Final = (
+    f"INSERT INTO spill ({_COLUMNS}, ready, "
+    "stage, outcome, answer, ended_ms, closed_ms) "
+    f"VALUES ({', '.join('?' * 19)}) ON CONFLICT DO NOTHING"
+)
+# One statement for many: each lets go of the interpreter's lock, and another thread
+# that is busy gives it back only after a while.
+INSERTED_TOGETHER: Final = 32
+_INSERT_ONE: Final = f"{_INSERT_OPEN} {_OPEN_ROW} ON CONFLICT DO NOTHING"
+_INSERT_TOGETHER: Final = (
+    f"{_INSERT_OPEN} {', '.join([_OPEN_ROW] * INSERTED_TOGETHER)} "
+    "ON CONFLICT DO NOTHING"
+)
+# The log moves into the file when nobody waits for it (see `Outbox`), or else, as
+# SQLite does it, within the commit that makes it longer than so many pages.
+CHECKPOINT_CHANGES: Final = 300
+CHECKPOINT_PAGES: Final = 4096
+
+_REQUEST: Final = _COLUMNS.split(", ").index("request")
+
 
 class OutboxUnusable(Exception):
     """The outbox cannot be opened at all."""
@@ -160,6 +183,7 @@ class SpillTable:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._entries: Counter[tuple[str, str, str]] = Counter()
+        self._checkpointed = 0
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -206,17 +230,47 @@ class SpillTable:
 
     def insert(self, spill: Spill) -> bool:
         """Add an open spill; False when its id is there already."""
-        return self._insert(spill, None)
+        if self._db.execute(_INSERT_ONE, _open_values(spill)).rowcount != 1:
+            return False
+        self._entries[ACCEPTED, spill.reason.value, ""] += 1
+        return True
+
+    def insert_all(self, spills: Sequence[Spill]) -> list[Key]:
+        """Add open spills; gives the ids that were there already."""
+        many = len(spills) - len(spills) % INSERTED_TOGETHER
+        known: list[Key] = []
+        for start in range(0, many, INSERTED_TOGETHER):
+            some = spills[start : start + INSERTED_TOGETHER]
+            if not self._insert_together(some):
+                known += [each.key for each in some if not self.insert(each)]
+        known += [each.key for each in spills[many:] if not self.insert(each)]
+        return known
+
+    def _insert_together(self, spills: Sequence[Spill]) -> bool:
+        """Add them all with one statement, or none: False when an id is known."""
+        values: list[object] = []
+        for each in spills:
+            values += _open_values(each)
+        self._db.execute("SAVEPOINT together")
+        if self._db.execute(_INSERT_TOGETHER, values).rowcount != len(spills):
+            self._db.execute("ROLLBACK TO together")
+            self._db.execute("RELEASE together")
+            return False
+        self._db.execute("RELEASE together")
+        for reason, count in Counter([each.reason for each in spills]).items():
+            self._entries[ACCEPTED, reason.value, ""] += count
+        return True
 
     def insert_ended(self, spill: Spill, ended: Ended) -> int | None:
         """Add a spill that ended before it was written, or end the row of its id.
 
         Gives what `end` does: None as well when there was no row of its id.
         """
-        if self._insert(spill, ended):
-            self._entries[ENDED, ended.outcome.value, ended.why.value] += 1
-            return None
-        return self.end(ended)
+        if self._db.execute(_INSERT_ENDED, _ended_values(spill, ended)).rowcount != 1:
+            return self.end(ended)
+        self._entries[ACCEPTED, spill.reason.value, ""] += 1
+        self._entries[ENDED, ended.outcome.value, ended.why.value] += 1
+        return None
 
     def end(self, ended: Ended) -> int | None:
         """End an open row: the bytes it frees, or None when none was open."""
@@ -243,39 +297,15 @@ class SpillTable:
         self._entries[ENDED, ended.outcome.value, ended.why.value] += 1
         return int(row[0] or 0)
 
-    def _insert(self, spill: Spill, ended: Ended | None) -> bool:
-        cursor = self._db.execute(
-            f"INSERT INTO spill ({_COLUMNS}, ready, "
-            "stage, outcome, answer, ended_ms, closed_ms) "
-            f"VALUES ({', '.join('?' * 19)}) ON CONFLICT DO NOTHING",
-            (
-                spill.device,
-                spill.id,
-                spill.model,
-                RANKS[spill.priority],
-                spill.reason.value,
-                spill.channel.value,
-                spill.encoding,
-                spill.request if ended is None else None,
-                None
-                if spill.edge is None or ended is not None
-                else pack_answer(spill.edge),
-                spill.accepted_ms,
-                spill.deadline_ms,
-                spill.due_ms,
-                spill.attempt,
-                spill.due_ms <= spill.accepted_ms,
-                Stage.OPEN if ended is None else ended.stage,
-                None if ended is None else ended.outcome.value,
-                None if ended is None else ended.answer,
-                None if ended is None else ended.ended_ms,
-                None if ended is None else _closed_ms(ended),
-            ),
-        )
-        if cursor.rowcount != 1:
-            return False
-        self._entries[ACCEPTED, spill.reason.value, ""] += 1
-        return True
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether enough was written that the log should move into the file."""
+        return self._db.total_changes - self._checkpointed >= CHECKPOINT_CHANGES
+
+    def checkpoint(self) -> None:
+        """Move the log into the file; outside a transaction."""
+        self._checkpointed = self._db.total_changes
+        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def find(self, key: Key) -> Recorded | None:
         """What is recorded of an id, if anything."""
@@ -476,6 +506,41 @@ def read_ledger(db: sqlite3.Connection, waiting: int) -> Ledger:
     )
 
 
+def _open_values(spill: Spill) -> tuple[object, ...]:
+    """A row of `_INSERT_OPEN`. In one piece: this is most of what an accept costs."""
+    return (
+        spill.device,
+        spill.id,
+        spill.model,
+        RANKS[spill.priority],
+        spill.reason.value,
+        spill.channel.value,
+        spill.encoding,
+        spill.request,
+        None if spill.edge is None else pack_answer(spill.edge),
+        spill.accepted_ms,
+        spill.deadline_ms,
+        spill.due_ms,
+        spill.attempt,
+        spill.due_ms <= spill.accepted_ms,
+    )
+
+
+def _ended_values(spill: Spill, ended: Ended) -> tuple[object, ...]:
+    """A row of `_INSERT_ENDED`: what it asked is of no use any more."""
+    values = _open_values(replace(spill, edge=None))
+    return (
+        *values[:_REQUEST],
+        None,
+        *values[_REQUEST + 1 :],
+        ended.stage,
+        ended.outcome.value,
+        ended.answer,
+        ended.ended_ms,
+        _closed_ms(ended),
+    )
+
+
 def _closed_ms(ended: Ended) -> float | None:
     return ended.ended_ms if ended.stage is Stage.TOLD else None
 
@@ -532,6 +597,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     )
     try:
         db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         _check_pages(db)
         script = {0: SCHEMA, 1: FROM_1}.get(version)

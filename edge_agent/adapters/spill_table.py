@@ -134,6 +134,10 @@ _INSERT_TOGETHER: Final = (
 CHECKPOINT_CHANGES: Final = 300
 CHECKPOINT_PAGES: Final = 4096
 
+_GET_WITHOUT_REQUEST: Final = (
+    f"SELECT {_COLUMNS.replace('request', 'NULL')} FROM spill "
+    "WHERE device = ? AND id = ? AND stage = 0"
+)
 _REQUEST: Final = _COLUMNS.split(", ").index("request")
 
 
@@ -328,6 +332,15 @@ class SpillTable:
         """The open spill of that id."""
         found = self._select("WHERE device = ? AND id = ? AND stage = 0", key)
         return found[0] if found else None
+
+    def get_all(self, keys: Iterable[Key]) -> dict[Key, Spill]:
+        """Those of the keys that are open, by key; `request` is left empty."""
+        found = {}
+        for key in keys:
+            row = self._db.execute(_GET_WITHOUT_REQUEST, key).fetchone()
+            if row is not None:
+                found[key] = _spill(row)
+        return found
 
     def mark_told(self, keys: Iterable[Key], told_ms: float) -> None:
         """The device, or its broker, has acknowledged the answer."""

@@ -18,7 +18,7 @@ import structlog
 from broker.codec import WireError, decode
 from broker.messages import Result
 from broker.mqtt import LinkDown
-from edge_agent.adapters.outbox import Outbox, enduring
+from edge_agent.adapters.outbox import Outbox, OutboxFailed, enduring
 from edge_agent.core.answers import Answer
 from edge_agent.core.delivery import (
     Channel,
@@ -41,6 +41,7 @@ FORGET_ROWS: Final = 1000
 FORGET_EVERY_S: Final = 60.0
 RECENT_SPILLS: Final = 2048
 UNMATCHED_RESULTS: Final = 4096
+MATCHED_TOGETHER: Final = 512
 TELLERS: Final = 8
 TELL_QUEUE: Final = 4096
 LOOK_EVERY_S: Final = 1.0
@@ -278,13 +279,23 @@ class Outcomes:
     async def _match_late_results(self) -> None:
         """Results of spills that are in the outbox only."""
         while True:
-            result = await self._unmatched.get()
-            spill = await self._outbox.get((result.device, result.id))
-            if spill is None:
-                self.counters.strangers += 1
-                log.debug("result_ignored", id=result.id, device=result.device)
-            else:
-                self._conclude(spill, result)
+            results = [await self._unmatched.get()]
+            while len(results) < MATCHED_TOGETHER and not self._unmatched.empty():
+                results.append(self._unmatched.get_nowait())
+            keys = [(each.device, each.id) for each in results]
+            try:
+                spills = await self._outbox.get_all(keys)
+            except OutboxFailed:
+                # Harmless, as above: their requests are sent again.
+                self.counters.results_dropped += len(results)
+                raise
+            for key, result in zip(keys, results, strict=True):
+                spill = spills.get(key)
+                if spill is None:
+                    self.counters.strangers += 1
+                    log.debug("result_ignored", id=result.id, device=result.device)
+                else:
+                    self._conclude(spill, result)
 
     async def _send_again(self) -> None:
         while True:

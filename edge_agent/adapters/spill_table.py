@@ -279,27 +279,28 @@ class SpillTable:
     def end(self, ended: Ended) -> int | None:
         """End an open row: the bytes it frees, or None when none was open."""
         row = self._db.execute(
-            "SELECT length(request) FROM spill "
+            "SELECT seq, length(request) FROM spill "
             "WHERE device = ? AND id = ? AND stage = 0",
             ended.key,
         ).fetchone()
         if row is None:
             return None
+        seq, size = row
         self._db.execute(
             "UPDATE spill SET stage = ?, outcome = ?, answer = ?, ended_ms = ?, "
             "closed_ms = ?, request = NULL, edge = NULL "
-            "WHERE device = ? AND id = ? AND stage = 0",
+            "WHERE seq = ?",
             (
                 ended.stage,
                 ended.outcome.value,
                 ended.answer,
                 ended.ended_ms,
                 _closed_ms(ended),
-                *ended.key,
+                seq,
             ),
         )
         self._entries[ENDED, ended.outcome.value, ended.why.value] += 1
-        return int(row[0] or 0)
+        return int(size or 0)
 
     @property
     def checkpoint_due(self) -> bool:
@@ -395,17 +396,21 @@ class SpillTable:
         """
         self._promote(now_ms)
         claimed: list[Spill] = []
+        seqs: list[int] = []
         size = 0
-        for row in self._ready(now_ms, limit):
+        for seq, *row in self._ready(now_ms, limit):
             spill = _spill(row)
             size += len(spill.request)
             if claimed and size > max_bytes:
                 break
+            seqs.append(seq)
             claimed.append(replace(spill, attempt=spill.attempt + 1))
         self._each(
-            "UPDATE spill SET due_ms = ?, attempt = ?, ready = 0 "
-            "WHERE device = ? AND id = ?",
-            [(next_due_ms(each.attempt), each.attempt, *each.key) for each in claimed],
+            "UPDATE spill SET due_ms = ?, attempt = ?, ready = 0 WHERE seq = ?",
+            [
+                (next_due_ms(each.attempt), each.attempt, seq)
+                for seq, each in zip(seqs, claimed, strict=True)
+            ],
         )
         return claimed
 
@@ -420,7 +425,7 @@ class SpillTable:
     def _ready(self, now_ms: float, limit: int) -> Iterator[Sequence[Any]]:
         for rank in BY_RANK:
             rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM spill WHERE stage = 0 AND ready = 1 "
+                f"SELECT seq, {_COLUMNS} FROM spill WHERE stage = 0 AND ready = 1 "
                 "AND priority = ? AND deadline_ms > ? ORDER BY deadline_ms LIMIT ?",
                 (rank, now_ms, limit),
             )

@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 FORGET_ROWS: Final = 1000
 FORGET_EVERY_S: Final = 60.0
 RECENT_SPILLS: Final = 2048
+REMEMBERED_BYTES: Final = 4096
 UNMATCHED_RESULTS: Final = 4096
 MATCHED_TOGETHER: Final = 512
 TELLERS: Final = 8
@@ -81,6 +82,7 @@ class Outcomes:
     ) -> None:
         self._outbox = outbox
         self._uplink = uplink
+        uplink.on_claim = self.expect
         self._local = local
         self._now_ms = now_ms
         self._keep_ms = keep_outcomes_s * 1000.0
@@ -104,7 +106,10 @@ class Outcomes:
     # --- called by those who spill -------------------------------------------------
 
     def expect(self, spill: Spill) -> None:
-        """Remember a fresh spill, before its first send."""
+        """Remember a spill that is about to be sent, so that its result finds it."""
+        if len(spill.request) > REMEMBERED_BYTES:
+            # What it asks is in the outbox; many large ones would fill the memory.
+            spill = replace(spill, request=b"")
         self._recent[spill.key] = spill
         while len(self._recent) > RECENT_SPILLS:
             self._recent.popitem(last=False)

@@ -546,7 +546,7 @@ def _open_values(spill: Spill) -> tuple[object, ...]:
 
 def _ended_values(spill: Spill, ended: Ended) -> tuple[object, ...]:
     """A row of `_INSERT_ENDED`: what it asked is of no use any more."""
-    values = _open_values(replace(spill, edge=None))
+    values = _open_values(spill if spill.edge is None else replace(spill, edge=None))
     return (
         *values[:_REQUEST],
         None,

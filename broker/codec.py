@@ -7,7 +7,7 @@ packed again, and one malformed item never costs its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -127,6 +127,20 @@ def unpack(payload: bytes, *, max_bytes: int = MAX_ENVELOPE_BYTES) -> Any:  # no
 def pack(message: Message) -> bytes:
     """One message as a packed item: the fields that were set, the rest by default."""
     return msgpack.packb(_fields(message), default=_fields)  # type: ignore[no-any-return]
+
+
+def repack(packed: bytes, changes: Mapping[str, object]) -> bytes:
+    """A packed message of this program's own with some of its fields changed.
+
+    The message was checked when it was made, so it is not checked again.
+
+    Raises:
+        WireError: it is no packed message any more.
+    """
+    fields = unpack(packed)
+    if not isinstance(fields, dict):
+        raise WireError("a packed message is a map")
+    return msgpack.packb({**fields, **changes})  # type: ignore[no-any-return]
 
 
 def _fields(message: object) -> dict[str, Any]:

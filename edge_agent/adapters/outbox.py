@@ -71,7 +71,11 @@ T = TypeVar("T")
 
 FAILURE_PAUSE_S: Final = 1.0
 GROUP_ROWS: Final = 512
+MANY_ROWS: Final = 64
 BUSY_ROWS: Final = 32
+# A timer comes up to a millisecond late, and a thread must wake: begin a little before
+# the window ends, so that it holds.
+BEGIN_AT: Final = 0.9
 UNWRITTEN_ROWS: Final = 10_000
 
 
@@ -109,6 +113,8 @@ class Overtaken:
     """The spill ended before its row was committed."""
 
 
+COMMITTED: Final = Committed()
+
 Accepted: TypeAlias = asyncio.Future[Committed | Overtaken | Recorded]
 
 
@@ -141,11 +147,13 @@ class OutboxCounters:
     """What has happened since the start.
 
     Attributes:
+        groups: commits of accepted rows.
         write_failures: transactions that the disk refused.
         records_dropped: answers that were told, whose rows could not be written for so
             long that they are no longer kept: sent again, their ids are new.
     """
 
+    groups: int = 0
     write_failures: int = 0
     records_dropped: int = 0
 
@@ -191,7 +199,8 @@ class Outbox:
         self._writing: dict[Key, _Fresh] = {}
         self._overtaken: dict[Key, tuple[Spill, Ended]] = {}
         self._being_written: dict[Key, tuple[Spill, Ended]] = {}
-        self._group: asyncio.TimerHandle | None = None
+        self._group: asyncio.Handle | None = None
+        self._groups_under_way = 0
         self._settling: list[_Settling] = []
         self._settles_under_way = False
         self._written: set[asyncio.Future[object]] = set()
@@ -273,10 +282,14 @@ class Outbox:
         self._quotas.take(spill.device, len(spill.request))
         self._refused_since_room = 0
         self._fresh[spill.key] = _Fresh(spill, accepted, self._loop.time())
-        if len(self._fresh) >= GROUP_ROWS:
-            self._hand_over()
-        else:
+        waiting = len(self._fresh)
+        if waiting < MANY_ROWS:
             self._start_group()
+        elif waiting == MANY_ROWS and not self._groups_under_way:
+            # Company enough; who comes meanwhile shares the next commit.
+            self._hand_over()
+        elif waiting >= GROUP_ROWS:
+            self._hand_over()
         return accepted
 
     def _told_unwritten(self, key: Key) -> Recorded | None:
@@ -325,7 +338,14 @@ class Outbox:
 
     def _start_group(self) -> None:
         if self._group is None:
-            self._group = self._loop.call_later(self._group_s, self._group_is_due)
+            self._group = self._loop.call_later(
+                self._group_s * BEGIN_AT, self._group_is_due
+            )
+
+    def _stop_group(self) -> None:
+        if self._group is not None:
+            self._group.cancel()
+            self._group = None
 
     def _group_is_due(self) -> None:
         """Commit the group, but for rows so young that their answer may be near.
@@ -342,20 +362,19 @@ class Outbox:
         if young:
             self._fresh = young
             oldest = next(iter(young.values()))
-            due_s = oldest.since_s + self._group_s
+            due_s = oldest.since_s + self._group_s * BEGIN_AT
             self._group = self._loop.call_at(due_s, self._group_is_due)
 
     def _hand_over(self) -> None:
         """Give the group to the thread."""
-        if self._group is not None:
-            self._group.cancel()
-            self._group = None
+        self._stop_group()
         if self._closed or not (self._fresh or self._overtaken):
             return
         fresh, self._fresh = self._fresh, {}
         overtaken, self._overtaken = self._overtaken, {}
         self._being_written |= overtaken
         self._writing |= fresh
+        self._groups_under_way += 1
         for key in fresh:
             self._journal.note(Event.ACCEPTING, *key)
         writing = self._loop.run_in_executor(
@@ -373,9 +392,8 @@ class Outbox:
         free = _free_bytes(self._path)
         with self._transaction("FULL" if fresh else "NORMAL"):
             known = {
-                each.spill.key: self._table.find(each.spill.key)
-                for each in fresh
-                if not self._table.insert(each.spill)
+                key: self._table.find(key)
+                for key in self._table.insert_all([each.spill for each in fresh])
             }
             freed = {
                 key: self._table.insert_ended(*each) for key, each in overtaken.items()
@@ -389,10 +407,12 @@ class Outbox:
         overtaken: dict[Key, tuple[Spill, Ended]],
         done: asyncio.Future[_Written],
     ) -> None:
+        self._groups_under_way -= 1
         for key in fresh:
             self._writing.pop(key, None)
         for key in overtaken:
             self._being_written.pop(key, None)
+        self._after_commit()
         try:
             written = done.result()
         except Exception as error:  # noqa: BLE001 - whatever it was, a device waits
@@ -400,6 +420,7 @@ class Outbox:
             self._keep_unwritten(overtaken, error)
             return
         self._free_bytes = written.free_bytes
+        self.counters.groups += bool(fresh)
         for key, size in written.freed:
             self._make_room(key, size)
         for key, each in fresh.items():
@@ -408,7 +429,21 @@ class Outbox:
             else:
                 self._journal.note(Event.ACCEPTED, *key)
             if not each.accepted.done():
-                each.accepted.set_result(written.known.get(key) or Committed())
+                each.accepted.set_result(written.known.get(key) or COMMITTED)
+
+    def _after_commit(self) -> None:
+        """What has gathered meanwhile goes at once; else there is time to tidy up."""
+        if len(self._fresh) >= MANY_ROWS:
+            self._hand_over()
+        elif not (self._fresh or self._closed) and self._table.checkpoint_due:
+            self._track(self._loop.run_in_executor(self._thread, self._checkpoint))
+
+    def _checkpoint(self) -> None:
+        try:
+            self._table.checkpoint()
+        except sqlite3.Error as error:
+            # Nothing is lost: the log is read as well, and the next one tries again.
+            log.warning("outbox_not_checkpointed", error=str(error))
 
     def _refuse(self, fresh: dict[Key, _Fresh], error: Exception) -> None:
         why = OutboxFull(f"the outbox could not be written: {error}")
@@ -549,6 +584,15 @@ class Outbox:
         if key in self._fresh:
             return self._fresh[key].spill
         return await self._run(lambda: self._table.get(key))
+
+    async def get_all(self, keys: Sequence[Key]) -> dict[Key, Spill]:
+        """Those of the keys that are open, by key; what they ask is left out."""
+        found = await self._run(lambda: self._table.get_all(keys))
+        for key in keys:
+            fresh = self._fresh.get(key)
+            if fresh is not None:
+                found[key] = fresh.spill
+        return found
 
     async def mark_told(self, keys: Sequence[Key], told_ms: float) -> None:
         """The device, or its broker, has acknowledged the answer."""

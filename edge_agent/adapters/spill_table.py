@@ -133,6 +133,33 @@ class RowDamaged(sqlite3.DatabaseError):
     """A row is not as it was written, which SQLite does not see."""
 
 
+# Of an open row; one that ends before it is written has more.
+_OPEN_ROW: Final = f"({', '.join('?' * 15)}, 0)"
+_INSERT_OPEN: Final = f"INSERT INTO spill ({_COLUMNS}, ready, stage) VALUES "
+_INSERT_ENDED: Final = (
+    f"INSERT INTO spill ({_COLUMNS}, ready, "
+    "stage, outcome, answer, ended_ms, closed_ms) "
+    f"VALUES ({', '.join('?' * 20)}) ON CONFLICT DO NOTHING"
+)
+# One statement for many: each lets go of the interpreter's lock, and another thread
+# that is busy gives it back only after a while.
+INSERTED_TOGETHER: Final = 32
+_INSERT_ONE: Final = f"{_INSERT_OPEN} {_OPEN_ROW} ON CONFLICT DO NOTHING"
+_INSERT_TOGETHER: Final = (
+    f"{_INSERT_OPEN} {', '.join([_OPEN_ROW] * INSERTED_TOGETHER)} "
+    "ON CONFLICT DO NOTHING"
+)
+# The log moves into the file when nobody waits for it (see `Outbox`), or else, as
+# SQLite does it, within the commit that makes it longer than so many pages.
+CHECKPOINT_CHANGES: Final = 300
+CHECKPOINT_PAGES: Final = 4096
+
+_GET_WITHOUT_REQUEST: Final = (
+    f"SELECT {_COLUMNS.replace('request', 'NULL')} FROM spill "
+    "WHERE device = ? AND id = ? AND stage = 0"
+)
+
+
 class OutboxUnusable(Exception):
     """The outbox cannot be opened at all."""
 
@@ -180,6 +207,7 @@ class SpillTable:
         self._db = db
         self._log_in_doubt = False
         self._entries: Counter[tuple[str, str, str]] = Counter()
+        self._checkpointed = 0
 
     @classmethod
     def open(cls, path: Path, damage: str | None = None) -> Self:
@@ -284,31 +312,61 @@ class SpillTable:
 
     def insert(self, spill: Spill) -> bool:
         """Add an open spill; False when its id is there already."""
-        return self._insert(spill, None)
+        if self._db.execute(_INSERT_ONE, _open_values(spill)).rowcount != 1:
+            return False
+        self._entries[ACCEPTED, spill.reason.value, ""] += 1
+        return True
+
+    def insert_all(self, spills: Sequence[Spill]) -> list[Key]:
+        """Add open spills; gives the ids that were there already."""
+        many = len(spills) - len(spills) % INSERTED_TOGETHER
+        known: list[Key] = []
+        for start in range(0, many, INSERTED_TOGETHER):
+            some = spills[start : start + INSERTED_TOGETHER]
+            if not self._insert_together(some):
+                known += [each.key for each in some if not self.insert(each)]
+        known += [each.key for each in spills[many:] if not self.insert(each)]
+        return known
+
+    def _insert_together(self, spills: Sequence[Spill]) -> bool:
+        """Add them all with one statement, or none: False when an id is known."""
+        values: list[object] = []
+        for each in spills:
+            values += _open_values(each)
+        self._db.execute("SAVEPOINT together")
+        if self._db.execute(_INSERT_TOGETHER, values).rowcount != len(spills):
+            self._db.execute("ROLLBACK TO together")
+            self._db.execute("RELEASE together")
+            return False
+        self._db.execute("RELEASE together")
+        for reason, count in Counter([each.reason for each in spills]).items():
+            self._entries[ACCEPTED, reason.value, ""] += count
+        return True
 
     def insert_ended(self, spill: Spill, ended: Ended) -> int | None:
         """Add a spill that ended before it was written, or end the row of its id.
 
         Gives what `end` does: None as well when there was no row of its id.
         """
-        if self._insert(spill, ended):
-            self._entries[ENDED, ended.outcome.value, ended.why.value] += 1
-            return None
-        return self.end(ended)
+        if self._db.execute(_INSERT_ENDED, _ended_values(spill, ended)).rowcount != 1:
+            return self.end(ended)
+        self._entries[ACCEPTED, spill.reason.value, ""] += 1
+        self._entries[ENDED, ended.outcome.value, ended.why.value] += 1
+        return None
 
     def end(self, ended: Ended) -> int | None:
         """End an open row: the bytes it frees, or None when none was open."""
         row = self._db.execute(
-            "SELECT length(request) FROM spill "
+            "SELECT seq, length(request) FROM spill "
             "WHERE device = ? AND id = ? AND stage = 0",
             ended.key,
         ).fetchone()
         if row is None:
             return None
+        seq, size = row
         self._db.execute(
             "UPDATE spill SET stage = ?, outcome = ?, answer = ?, ended_ms = ?, "
-            "closed_ms = ?, seal = ?, request = NULL, edge = NULL "
-            "WHERE device = ? AND id = ? AND stage = 0",
+            "closed_ms = ?, seal = ?, request = NULL, edge = NULL WHERE seq = ?",
             (
                 ended.stage,
                 ended.outcome.value,
@@ -316,47 +374,21 @@ class SpillTable:
                 ended.ended_ms,
                 _closed_ms(ended),
                 _seal_of_answer(ended.key, ended.outcome.value, ended.answer),
-                *ended.key,
+                seq,
             ),
         )
         self._entries[ENDED, ended.outcome.value, ended.why.value] += 1
-        return int(row[0] or 0)
+        return int(size or 0)
 
-    def _insert(self, spill: Spill, ended: Ended | None) -> bool:
-        edge = None if spill.edge is None else pack_answer(spill.edge)
-        cursor = self._db.execute(
-            f"INSERT INTO spill ({_COLUMNS}, ready, "
-            "stage, outcome, answer, ended_ms, closed_ms) "
-            f"VALUES ({', '.join('?' * 20)}) ON CONFLICT DO NOTHING",
-            (
-                spill.device,
-                spill.id,
-                spill.model,
-                RANKS[spill.priority],
-                spill.reason.value,
-                spill.channel.value,
-                spill.encoding,
-                spill.request if ended is None else None,
-                edge if ended is None else None,
-                spill.accepted_ms,
-                spill.deadline_ms,
-                spill.due_ms,
-                spill.attempt,
-                _seal_of_request(spill, edge)
-                if ended is None
-                else _seal_of_answer(ended.key, ended.outcome.value, ended.answer),
-                spill.due_ms <= spill.accepted_ms,
-                Stage.OPEN if ended is None else ended.stage,
-                None if ended is None else ended.outcome.value,
-                None if ended is None else ended.answer,
-                None if ended is None else ended.ended_ms,
-                None if ended is None else _closed_ms(ended),
-            ),
-        )
-        if cursor.rowcount != 1:
-            return False
-        self._entries[ACCEPTED, spill.reason.value, ""] += 1
-        return True
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether enough was written that the log should move into the file."""
+        return self._db.total_changes - self._checkpointed >= CHECKPOINT_CHANGES
+
+    def checkpoint(self) -> None:
+        """Move the log into the file; outside a transaction."""
+        self._checkpointed = self._db.total_changes
+        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def find(self, key: Key) -> Recorded | None:
         """What is recorded of an id, if anything."""
@@ -381,6 +413,15 @@ class SpillTable:
         """The open spill of that id."""
         found = self._select("WHERE device = ? AND id = ? AND stage = 0", key)
         return found[0] if found else None
+
+    def get_all(self, keys: Iterable[Key]) -> dict[Key, Spill]:
+        """Those of the keys that are open, by key; `request` is left empty."""
+        found = {}
+        for key in keys:
+            row = self._db.execute(_GET_WITHOUT_REQUEST, key).fetchone()
+            if row is not None:
+                found[key] = _unsealed_spill(row)
+        return found
 
     def mark_told(self, keys: Iterable[Key], told_ms: float) -> None:
         """The device, or its broker, has acknowledged the answer."""
@@ -435,17 +476,21 @@ class SpillTable:
         """
         self._promote(now_ms)
         claimed: list[Spill] = []
+        seqs: list[int] = []
         size = 0
-        for row in self._ready(now_ms, limit):
+        for seq, *row in self._ready(now_ms, limit):
             spill = _spill(row)
             size += len(spill.request)
             if claimed and size > max_bytes:
                 break
+            seqs.append(seq)
             claimed.append(replace(spill, attempt=spill.attempt + 1))
         self._each(
-            "UPDATE spill SET due_ms = ?, attempt = ?, ready = 0 "
-            "WHERE device = ? AND id = ?",
-            [(next_due_ms(each.attempt), each.attempt, *each.key) for each in claimed],
+            "UPDATE spill SET due_ms = ?, attempt = ?, ready = 0 WHERE seq = ?",
+            [
+                (next_due_ms(each.attempt), each.attempt, seq)
+                for seq, each in zip(seqs, claimed, strict=True)
+            ],
         )
         return claimed
 
@@ -460,7 +505,7 @@ class SpillTable:
     def _ready(self, now_ms: float, limit: int) -> Iterator[Sequence[Any]]:
         for rank in BY_RANK:
             rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM spill WHERE stage = 0 AND ready = 1 "
+                f"SELECT seq, {_COLUMNS} FROM spill WHERE stage = 0 AND ready = 1 "
                 "AND priority = ? AND deadline_ms > ? ORDER BY deadline_ms LIMIT ?",
                 (rank, now_ms, limit),
             )
@@ -564,6 +609,54 @@ def read_ledger(db: sqlite3.Connection, waiting: int) -> Ledger:
     )
 
 
+def _open_values(spill: Spill) -> tuple[object, ...]:
+    """A row of `_INSERT_OPEN`. In one piece: this is most of what an accept costs."""
+    edge = None if spill.edge is None else pack_answer(spill.edge)
+    return (
+        spill.device,
+        spill.id,
+        spill.model,
+        RANKS[spill.priority],
+        spill.reason.value,
+        spill.channel.value,
+        spill.encoding,
+        spill.request,
+        edge,
+        spill.accepted_ms,
+        spill.deadline_ms,
+        spill.due_ms,
+        spill.attempt,
+        _seal_of_request(spill, edge),
+        spill.due_ms <= spill.accepted_ms,
+    )
+
+
+def _ended_values(spill: Spill, ended: Ended) -> tuple[object, ...]:
+    """A row of `_INSERT_ENDED`: what it asked is of no use any more."""
+    return (
+        spill.device,
+        spill.id,
+        spill.model,
+        RANKS[spill.priority],
+        spill.reason.value,
+        spill.channel.value,
+        spill.encoding,
+        None,
+        None,
+        spill.accepted_ms,
+        spill.deadline_ms,
+        spill.due_ms,
+        spill.attempt,
+        _seal_of_answer(ended.key, ended.outcome.value, ended.answer),
+        spill.due_ms <= spill.accepted_ms,
+        ended.stage,
+        ended.outcome.value,
+        ended.answer,
+        ended.ended_ms,
+        _closed_ms(ended),
+    )
+
+
 def _closed_ms(ended: Ended) -> float | None:
     return ended.ended_ms if ended.stage is Stage.TOLD else None
 
@@ -614,13 +707,18 @@ def _spill(row: Sequence[Any]) -> Spill:
     Raises:
         RowDamaged: it is not as it was written.
     """
-    try:
-        spill = _closed_spill(row)
-    except (ValueError, TypeError, KeyError) as error:
-        raise RowDamaged(f"a row cannot be read: {error}") from error
+    spill = _unsealed_spill(row)
     edge = None if row[8] is None else bytes(row[8])
     _check_seal(spill.key, row[13], _seal_of_request(spill, edge))
     return spill
+
+
+def _unsealed_spill(row: Sequence[Any]) -> Spill:
+    """As `_spill`, of a row whose request was left out."""
+    try:
+        return _closed_spill(row)
+    except (ValueError, TypeError, KeyError) as error:
+        raise RowDamaged(f"a row cannot be read: {error}") from error
 
 
 def _given_up(row: Sequence[Any]) -> tuple[Spill, Ended]:
@@ -740,6 +838,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     )
     try:
         db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         _check_pages(db)
         script = {0: SCHEMA, 1: FROM_1}.get(version)

@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -18,7 +18,7 @@ import structlog
 from broker.codec import WireError, decode
 from broker.messages import Result
 from broker.mqtt import LinkDown
-from edge_agent.adapters.outbox import Outbox, enduring
+from edge_agent.adapters.outbox import Outbox, OutboxFailed, enduring
 from edge_agent.core.answers import Answer
 from edge_agent.core.delivery import (
     Channel,
@@ -41,7 +41,9 @@ log = structlog.get_logger(__name__)
 FORGET_ROWS: Final = 1000
 FORGET_EVERY_S: Final = 60.0
 RECENT_SPILLS: Final = 2048
+REMEMBERED_BYTES: Final = 4096
 UNMATCHED_RESULTS: Final = 4096
+MATCHED_TOGETHER: Final = 512
 TELLERS: Final = 8
 TELL_QUEUE: Final = 4096
 LOOK_EVERY_S: Final = 1.0
@@ -80,6 +82,7 @@ class Outcomes:
     ) -> None:
         self._outbox = outbox
         self._uplink = uplink
+        uplink.on_claim = self.expect
         self._local = local
         self._now_ms = now_ms
         self._keep_ms = keep_outcomes_s * 1000.0
@@ -104,7 +107,10 @@ class Outcomes:
     # --- called by those who spill -------------------------------------------------
 
     def expect(self, spill: Spill) -> None:
-        """Remember a fresh spill, before its first send."""
+        """Remember a spill that is about to be sent, so that its result finds it."""
+        if len(spill.request) > REMEMBERED_BYTES:
+            # What it asks is in the outbox; many large ones would fill the memory.
+            spill = replace(spill, request=b"")
         self._recent[spill.key] = spill
         while len(self._recent) > RECENT_SPILLS:
             self._recent.popitem(last=False)
@@ -279,13 +285,23 @@ class Outcomes:
     async def _match_late_results(self) -> None:
         """Results of spills that are in the outbox only."""
         while True:
-            result = await self._unmatched.get()
-            spill = await self._outbox.get((result.device, result.id))
-            if spill is None:
-                self.counters.strangers += 1
-                log.debug("result_ignored", id=result.id, device=result.device)
-            else:
-                self._conclude(spill, result)
+            results = [await self._unmatched.get()]
+            while len(results) < MATCHED_TOGETHER and not self._unmatched.empty():
+                results.append(self._unmatched.get_nowait())
+            keys = [(each.device, each.id) for each in results]
+            try:
+                spills = await self._outbox.get_all(keys)
+            except OutboxFailed:
+                # Harmless, as above: their requests are sent again.
+                self.counters.results_dropped += len(results)
+                raise
+            for key, result in zip(keys, results, strict=True):
+                spill = spills.get(key)
+                if spill is None:
+                    self.counters.strangers += 1
+                    log.debug("result_ignored", id=result.id, device=result.device)
+                else:
+                    self._conclude(spill, result)
 
     async def _send_again(self) -> None:
         while True:

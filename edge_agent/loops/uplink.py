@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import structlog
 
 from broker import topics
-from broker.codec import WireError, pack, seal_envelope, unpack
+from broker.codec import WireError, repack, seal_envelope
 from broker.messages import Request
 from broker.mqtt import LinkDown
 from edge_agent.adapters.outbox import Outbox, OutboxFailed, enduring
@@ -99,6 +99,8 @@ class Uplink:
         self._claim_now = True
         self._sends: asyncio.TaskGroup | None = None
         self.counters = UplinkCounters()
+        # Told of each stored spill that is about to be sent.
+        self.on_claim: Callable[[Spill], None] = lambda _: None
         # Added to the agent's time to give the pool's; learned from results.
         self.pool_offset_ms = 0.0
 
@@ -180,27 +182,23 @@ class Uplink:
         # More may be due: ask again as soon as there is room.
         self._claim_now = bool(claimed)
         for spill in claimed:
+            self.on_claim(spill)
             self._ready.add(spill.priority, self._entry(spill, self._renewed(spill)))
         self.counters.resent += sum(spill.attempt > 1 for spill in claimed)
 
     def _renewed(self, spill: Spill) -> bytes:
         """The stored request with today's attempt and the pool's clock."""
+        expires_at_ms = max(0, round(spill.deadline_ms + self.pool_offset_ms))
         try:
-            request = Request.model_validate(unpack(spill.request))
-        except (WireError, ValueError) as error:
+            # 0 is the first attempt.
+            return repack(
+                spill.request,
+                {"attempt": spill.attempt - 1, "expires_at_ms": expires_at_ms},
+            )
+        except WireError as error:
             self.counters.stored_unreadable += 1
             log.error("stored_request_unreadable", id=spill.id, error=str(error))
             return spill.request
-        return pack(
-            request.model_copy(
-                update={
-                    "attempt": spill.attempt - 1,  # 0 is the first
-                    "expires_at_ms": max(
-                        0, round(spill.deadline_ms + self.pool_offset_ms)
-                    ),
-                }
-            )
-        )
 
     def _entry(self, spill: Spill, packed: bytes) -> Ready:
         self._number += 1

@@ -762,6 +762,44 @@ def test_claiming_from_a_deep_outbox_does_not_read_it_all(
     assert steps < 100  # A scan of the rows takes over a thousand.
 
 
+async def test_a_group_with_known_ids_takes_the_new_ones_and_tells_the_others(
+    path: Path,
+) -> None:
+    async with Outbox(path) as outbox:
+        await outbox.accept(spill("r7"))
+        await settle(outbox, spill("r7"))
+        told = await asyncio.gather(
+            *(outbox.accept(spill(f"r{number}")) for number in range(100))
+        )
+        assert told[7] == Recorded(Stage.SETTLED, "json", Outcome.ANSWERED, b"ok")
+        assert told[:7] + told[8:] == [Committed()] * 99
+        counts = await outbox.counts()
+        assert (counts.open, counts.open_bytes) == (99, 99_000)
+        assert counts.ledger.accepted == {"hard": 100}
+        assert counts.ledger.balanced
+
+
+async def test_many_are_looked_up_together_without_what_they_ask(path: Path) -> None:
+    async with Outbox(path, group_commit_ms=60_000) as outbox:
+        for id_ in ("open", "ended"):
+            _ = outbox.accept(spill(id_, edge=EDGE))
+        await outbox.counts()
+        await settle(outbox, spill("ended"))
+        _ = outbox.accept(spill("fresh"))
+        ids = ("open", "ended", "fresh", "nobodys")
+        found = await outbox.get_all([("cam1", id_) for id_ in ids])
+        assert {key[1] for key in found} == {"open", "fresh"}
+        assert found["cam1", "open"].request == b""
+        assert found["cam1", "open"].edge is not None
+
+
+async def test_many_rows_are_written_before_their_window_ends(path: Path) -> None:
+    async with Outbox(path, group_commit_ms=60_000) as outbox:
+        accepted = [outbox.accept(spill(f"r{n}")) for n in range(64)]
+        async with asyncio.timeout(10):
+            assert await asyncio.gather(*accepted) == [Committed()] * 64
+
+
 # --- quotas ------------------------------------------------------------------------------
 
 

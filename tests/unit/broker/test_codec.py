@@ -400,3 +400,26 @@ def test_an_item_that_is_not_bytes_is_reported(item: object) -> None:
 
     assert envelope.items == (a_request(),)
     assert envelope.bad[0].index == 0
+
+
+STORED = Request(
+    id="r1",
+    device="cam1",
+    model="fashion",
+    reason=Reason.HARD,
+    expires_at_ms=5,
+    tensors={"x": Tensor(dtype="uint8", shape=[2], data=b"\x00\xff")},
+)
+
+
+def test_a_packed_message_is_changed_in_place() -> None:
+    packed = codec.pack(STORED)
+    changed = codec.repack(packed, {"attempt": 3, "expires_at_ms": 7})
+    again = Request.model_validate(codec.unpack(changed))
+    assert (again.attempt, again.expires_at_ms) == (3, 7)
+    assert again.model_copy(
+        update={"attempt": 0, "expires_at_ms": 5}
+    ) == Request.model_validate(codec.unpack(packed))
+    for nonsense in (b"", b"\xc1", b"\x93\x01\x02\x03", packed[:-1]):
+        with pytest.raises(codec.WireError):
+            codec.repack(nonsense, {})

@@ -2,7 +2,8 @@
 
 Requests come in stretches. After each the system heals and drains, and what the
 processes wrote down is judged and deleted, so that a million need no more memory and
-no more disk than a stretch.
+no more disk than a stretch. OVERSPILL_RABBITMQ_SERVER and OVERSPILL_RABBITMQ_CHROOT
+choose the RabbitMQ, as for the matrix.
 """
 
 from __future__ import annotations

@@ -77,6 +77,7 @@ BUSY_ROWS: Final = 32
 # the window ends, so that it holds.
 BEGIN_AT: Final = 0.9
 UNWRITTEN_ROWS: Final = 10_000
+ENDED_LATELY: Final = 4096
 
 
 class OutboxFull(Exception):
@@ -199,6 +200,8 @@ class Outbox:
         self._writing: dict[Key, _Fresh] = {}
         self._overtaken: dict[Key, tuple[Spill, Ended]] = {}
         self._being_written: dict[Key, tuple[Spill, Ended]] = {}
+        # In order of their ends; the values mean nothing.
+        self._ended_lately: dict[Key, None] = {}
         self._group: asyncio.Handle | None = None
         self._groups_under_way = 0
         self._settling: list[_Settling] = []
@@ -495,8 +498,13 @@ class Outbox:
         first: asyncio.Future[bool] = self._loop.create_future()
         stage = after_step(Stage.OPEN, step)
         ended = Ended(key, outcome, why, answer, ended_ms, stage)
+        if key in self._fresh and key in self._ended_lately:
+            # Sent twice at once, and the first has its outcome: the commit finds it.
+            first.set_result(False)
+            return first
         fresh = self._fresh.pop(key, None)
         if fresh is not None:
+            self._remember_end(key)
             self._make_room(key, len(fresh.spill.request))
             if not fresh.accepted.done():
                 fresh.accepted.set_result(Overtaken())
@@ -511,6 +519,11 @@ class Outbox:
             self._settles_under_way = True
             self._loop.call_soon(self._settle_group)
         return first
+
+    def _remember_end(self, key: Key) -> None:
+        self._ended_lately[key] = None
+        if len(self._ended_lately) > ENDED_LATELY:
+            del self._ended_lately[next(iter(self._ended_lately))]
 
     def _settle_group(self) -> None:
         """Commit what has ended since the last such commit, all at once."""
@@ -544,6 +557,7 @@ class Outbox:
         for each, size in zip(group, freed, strict=True):
             if size is not None:
                 ended = each.ended
+                self._remember_end(ended.key)
                 self._make_room(ended.key, size)
                 self._journal.note(Event.ENDED, *ended.key, ended.outcome.value)
             if not each.first.done():
@@ -660,9 +674,13 @@ class Outbox:
 
     async def forget_closed(self, before_ms: float, *, limit: int = 1000) -> int:
         """Delete rows told or given up before then; gives how many went."""
-        return await self._run(
+        gone = await self._run(
             lambda: self._table.forget_closed(before_ms, limit=limit)
         )
+        if gone:
+            # An id that is forgotten is a new one.
+            self._ended_lately.clear()
+        return gone
 
     @contextlib.contextmanager
     def _transaction(self, synchronous: Literal["FULL", "NORMAL"]) -> Iterator[None]:

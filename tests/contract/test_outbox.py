@@ -291,6 +291,30 @@ async def test_only_the_first_outcome_counts(path: Path) -> None:
         assert (counts.answered, counts.expired, counts.open) == (1, 0, 0)
 
 
+async def test_an_id_sent_twice_at_once_gets_one_outcome_however_slow_the_second_is(
+    path: Path,
+) -> None:
+    async with Outbox(path, group_commit_ms=60_000) as outbox:
+        for answer_first in (True, False):
+            each = spill(f"r{answer_first:d}")
+            first = outbox.accept(each)
+            if not answer_first:
+                await outbox.counts()
+            assert await settle(outbox, each, b"one") is True
+            await outbox.counts()
+            await first
+            # It was looked up before the first was taken, and is taken only now.
+            second = outbox.accept(each)
+            assert await settle(outbox, each, b"two") is False
+            await outbox.counts()
+            assert await second == Recorded(
+                Stage.SETTLED, "json", Outcome.ANSWERED, b"one"
+            )
+        ledger = (await outbox.counts()).ledger
+        assert ledger.ended == {("answered", "cloud"): 2}
+        assert ledger.balanced
+
+
 async def test_an_answer_during_the_commit_is_told_after_it(path: Path) -> None:
     async with Outbox(path) as outbox:
         each = spill("a")

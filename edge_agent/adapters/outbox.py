@@ -75,7 +75,7 @@ MANY_ROWS: Final = 64
 BUSY_ROWS: Final = 32
 # A timer comes up to a millisecond late, and a thread must wake: begin a little before
 # the window ends, so that it holds.
-BEGIN_AT: Final = 0.9
+BEGIN_AT: Final = 0.85
 UNWRITTEN_ROWS: Final = 10_000
 ENDED_LATELY: Final = 4096
 

@@ -439,14 +439,8 @@ class Outbox:
         if len(self._fresh) >= MANY_ROWS:
             self._hand_over()
         elif not (self._fresh or self._closed) and self._table.checkpoint_due:
-            self._track(self._loop.run_in_executor(self._thread, self._checkpoint))
-
-    def _checkpoint(self) -> None:
-        try:
-            self._table.checkpoint()
-        except sqlite3.Error as error:
-            # Nothing is lost: the log is read as well, and the next one tries again.
-            log.warning("outbox_not_checkpointed", error=str(error))
+            tidying = self._loop.run_in_executor(self._thread, self._table.checkpoint)
+            self._track(tidying)
 
     def _refuse(self, fresh: dict[Key, _Fresh], error: Exception) -> None:
         why = OutboxFull(f"the outbox could not be written: {error}")

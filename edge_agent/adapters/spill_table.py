@@ -149,10 +149,13 @@ _INSERT_TOGETHER: Final = (
     f"{_INSERT_OPEN} {', '.join([_OPEN_ROW] * INSERTED_TOGETHER)} "
     "ON CONFLICT DO NOTHING"
 )
-# The log moves into the file when nobody waits for it (see `Outbox`), or else, as
-# SQLite does it, within the commit that makes it longer than so many pages.
+# The log moves into the file when nobody waits for it (see `Outbox`), or else before
+# the transaction that finds it longer than so many pages. Never within a commit, as
+# SQLite would do it by itself: it keeps to itself what goes wrong there.
 CHECKPOINT_CHANGES: Final = 300
 CHECKPOINT_PAGES: Final = 4096
+PAGE_BYTES: Final = 4096
+LONG_LOG_BYTES: Final = CHECKPOINT_PAGES * PAGE_BYTES
 
 _GET_WITHOUT_REQUEST: Final = (
     f"SELECT {_COLUMNS.replace('request', 'NULL')} FROM spill "
@@ -203,9 +206,11 @@ class Counts:
 class SpillTable:
     """Spills by (device, id). Every method but `transaction` runs inside one."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db = db
-        self._log_in_doubt = False
+        self._log = path.with_name(f"{path.name}-wal")
+        # Whoever wrote it before may have been killed after a sync that failed.
+        self._log_in_doubt = True
         self._entries: Counter[tuple[str, str, str]] = Counter()
         self._checkpointed = 0
 
@@ -222,7 +227,7 @@ class SpillTable:
         """
         try:
             salvage.finish(path)
-            return cls(_open(path, damage))
+            return cls(_open(path, damage), path)
         except (sqlite3.OperationalError, OSError) as error:
             raise OutboxUnusable(
                 f"cannot open the outbox {path}: {error}; "
@@ -257,12 +262,18 @@ class SpillTable:
 
     def close(self) -> None:
         """Close the file."""
+        if self._log_in_doubt:
+            # SQLite folds the log into the file, which may be its last chance.
+            with contextlib.suppress(sqlite3.Error):
+                self._write_log_again()
         self._db.close()
 
     @contextlib.contextmanager
     def transaction(self, synchronous: Literal["FULL", "NORMAL"]) -> Iterator[None]:
         """All or nothing; FULL survives a power cut, NORMAL a killed process."""
         self._db.execute(f"PRAGMA synchronous = {synchronous}")
+        if self._log_is_long():
+            self.checkpoint()
         if self._log_in_doubt:
             self._write_log_again()
         self._db.execute("BEGIN IMMEDIATE")
@@ -275,9 +286,17 @@ class SpillTable:
             self._entries.clear()
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
-            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
-                self._log_in_doubt = True
+            self._doubt_after(error)
             raise
+
+    def _doubt_after(self, error: BaseException) -> None:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
+            self._log_in_doubt = True
+
+    def _log_is_long(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self._log.stat().st_size > LONG_LOG_BYTES
+        return False
 
     def _write_log_again(self) -> None:
         """Make the next sync of the log cover what a failed one did not.
@@ -290,10 +309,9 @@ class SpillTable:
         Raises:
             sqlite3.Error: somebody else writes, or the log cannot be written.
         """
-        (_, _, path) = self._db.execute("PRAGMA database_list").fetchone()
         self._db.execute("BEGIN IMMEDIATE")  # Nobody begins the log anew meanwhile.
         try:
-            salvage.write_again(Path(f"{path}-wal"))
+            salvage.write_again(self._log)
         except OSError as error:
             raise sqlite3.OperationalError(
                 f"the log stays in doubt: {error}"
@@ -388,7 +406,14 @@ class SpillTable:
     def checkpoint(self) -> None:
         """Move the log into the file; outside a transaction."""
         self._checkpointed = self._db.total_changes
-        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        try:
+            if self._log_in_doubt:
+                self._write_log_again()
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            # Nothing is lost: the log is read as well, and the next one tries again.
+            self._doubt_after(error)
+            log.warning("outbox_not_checkpointed", error=str(error))
 
     def find(self, key: Key) -> Recorded | None:
         """What is recorded of an id, if anything."""
@@ -811,7 +836,7 @@ def _connect_sound(path: Path, damage: str | None) -> sqlite3.Connection:
 def _replace(path: Path, damaged: Path) -> None:
     """Put a new file in the place of a damaged one, with what can be read of that."""
     part = salvage.in_the_making(path)
-    table = SpillTable(_connect(part))
+    table = SpillTable(_connect(part), part)
     try:
         with table.transaction("FULL"):
             taken = table.take_over(damaged)
@@ -838,7 +863,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     )
     try:
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        # A log that has moved begins anew at its start, and no longer than this.
+        db.execute(f"PRAGMA journal_size_limit = {LONG_LOG_BYTES}")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         _check_pages(db)
         script = {0: SCHEMA, 1: FROM_1}.get(version)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
 import zlib
@@ -126,6 +127,8 @@ _COLUMNS: Final = (
     "device, id, model, priority, reason, channel, encoding, request, edge, "
     "accepted_ms, deadline_ms, due_ms, attempt, seal"
 )
+# What SQLite's check says of a page that it could not get.
+_UNREAD: Final = re.compile(r"error code=(\d+)")
 _DAMAGED: Final = "its record was damaged on the agent's disk"
 
 
@@ -164,7 +167,11 @@ _GET_WITHOUT_REQUEST: Final = (
 
 
 class OutboxUnusable(Exception):
-    """The outbox cannot be opened at all."""
+    """The outbox cannot be opened at all, before somebody mends what is named."""
+
+
+class OutboxFailed(Exception):
+    """The file could not be read or written just now; try again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,15 +230,17 @@ class SpillTable:
             damage: what is known to be wrong with it; None: to be looked for.
 
         Raises:
-            OutboxUnusable: it cannot be opened, or is of another version.
+            OutboxUnusable: nothing can be opened there, or it is of another version.
+            OutboxFailed: the disk is full or broken.
         """
         try:
+            _check_place(path)
             salvage.finish(path)
             return cls(_open(path, damage), path)
         except (sqlite3.OperationalError, OSError) as error:
-            raise OutboxUnusable(
+            raise OutboxFailed(
                 f"cannot open the outbox {path}: {error}; "
-                "check that the folder exists, is writable and has space"
+                "check that its disk has space and works"
             ) from error
 
     def take_over(self, damaged: Path) -> int:
@@ -807,6 +816,30 @@ def _ended(row: Sequence[Any]) -> Ended | None:
     return Ended(key, how, _LIKELY[how], bytes(answer), ended_ms, Stage(stage))
 
 
+def _check_place(path: Path) -> None:
+    """Find what no mended disk would change.
+
+    Raises:
+        OutboxUnusable: no file can be there.
+        OSError: the disk does not say.
+    """
+    folder = path.parent
+    wrong = None
+    if path.is_dir():
+        wrong = "it is a folder"
+    elif not folder.is_dir():
+        wrong = "its folder does not exist"
+    elif not (os.access(folder, os.W_OK) or _is_read_only(folder)):
+        wrong = "its folder may not be written by this user"
+    if wrong is not None:
+        raise OutboxUnusable(f"cannot open the outbox {path}: {wrong}")
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether all of the disk is, as Linux makes it after an error."""
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
 def _open(path: Path, damage: str | None) -> sqlite3.Connection:
     """Open the file, setting a corrupt one aside: reported, never deleted."""
     name = f"corrupt-{os.getpid()}-{time.time_ns()}"
@@ -851,8 +884,12 @@ def _check_pages(db: sqlite3.Connection) -> None:
 
     Raises:
         sqlite3.DatabaseError: a page is damaged.
+        sqlite3.OperationalError: a page cannot be read, and so not judged.
     """
     (said,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    unread = _UNREAD.search(said)
+    if unread is not None and int(unread[1]) & 0xFF == sqlite3.SQLITE_IOERR:
+        raise sqlite3.OperationalError(said)
     if said != "ok":
         raise sqlite3.DatabaseError(said)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import sqlite3
 import tempfile
@@ -15,7 +16,13 @@ from typing import TypeAlias
 import pytest
 from structlog.testing import capture_logs
 
-from edge_agent.adapters.outbox import Committed, Outbox, OutboxFailed
+from broker.backoff import Backoff
+from edge_agent.adapters.outbox import (
+    Committed,
+    Outbox,
+    OutboxFailed,
+    OutboxFull,
+)
 from edge_agent.adapters.spill_table import CHECKPOINT_CHANGES, LONG_LOG_BYTES
 from edge_agent.core.delivery import Outcome, Spill
 from tests.faults.rows.corruption import (
@@ -36,7 +43,15 @@ from tests.faults.rows.power_cut import (
     spill_of,
 )
 from tests.faults.unsynced import Disk
-from tests.faults.watched_disk import IOERR_FSYNC, OK, Op, WatchedDisk, watched
+from tests.faults.watched_disk import (
+    CANTOPEN,
+    IOERR_FSYNC,
+    IOERR_READ,
+    OK,
+    Op,
+    WatchedDisk,
+    watched,
+)
 
 
 async def test_a_failing_disk_refuses_with_a_reason_and_loses_nothing() -> None:
@@ -135,6 +150,55 @@ async def test_a_row_accepted_after_a_checkpoint_that_could_not_sync_is_not_lost
     work: Work,
 ) -> None:
     assert await lost_behind_a_checkpoint(work) == []
+
+
+@pytest.mark.parametrize(
+    ("op", "code", "after"),
+    [
+        (Op.OPEN, CANTOPEN, 0),
+        (Op.READ, IOERR_READ, 0),
+        # While the pages are looked at: what cannot be read is not damaged.
+        (Op.READ, IOERR_READ, 6),
+        (Op.READ, IOERR_READ, 12),
+    ],
+)
+async def test_a_disk_that_fails_at_the_start_costs_spills_until_it_works_again(
+    tmp_path: Path, op: Op, code: int, after: int
+) -> None:
+    asked = itertools.count()
+
+    def fault(its: Op, file: str, size: int) -> int:
+        return code if its is op and next(asked) >= after else OK
+
+    with watched(tmp_path) as disk, capture_logs() as logs:
+        async with Outbox(tmp_path / FILE, group_commit_ms=1.0) as outbox:
+            ids = [f"r{n}" for n in range(ROWS_OF_A_FILE)]
+            await asyncio.gather(*(outbox.accept(spill_of(id_)) for id_ in ids))
+        disk.fault = fault
+        async with (
+            Outbox(tmp_path / FILE, group_commit_ms=1.0) as outbox,
+            asyncio.TaskGroup() as tasks,
+        ):
+            opening = tasks.create_task(outbox.keep_open(Backoff(0.01, 0.05)))
+            assert "cannot open the outbox" in str(outbox.error)
+            with pytest.raises(OutboxFull, match="cannot open the outbox") as refused:
+                _ = outbox.accept(spill_of("meanwhile"))
+            assert refused.value.retry_after_s > 0
+            with pytest.raises(OutboxFailed):
+                await outbox.find((DEVICE, "r0"))
+            disk.heal()
+            async with asyncio.timeout(10):
+                while outbox.error is not None:  # noqa: ASYNC110 - a file
+                    await asyncio.sleep(0.01)
+            assert await outbox.accept(spill_of("meanwhile")) == Committed()
+            counts = await outbox.counts()
+            assert (counts.open, counts.ledger.balanced) == (ROWS_OF_A_FILE + 1, True)
+            assert await outbox.get((DEVICE, "r0")) == spill_of("r0")
+            opening.cancel()
+    assert [log["event"] for log in logs if "corrupt" in log["event"]] == []
+    assert [log["open"] for log in logs if log["event"] == "outbox_opened"] == [
+        ROWS_OF_A_FILE
+    ]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

@@ -134,18 +134,25 @@ def _show_status(reply: dict[str, Any]) -> None:
         typer.echo(line + (f": {model['reason']}" if model["reason"] else ""))
     if not reply["models"]:
         typer.echo("model   none: every request spills")
-    age = "" if outbox["oldest_s"] is None else f", oldest {outbox['oldest_s']:.1f} s"
-    typer.echo(
-        f"outbox  {outbox['open']} open ({outbox['open_bytes']} bytes){age}; "
-        f"{outbox['untold']} untold"
-    )
-    typer.echo(f"ledger  {_ledger(reply['ledger'])}")
+    typer.echo(f"outbox  {_depth(outbox)}")
+    if reply["ledger"] is not None:
+        typer.echo(f"ledger  {_ledger(reply['ledger'])}")
     failed = {name: n for name, n in reply["loops"]["failures"].items() if n}
     if failed:
         shown = ", ".join(f"{name} {n} times" for name, n in failed.items())
         typer.echo(f"failed  {shown}; last {reply['loops']['last_error']}")
     counters = {name: n for name, n in reply["counters"].items() if n}
     typer.echo("counts  " + ", ".join(f"{n} {name}" for name, n in counters.items()))
+
+
+def _depth(outbox: dict[str, Any]) -> str:
+    if outbox["error"] is not None:
+        return f"FAILS, spills are refused: {outbox['error']}"
+    age = "" if outbox["oldest_s"] is None else f", oldest {outbox['oldest_s']:.1f} s"
+    return (
+        f"{outbox['open']} open ({outbox['open_bytes']} bytes){age}; "
+        f"{outbox['untold']} untold"
+    )
 
 
 def _ledger(ledger: dict[str, Any]) -> str:

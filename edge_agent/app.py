@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import random
 from collections.abc import Callable, Mapping
@@ -323,7 +324,8 @@ class Agent:
         self._make_links()
         self._make_parts()
         self._stack.callback(self._save_time)
-        await self._status.count()
+        with contextlib.suppress(OutboxFailed):  # the status says so
+            await self._status.count()
         self._stack.push_async_callback(self._serving.close)
         await self._load_models()
         await self._open_control()
@@ -496,6 +498,8 @@ class Agent:
         )
 
     def _start(self, loops: Supervisor) -> None:
+        pauses = Backoff(rng=self._rng)
+        loops.start("outbox", functools.partial(self._outbox.keep_open, pauses))
         loops.start("outcomes", self._outcomes.run)
         loops.start("time", self._save_time_now_and_then)
         loops.start("counts", self._status.run)
@@ -618,9 +622,14 @@ class Agent:
                 cancel=self._outcomes.cancel,
                 limits=self._limits,
             )
-            await self._stack.enter_async_context(
-                ControlServer(self.settings.control_socket, operator.reply_to)
-            )
+            server = ControlServer(self.settings.control_socket, operator.reply_to)
+            try:
+                await self._stack.enter_async_context(server)
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EIO):
+                    raise
+                # Devices are served all the same, and telemetry goes on.
+                log.error("control_not_served", error=str(error))
 
 
 def _fell_back(slots: Slots, why: str) -> Slots:

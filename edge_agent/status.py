@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 import structlog
 
 from broker.messages import Report
 from broker.mqtt import MqttLink
-from edge_agent.adapters.outbox import Counts, Outbox, enduring
+from edge_agent.adapters.outbox import Counts, Outbox, OutboxFailed, enduring
 from edge_agent.core.ledger import Ledger
 from edge_agent.core.slots import Slots
 from edge_agent.loops.ingress import Ingress
@@ -117,10 +117,16 @@ class AgentStatus:
         )
 
     async def now(self) -> dict[str, Any]:
-        """Links, model slots, outbox and counters, as JSON would hold them."""
-        counts = await self.count()
-        oldest = counts.oldest_accepted_ms
-        age_s = None if oldest is None else max(0.0, self._now_ms() - oldest) / 1000.0
+        """Links, model slots, outbox and counters, as JSON would hold them.
+
+        While the outbox cannot be read it is null but for its error, and the ledger is.
+        """
+        error = None
+        counts = None
+        try:
+            counts = await self.count()
+        except OutboxFailed as failed:
+            error = self._parts.outbox.error or str(failed)
         return {
             "agent": self._settings.agent_id,
             "cloud": self._cloud_side(),
@@ -135,20 +141,24 @@ class AgentStatus:
                 }
                 for name, slots in self._slots().items()
             },
-            "outbox": {
-                **{name: n for name, n in asdict(counts).items() if name != "ledger"},
-                "oldest_s": age_s,
-            },
-            "ledger": {
-                **counts.ledger.shown(),
-                "mismatches": self.ledger_mismatches,
-            },
+            "outbox": {**self._depth(counts), "error": error},
+            "ledger": None
+            if counts is None
+            else {**counts.ledger.shown(), "mismatches": self.ledger_mismatches},
             "loops": {
                 "failures": dict(self._loops.failures),
                 "last_error": self._loops.last_error,
             },
             "counters": self._counters(),
         }
+
+    def _depth(self, counts: Counts | None) -> dict[str, Any]:
+        names = [each.name for each in fields(Counts) if each.name != "ledger"]
+        if counts is None:
+            return dict.fromkeys([*names, "oldest_s"])
+        oldest = counts.oldest_accepted_ms
+        age_s = None if oldest is None else max(0.0, self._now_ms() - oldest) / 1000.0
+        return {**{name: getattr(counts, name) for name in names}, "oldest_s": age_s}
 
     def _counters(self) -> dict[str, int]:
         failures = sum(self._loops.failures.values())

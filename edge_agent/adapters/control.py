@@ -41,7 +41,9 @@ def only_agent_of(folder: Path) -> Iterator[None]:
     Raises:
         ControlError: another agent holds it.
     """
-    with (folder / "lock").open("w") as lock:
+    # Not opened to write, which a disk that has become read-only would refuse.
+    lock_file = os.open(folder / "lock", os.O_RDONLY | os.O_CREAT, 0o600)
+    with os.fdopen(lock_file) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -5,6 +5,9 @@ A spill whose answer comes before that was never accepted: its answer is itself 
 acknowledgement, so it is given at once, and the row that is written later only lets
 a resent id hear the same again. Every other outcome is committed before it is told.
 
+A disk that does not let the file be opened costs spills, not answers: `accept` refuses
+with the reason until `keep_open` has opened it.
+
 One thread owns the file. Times are milliseconds of the agent's own clock
 (`lifecycle.clock.SteadyTime`), so that rows outlive the process.
 """
@@ -27,6 +30,7 @@ import structlog
 from edge_agent.adapters.spill_table import (
     Counts,
     Ended,
+    OutboxFailed,
     OutboxUnusable,
     Recorded,
     SpillTable,
@@ -52,6 +56,7 @@ from edge_agent.core.quotas import (
     Refusal,
 )
 from lifecycle.journal import NOBODY, Event, Journal
+from lifecycle.supervisor import Pauses
 
 __all__ = [
     "Committed",
@@ -98,10 +103,6 @@ class OutboxFull(Exception):
         super().__init__(reason)
         self.full = full
         self.retry_after_s = retry_after_s
-
-
-class OutboxFailed(Exception):
-    """The file could not be read or written just now; try again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,42 +209,85 @@ class Outbox:
         self._settles_under_way = False
         self._written: set[asyncio.Future[object]] = set()
         self._closed = False
+        self._opened: SpillTable | None = None
+        self._why_closed = "it has not been opened yet"
         self._damage: str | None = None
         self.counters = OutboxCounters()
 
     async def __aenter__(self) -> Self:
-        """Open the file.
+        """Open the file, or leave that to `keep_open` when the disk fails.
 
         Raises:
-            OutboxUnusable: it cannot be opened.
+            OutboxUnusable: somebody must first mend what is named.
         """
         self._loop = asyncio.get_running_loop()
         self._drain = DrainRate(self._loop.time())
-        self._table = await self._in_thread(SpillTable.open, self._path)
         try:
-            held = await self._held()
+            await self._in_thread(self._open)
         except OutboxFailed as error:
-            await self._in_thread(self._table.close)
-            raise OutboxUnusable(
-                f"{error}; check that the disk has space and works"
-            ) from error
-        self._quotas.restore(held)
-        self._free_bytes = await self._in_thread(_free_bytes, self._path)
+            self._stays_closed(error)
         return self
 
-    async def _held(self) -> dict[str, Held]:
-        """What each device has waiting.
+    async def keep_open(self, pauses: Pauses) -> None:
+        """Open the file once the disk lets it, if it did not at the start; endless.
+
+        Args:
+            pauses: how long to wait before each try.
+        """
+        while self._opened is None and self._damage is None:
+            await asyncio.sleep(pauses.next_s())
+            try:
+                await self._in_thread(self._open)
+            except (OutboxFailed, OutboxUnusable) as error:
+                self._stays_closed(error)
+            else:
+                log.info("outbox_opened", open=self._quotas.total.rows)
+        await self._loop.create_future()
+
+    @property
+    def error(self) -> str | None:
+        """Why the file is not open; None when it is."""
+        return self._why_closed if self._opened is None else None
+
+    @property
+    def _table(self) -> SpillTable:
+        """In the thread: the file.
 
         Raises:
-            OutboxFailed: the file cannot be read, even after it was mended.
+            sqlite3.OperationalError: it is not open.
         """
+        if self._opened is None:
+            raise sqlite3.OperationalError(self._why_closed)
+        return self._opened
+
+    def _open(self) -> None:
+        """In the thread: open the file, and count what waits in it.
+
+        Raises:
+            OutboxUnusable, OutboxFailed: as `SpillTable.open`.
+        """
+        table = SpillTable.open(self._path)
         try:
-            return await self._run(lambda: self._table.held())  # noqa: PLW0108 - by the time it runs the table may be another
-        except OutboxFailed:
-            if self._damage is None:
-                raise
+            held = _held(table)
+        except sqlite3.DatabaseError as error:
+            table.close()
+            if not is_damage(error):
+                raise _failed(self._path, error) from error
             # The look at its pages had not found it.
-            return await self._run(lambda: self._table.held())  # noqa: PLW0108 - as above
+            table = SpillTable.open(self._path, str(error))
+            try:
+                held = _held(table)
+            except sqlite3.Error as again:
+                table.close()
+                raise _failed(self._path, again) from again
+        # Nothing else touches them before it is open.
+        self._quotas.restore(held)
+        self._free_bytes = _free_bytes(self._path)
+        self._opened = table
+
+    def _stays_closed(self, error: Exception) -> None:
+        self._why_closed = str(error)
+        log.error("outbox_not_opened", error=str(error))
 
     async def __aexit__(self, *_: object) -> None:
         """Commit what is pending and close the file."""
@@ -252,7 +296,8 @@ class Outbox:
         while self._written:
             await asyncio.wait(self._written)
         self._closed = True
-        await self._in_thread(self._table.close)
+        if self._opened is not None:
+            await self._in_thread(self._opened.close)
         self._thread.shutdown()
 
     # --- accept -------------------------------------------------------------------
@@ -307,8 +352,10 @@ class Outbox:
         """Return if `accept` would take a request of `size` bytes now.
 
         Raises:
-            OutboxFull: a limit is reached; says which.
+            OutboxFull: a limit is reached, or the file is not open; says which.
         """
+        if self._opened is None:
+            raise OutboxFull(self._why_closed)
         refusal = self._quotas.refusal(device, size)
         if refusal is not None:
             raise self._full(refusal, device, size)
@@ -438,15 +485,11 @@ class Outbox:
         """What has gathered meanwhile goes at once; else there is time to tidy up."""
         if len(self._fresh) >= MANY_ROWS:
             self._hand_over()
-        elif not (self._fresh or self._closed) and self._table.checkpoint_due:
-            self._track(self._loop.run_in_executor(self._thread, self._checkpoint))
-
-    def _checkpoint(self) -> None:
-        try:
-            self._table.checkpoint()
-        except sqlite3.Error as error:
-            # Nothing is lost: the log is read as well, and the next one tries again.
-            log.warning("outbox_not_checkpointed", error=str(error))
+            return
+        table = self._opened
+        if table is None or self._fresh or self._closed or not table.checkpoint_due:
+            return
+        self._track(self._loop.run_in_executor(self._thread, table.checkpoint))
 
     def _refuse(self, fresh: dict[Key, _Fresh], error: Exception) -> None:
         why = OutboxFull(f"the outbox could not be written: {error}")
@@ -700,11 +743,14 @@ class Outbox:
 
         What could not be read keeps its place in the quotas until the next start.
         """
-        with contextlib.suppress(sqlite3.Error):
-            self._table.close()
+        table, self._opened = self._opened, None
+        if table is not None:
+            with contextlib.suppress(sqlite3.Error):
+                table.close()
         try:
-            self._table = SpillTable.open(self._path, damage)
-        except OutboxUnusable as error:
+            self._opened = SpillTable.open(self._path, damage)
+        except (OutboxFailed, OutboxUnusable) as error:
+            self._why_closed = str(error)
             raise sqlite3.OperationalError(str(error)) from error
         self._damage = None
 
@@ -716,7 +762,7 @@ class Outbox:
         try:
             return await self._in_thread(transacted)
         except sqlite3.Error as error:
-            raise OutboxFailed(f"the outbox {self._path} failed: {error}") from error
+            raise _failed(self._path, error) from error
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await self._loop.run_in_executor(self._thread, work, *arguments)
@@ -725,6 +771,16 @@ class Outbox:
         tracked: asyncio.Future[object] = future  # type: ignore[assignment] # only awaited
         self._written.add(tracked)
         tracked.add_done_callback(self._written.discard)
+
+
+def _failed(path: Path, error: sqlite3.Error) -> OutboxFailed:
+    return OutboxFailed(f"the outbox {path} failed: {error}")
+
+
+def _held(table: SpillTable) -> dict[str, Held]:
+    """What each device has waiting."""
+    with table.transaction("NORMAL"):
+        return table.held()
 
 
 async def enduring(loop: Callable[[], Awaitable[None]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
 import zlib
@@ -126,6 +127,8 @@ _COLUMNS: Final = (
     "device, id, model, priority, reason, channel, encoding, request, edge, "
     "accepted_ms, deadline_ms, due_ms, attempt, seal"
 )
+# What SQLite's check says of a page that it could not get.
+_UNREAD: Final = re.compile(r"error code=(\d+)")
 _DAMAGED: Final = "its record was damaged on the agent's disk"
 
 
@@ -149,10 +152,13 @@ _INSERT_TOGETHER: Final = (
     f"{_INSERT_OPEN} {', '.join([_OPEN_ROW] * INSERTED_TOGETHER)} "
     "ON CONFLICT DO NOTHING"
 )
-# The log moves into the file when nobody waits for it (see `Outbox`), or else, as
-# SQLite does it, within the commit that makes it longer than so many pages.
+# The log moves into the file when nobody waits for it (see `Outbox`), or else before
+# the transaction that finds it longer than so many pages. Never within a commit, as
+# SQLite would do it by itself: it keeps to itself what goes wrong there.
 CHECKPOINT_CHANGES: Final = 300
 CHECKPOINT_PAGES: Final = 4096
+PAGE_BYTES: Final = 4096
+LONG_LOG_BYTES: Final = CHECKPOINT_PAGES * PAGE_BYTES
 
 _GET_WITHOUT_REQUEST: Final = (
     f"SELECT {_COLUMNS.replace('request', 'NULL')} FROM spill "
@@ -161,7 +167,11 @@ _GET_WITHOUT_REQUEST: Final = (
 
 
 class OutboxUnusable(Exception):
-    """The outbox cannot be opened at all."""
+    """The outbox cannot be opened at all, before somebody mends what is named."""
+
+
+class OutboxFailed(Exception):
+    """The file could not be read or written just now; try again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +213,11 @@ class Counts:
 class SpillTable:
     """Spills by (device, id). Every method but `transaction` runs inside one."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db = db
-        self._log_in_doubt = False
+        self._log = path.with_name(f"{path.name}-wal")
+        # Whoever wrote it before may have been killed after a sync that failed.
+        self._log_in_doubt = True
         self._entries: Counter[tuple[str, str, str]] = Counter()
         self._checkpointed = 0
 
@@ -218,15 +230,17 @@ class SpillTable:
             damage: what is known to be wrong with it; None: to be looked for.
 
         Raises:
-            OutboxUnusable: it cannot be opened, or is of another version.
+            OutboxUnusable: nothing can be opened there, or it is of another version.
+            OutboxFailed: the disk is full or broken.
         """
         try:
+            _check_place(path)
             salvage.finish(path)
-            return cls(_open(path, damage))
+            return cls(_open(path, damage), path)
         except (sqlite3.OperationalError, OSError) as error:
-            raise OutboxUnusable(
+            raise OutboxFailed(
                 f"cannot open the outbox {path}: {error}; "
-                "check that the folder exists, is writable and has space"
+                "check that its disk has space and works"
             ) from error
 
     def take_over(self, damaged: Path) -> int:
@@ -257,12 +271,18 @@ class SpillTable:
 
     def close(self) -> None:
         """Close the file."""
+        if self._log_in_doubt:
+            # SQLite folds the log into the file, which may be its last chance.
+            with contextlib.suppress(sqlite3.Error):
+                self._write_log_again()
         self._db.close()
 
     @contextlib.contextmanager
     def transaction(self, synchronous: Literal["FULL", "NORMAL"]) -> Iterator[None]:
         """All or nothing; FULL survives a power cut, NORMAL a killed process."""
         self._db.execute(f"PRAGMA synchronous = {synchronous}")
+        if self._log_is_long():
+            self.checkpoint()
         if self._log_in_doubt:
             self._write_log_again()
         self._db.execute("BEGIN IMMEDIATE")
@@ -275,9 +295,17 @@ class SpillTable:
             self._entries.clear()
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
-            if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
-                self._log_in_doubt = True
+            self._doubt_after(error)
             raise
+
+    def _doubt_after(self, error: BaseException) -> None:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_IOERR_FSYNC:
+            self._log_in_doubt = True
+
+    def _log_is_long(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self._log.stat().st_size > LONG_LOG_BYTES
+        return False
 
     def _write_log_again(self) -> None:
         """Make the next sync of the log cover what a failed one did not.
@@ -290,10 +318,9 @@ class SpillTable:
         Raises:
             sqlite3.Error: somebody else writes, or the log cannot be written.
         """
-        (_, _, path) = self._db.execute("PRAGMA database_list").fetchone()
         self._db.execute("BEGIN IMMEDIATE")  # Nobody begins the log anew meanwhile.
         try:
-            salvage.write_again(Path(f"{path}-wal"))
+            salvage.write_again(self._log)
         except OSError as error:
             raise sqlite3.OperationalError(
                 f"the log stays in doubt: {error}"
@@ -388,7 +415,14 @@ class SpillTable:
     def checkpoint(self) -> None:
         """Move the log into the file; outside a transaction."""
         self._checkpointed = self._db.total_changes
-        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        try:
+            if self._log_in_doubt:
+                self._write_log_again()
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            # Nothing is lost: the log is read as well, and the next one tries again.
+            self._doubt_after(error)
+            log.warning("outbox_not_checkpointed", error=str(error))
 
     def find(self, key: Key) -> Recorded | None:
         """What is recorded of an id, if anything."""
@@ -782,6 +816,30 @@ def _ended(row: Sequence[Any]) -> Ended | None:
     return Ended(key, how, _LIKELY[how], bytes(answer), ended_ms, Stage(stage))
 
 
+def _check_place(path: Path) -> None:
+    """Find what no mended disk would change.
+
+    Raises:
+        OutboxUnusable: no file can be there.
+        OSError: the disk does not say.
+    """
+    folder = path.parent
+    wrong = None
+    if path.is_dir():
+        wrong = "it is a folder"
+    elif not folder.is_dir():
+        wrong = "its folder does not exist"
+    elif not (os.access(folder, os.W_OK) or _is_read_only(folder)):
+        wrong = "its folder may not be written by this user"
+    if wrong is not None:
+        raise OutboxUnusable(f"cannot open the outbox {path}: {wrong}")
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether all of the disk is, as Linux makes it after an error."""
+    return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
 def _open(path: Path, damage: str | None) -> sqlite3.Connection:
     """Open the file, setting a corrupt one aside: reported, never deleted."""
     name = f"corrupt-{os.getpid()}-{time.time_ns()}"
@@ -811,7 +869,7 @@ def _connect_sound(path: Path, damage: str | None) -> sqlite3.Connection:
 def _replace(path: Path, damaged: Path) -> None:
     """Put a new file in the place of a damaged one, with what can be read of that."""
     part = salvage.in_the_making(path)
-    table = SpillTable(_connect(part))
+    table = SpillTable(_connect(part), part)
     try:
         with table.transaction("FULL"):
             taken = table.take_over(damaged)
@@ -826,8 +884,12 @@ def _check_pages(db: sqlite3.Connection) -> None:
 
     Raises:
         sqlite3.DatabaseError: a page is damaged.
+        sqlite3.OperationalError: a page cannot be read, and so not judged.
     """
     (said,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    unread = _UNREAD.search(said)
+    if unread is not None and int(unread[1]) & 0xFF == sqlite3.SQLITE_IOERR:
+        raise sqlite3.OperationalError(said)
     if said != "ok":
         raise sqlite3.DatabaseError(said)
 
@@ -838,7 +900,9 @@ def _connect(path: Path) -> sqlite3.Connection:
     )
     try:
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        # A log that has moved begins anew at its start, and no longer than this.
+        db.execute(f"PRAGMA journal_size_limit = {LONG_LOG_BYTES}")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         _check_pages(db)
         script = {0: SCHEMA, 1: FROM_1}.get(version)

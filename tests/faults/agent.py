@@ -6,7 +6,10 @@ Every setting comes from OVERSPILL_AGENT_… as the daemon's does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -47,18 +50,31 @@ def tell_what_is_there(path: Path, history: History) -> None:
     if not path.exists():
         return
     try:
-        # To read must not be to repair: that is the agent's own work.
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10) as db:
-            rows = db.execute(
-                "SELECT device, id, stage, outcome FROM spill WHERE stage IN (?, ?)",
-                (OPEN, SETTLED),
-            ).fetchall()
-        db.close()
+        rows = read(path)
+    except sqlite3.OperationalError:
+        # A full disk has no room for what reading takes; another has.
+        with tempfile.TemporaryDirectory() as elsewhere:
+            for file in (path, path.with_name(f"{path.name}-wal")):
+                if file.exists():
+                    shutil.copy(file, elsewhere)
+            rows = read(Path(elsewhere) / path.name)
     except sqlite3.Error as error:
         history.note("unreadable", detail=str(error))
         return
     for device, id_, stage, outcome in rows:
         history.note("recovered", device, id_, "open" if stage == OPEN else outcome)
+
+
+def read(path: Path) -> list[tuple[str, str, int, str]]:
+    """Rows that somebody waits for: device, id, stage, outcome."""
+    # To read must not be to repair: that is the agent's own work.
+    with contextlib.closing(
+        sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
+    ) as db:
+        return db.execute(
+            "SELECT device, id, stage, outcome FROM spill WHERE stage IN (?, ?)",
+            (OPEN, SETTLED),
+        ).fetchall()
 
 
 if __name__ == "__main__":

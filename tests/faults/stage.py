@@ -81,7 +81,7 @@ class Gateway:
             outbox = (await self.status())["outbox"]
         except (ControlError, OSError, TimeoutError):
             return False
-        return not outbox["open"] and not outbox["untold"]
+        return not (outbox["error"] or outbox["open"] or outbox["untold"])
 
 
 class Stage:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import sqlite3
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from structlog.testing import capture_logs
 
-from edge_agent.adapters.outbox import Committed, Outbox, OutboxFailed
-from edge_agent.core.delivery import Spill
+from broker.backoff import Backoff
+from edge_agent.adapters.outbox import (
+    Committed,
+    Outbox,
+    OutboxFailed,
+    OutboxFull,
+)
+from edge_agent.adapters.spill_table import CHECKPOINT_CHANGES, LONG_LOG_BYTES
+from edge_agent.core.delivery import Outcome, Spill
 from tests.faults.rows.corruption import (
     DAMAGES,
     ROWS_OF_A_FILE,
@@ -23,7 +35,23 @@ from tests.faults.rows.corruption import (
     rubbish_page,
 )
 from tests.faults.rows.disk import TROUBLES, try_all
-from tests.faults.rows.power_cut import NOW_MS, content_of, spill_of
+from tests.faults.rows.power_cut import (
+    DEVICE,
+    FILE,
+    NOW_MS,
+    content_of,
+    spill_of,
+)
+from tests.faults.unsynced import Disk
+from tests.faults.watched_disk import (
+    CANTOPEN,
+    IOERR_FSYNC,
+    IOERR_READ,
+    OK,
+    Op,
+    WatchedDisk,
+    watched,
+)
 
 
 async def test_a_failing_disk_refuses_with_a_reason_and_loses_nothing() -> None:
@@ -45,6 +73,132 @@ async def test_rows_behind_a_failed_sync_are_not_lost_with_the_power() -> None:
     assert all(trial.failures for trial in trials)
     assert [trial.cut.lost for trial in trials] == [[]] * len(trials)
     assert [trial.cut.wrong for trial in trials] == [[]] * len(trials)
+
+
+async def lost_behind_a_checkpoint(work: Work) -> list[int]:
+    """What was accepted after a checkpoint could not sync the log, by power cut.
+
+    Args:
+        work: leaves in the log what is not synced, and arms the fault before the
+            checkpoint.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        watched(Path(folder)) as disk,
+        capture_logs(),
+    ):
+        path = Path(folder) / FILE
+        async with Outbox(path, group_commit_ms=1.0) as outbox:
+            failed = await work(outbox, disk)
+            assert await outbox.accept(spill_of("late")) == Committed()
+            assert failed, "no checkpoint has met the fault"
+            steps = list(disk.trace)
+    cut = Disk()
+    cut.follow(steps)
+    return [seed for seed in range(8) if not await is_there(cut, seed)]
+
+
+async def is_there(disk: Disk, seed: int) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        disk.cut(random.Random(seed)).write_to(Path(folder))
+        async with Outbox(Path(folder) / FILE) as outbox:
+            return await outbox.find((DEVICE, "late")) is not None
+
+
+Work: TypeAlias = Callable[[Outbox, WatchedDisk], Awaitable[list[str]]]
+
+
+def fail_next_sync_of_log(disk: WatchedDisk) -> list[str]:
+    """Gives what has failed, as it comes."""
+    failed: list[str] = []
+
+    def fault(op: Op, file: str, size: int) -> int:
+        if failed or op is not Op.SYNC or not file.endswith("-wal"):
+            return OK
+        failed.append(file)
+        return IOERR_FSYNC
+
+    disk.fault = fault
+    return failed
+
+
+async def a_long_log(outbox: Outbox, disk: WatchedDisk) -> list[str]:
+    """The commit that makes the log too long is one that needs no sync."""
+    large = LONG_LOG_BYTES // 4 - 100_000
+    for id_ in "abcd":
+        await outbox.accept(replace(spill_of(id_), request=bytes(large)))
+    failed = fail_next_sync_of_log(disk)
+    await outbox.settle((DEVICE, "a"), Outcome.ANSWERED, bytes(800_000), ended_ms=1.0)
+    return failed
+
+
+async def an_idle_moment(outbox: Outbox, disk: WatchedDisk) -> list[str]:
+    """Answered before they were accepted, rows need no sync; then there is time."""
+    failed = fail_next_sync_of_log(disk)
+    for number in range(CHECKPOINT_CHANGES):
+        each = spill_of(f"r{number}")
+        _ = outbox.accept(each)
+        _ = outbox.settle(each.key, Outcome.ANSWERED, b"early", ended_ms=1.0)
+    async with asyncio.timeout(10):
+        while not failed:
+            await outbox.counts()
+    return failed
+
+
+@pytest.mark.parametrize("work", [a_long_log, an_idle_moment])
+async def test_a_row_accepted_after_a_checkpoint_that_could_not_sync_is_not_lost(
+    work: Work,
+) -> None:
+    assert await lost_behind_a_checkpoint(work) == []
+
+
+@pytest.mark.parametrize(
+    ("op", "code", "after"),
+    [
+        (Op.OPEN, CANTOPEN, 0),
+        (Op.READ, IOERR_READ, 0),
+        # While the pages are looked at: what cannot be read is not damaged.
+        (Op.READ, IOERR_READ, 6),
+        (Op.READ, IOERR_READ, 12),
+    ],
+)
+async def test_a_disk_that_fails_at_the_start_costs_spills_until_it_works_again(
+    tmp_path: Path, op: Op, code: int, after: int
+) -> None:
+    asked = itertools.count()
+
+    def fault(its: Op, file: str, size: int) -> int:
+        return code if its is op and next(asked) >= after else OK
+
+    with watched(tmp_path) as disk, capture_logs() as logs:
+        async with Outbox(tmp_path / FILE, group_commit_ms=1.0) as outbox:
+            ids = [f"r{n}" for n in range(ROWS_OF_A_FILE)]
+            await asyncio.gather(*(outbox.accept(spill_of(id_)) for id_ in ids))
+        disk.fault = fault
+        async with (
+            Outbox(tmp_path / FILE, group_commit_ms=1.0) as outbox,
+            asyncio.TaskGroup() as tasks,
+        ):
+            opening = tasks.create_task(outbox.keep_open(Backoff(0.01, 0.05)))
+            assert "cannot open the outbox" in str(outbox.error)
+            with pytest.raises(OutboxFull, match="cannot open the outbox") as refused:
+                _ = outbox.accept(spill_of("meanwhile"))
+            assert refused.value.retry_after_s > 0
+            with pytest.raises(OutboxFailed):
+                await outbox.find((DEVICE, "r0"))
+            disk.heal()
+            async with asyncio.timeout(10):
+                while outbox.error is not None:  # noqa: ASYNC110 - a file
+                    await asyncio.sleep(0.01)
+            assert await outbox.accept(spill_of("meanwhile")) == Committed()
+            counts = await outbox.counts()
+            assert (counts.open, counts.ledger.balanced) == (ROWS_OF_A_FILE + 1, True)
+            assert await outbox.get((DEVICE, "r0")) == spill_of("r0")
+            opening.cancel()
+    assert [log["event"] for log in logs if "corrupt" in log["event"]] == []
+    assert [log["open"] for log in logs if log["event"] == "outbox_opened"] == [
+        ROWS_OF_A_FILE
+    ]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

@@ -39,7 +39,7 @@ from tests.faults.rows.power_cut import (
     cut_often,
     spill_of,
 )
-from tests.faults.stage import Stage
+from tests.faults.stage import Gateway, Stage
 from tests.faults.watched_disk import (
     FULL,
     IOERR_FSYNC,
@@ -289,9 +289,9 @@ def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
 
 
-def fill(folder: Path) -> Path:
+def fill(folder: Path, name: str = "ballast") -> Path:
     """Take every free byte; gives the file that holds them."""
-    ballast = folder / "ballast"
+    ballast = folder / name
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
@@ -333,10 +333,27 @@ async def _fill_small_disk(stage: Stage) -> None:
             # Outcomes come now, and cannot be written.
             worker.signal(signal.SIGCONT)
             await asyncio.sleep(1.0)
+            await _start_on_full_disk(stage, gateway)
             ballast.unlink()
         await stage.until_ended()
         ended = {i for each in stage.devices for i in each.ended}
         assert before <= ended, "what was accepted before is gone"
+
+
+async def _start_on_full_disk(stage: Stage, gateway: Gateway) -> None:
+    """The agent is killed, and finds no room for what SQLite needs to open a file."""
+    gateway.keep = False
+    await gateway.agent.kill()
+    # As a power cut leaves it; SQLite makes it anew, 32 KiB.
+    (gateway.state_dir / "outbox.db-shm").unlink(missing_ok=True)
+    await asyncio.to_thread(fill, gateway.state_dir, "more")
+    gateway.keep = True
+    await stage.restarted(gateway)
+    await stage.until_status(gateway, lambda now: now["outbox"]["error"])
+    await stage.load(stage.n(50))
+    status = await stage.until_status(gateway, _refuses)
+    assert status["outbox"]["error"], "it is open on a full disk"
+    (gateway.state_dir / "more").unlink()
 
 
 def _refuses(status: dict[str, Any]) -> bool:
@@ -372,7 +389,7 @@ async def _try_and_tell(stage: Stage, troubles: Sequence[Trouble]) -> None:
 ROWS: tuple[Row, ...] = (
     Row(
         name="disk-full",
-        fault="the agent's disk, a small tmpfs, is filled by others and freed again",
+        fault="others fill the agent's disk, a small tmpfs, and it starts anew on it",
         must_hold="refusals with a reason; earlier rows intact; accepts again after",
         run=full_disk,
     ),

@@ -31,7 +31,7 @@ from broker.codec import WIRE_VERSION, pack
 from broker.messages import Priority, Reason, Request, Tensor
 from broker.node import Node
 from broker.topics import as_routing_key, results
-from edge_agent.adapters.spill_table import ENDED, SpillTable
+from edge_agent.adapters.spill_table import ENDED, SpillTable, open_row
 from edge_agent.core.delivery import Channel, Spill
 from lifecycle.clock import SystemClock
 from lifecycle.logs import configure_logs
@@ -55,7 +55,7 @@ def fill(path: Path, count: int) -> None:
     for first in range(0, count, FILL_ROWS):
         some = range(first, min(count, first + FILL_ROWS))
         with table.transaction("NORMAL"):
-            table.insert_all([_spill(number, now_ms) for number in some])
+            table.insert_all([open_row(_spill(number, now_ms)) for number in some])
     table.close()
 
 

@@ -30,11 +30,13 @@ import structlog
 from edge_agent.adapters.spill_table import (
     Counts,
     Ended,
+    OpenRow,
     OutboxFailed,
     OutboxUnusable,
     Recorded,
     SpillTable,
     is_damage,
+    open_row,
 )
 from edge_agent.core.delivery import (
     Channel,
@@ -420,7 +422,8 @@ class Outbox:
         self._stop_group()
         if self._closed or not (self._fresh or self._overtaken):
             return
-        fresh, self._fresh = self._fresh, {}
+        fresh, rows = self._rows_of(self._fresh)
+        self._fresh = {}
         overtaken, self._overtaken = self._overtaken, {}
         self._being_written |= overtaken
         self._writing |= fresh
@@ -428,22 +431,39 @@ class Outbox:
         for key in fresh:
             self._journal.note(Event.ACCEPTING, *key)
         writing = self._loop.run_in_executor(
-            self._thread, self._write_group, list(fresh.values()), overtaken
+            self._thread, self._write_group, rows, overtaken
         )
         self._track(writing)
         writing.add_done_callback(
             lambda done: self._group_written(fresh, overtaken, done)
         )
 
+    def _rows_of(
+        self, fresh: dict[Key, _Fresh]
+    ) -> tuple[dict[Key, _Fresh], list[OpenRow]]:
+        """Those that can be stored, and their rows; the others are refused.
+
+        Not in the thread, which would have to wait for the interpreter at each of them.
+        """
+        storable: dict[Key, _Fresh] = {}
+        rows: list[OpenRow] = []
+        for key, each in fresh.items():
+            try:
+                rows.append(open_row(each.spill))
+            except Exception as error:  # noqa: BLE001 - whatever it was, a device waits
+                self._refuse({key: each}, error)
+            else:
+                storable[key] = each
+        return storable, rows
+
     def _write_group(
-        self, fresh: list[_Fresh], overtaken: dict[Key, tuple[Spill, Ended]]
+        self, fresh: list[OpenRow], overtaken: dict[Key, tuple[Spill, Ended]]
     ) -> _Written:
         """In the thread: one transaction, with an fsync if anything is accepted."""
         free = _free_bytes(self._path)
         with self._transaction("FULL" if fresh else "NORMAL"):
             known = {
-                key: self._table.find(key)
-                for key in self._table.insert_all([each.spill for each in fresh])
+                key: self._table.find(key) for key in self._table.insert_all(fresh)
             }
             freed = {
                 key: self._table.insert_ended(*each) for key, each in overtaken.items()

@@ -8,9 +8,11 @@ thread; `adapters.outbox` gives it one.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import sqlite3
+import struct
 import time
 import zlib
 from collections import Counter
@@ -129,6 +131,7 @@ _COLUMNS: Final = (
 )
 # What SQLite's check says of a page that it could not get.
 _UNREAD: Final = re.compile(r"error code=(\d+)")
+_NUMBERS: Final = struct.Struct("<Bdd")
 _DAMAGED: Final = "its record was damaged on the agent's disk"
 
 
@@ -146,12 +149,11 @@ _INSERT_ENDED: Final = (
 )
 # One statement for many: each lets go of the interpreter's lock, and another thread
 # that is busy gives it back only after a while.
-INSERTED_TOGETHER: Final = 32
-_INSERT_ONE: Final = f"{_INSERT_OPEN} {_OPEN_ROW} ON CONFLICT DO NOTHING"
-_INSERT_TOGETHER: Final = (
-    f"{_INSERT_OPEN} {', '.join([_OPEN_ROW] * INSERTED_TOGETHER)} "
-    "ON CONFLICT DO NOTHING"
-)
+_TOGETHER: Final = (128, 32, 8, 1)
+_INSERT_OPEN_ROWS: Final = {
+    rows: f"{_INSERT_OPEN} {', '.join([_OPEN_ROW] * rows)} ON CONFLICT DO NOTHING"
+    for rows in _TOGETHER
+}
 # The log moves into the file when nobody waits for it (see `Outbox`), or else before
 # the transaction that finds it longer than so many pages. Never within a commit, as
 # SQLite would do it by itself: it keeps to itself what goes wrong there.
@@ -339,36 +341,36 @@ class SpillTable:
 
     def insert(self, spill: Spill) -> bool:
         """Add an open spill; False when its id is there already."""
-        if self._db.execute(_INSERT_ONE, _open_values(spill)).rowcount != 1:
-            return False
-        self._entries[ACCEPTED, spill.reason.value, ""] += 1
-        return True
+        return not self.insert_all([open_row(spill)])
 
-    def insert_all(self, spills: Sequence[Spill]) -> list[Key]:
+    def insert_all(self, rows: Sequence[OpenRow]) -> list[Key]:
         """Add open spills; gives the ids that were there already."""
-        many = len(spills) - len(spills) % INSERTED_TOGETHER
         known: list[Key] = []
-        for start in range(0, many, INSERTED_TOGETHER):
-            some = spills[start : start + INSERTED_TOGETHER]
-            if not self._insert_together(some):
-                known += [each.key for each in some if not self.insert(each)]
-        known += [each.key for each in spills[many:] if not self.insert(each)]
+        start = 0
+        for size in _TOGETHER:
+            while start + size <= len(rows):
+                known += self._insert_together(rows[start : start + size])
+                start += size
         return known
 
-    def _insert_together(self, spills: Sequence[Spill]) -> bool:
-        """Add them all with one statement, or none: False when an id is known."""
-        values: list[object] = []
-        for each in spills:
-            values += _open_values(each)
-        self._db.execute("SAVEPOINT together")
-        if self._db.execute(_INSERT_TOGETHER, values).rowcount != len(spills):
-            self._db.execute("ROLLBACK TO together")
+    def _insert_together(self, rows: Sequence[OpenRow]) -> list[Key]:
+        """Add them with one statement; gives the ids that were there already."""
+        values = list(itertools.chain.from_iterable(row.values for row in rows))
+        statement = _INSERT_OPEN_ROWS[len(rows)]
+        if len(rows) == 1:
+            if self._db.execute(statement, values).rowcount != 1:
+                return [rows[0].key]
+        else:
+            self._db.execute("SAVEPOINT together")
+            if self._db.execute(statement, values).rowcount != len(rows):
+                # It does not say which of them.
+                self._db.execute("ROLLBACK TO together")
+                self._db.execute("RELEASE together")
+                return [key for row in rows for key in self._insert_together([row])]
             self._db.execute("RELEASE together")
-            return False
-        self._db.execute("RELEASE together")
-        for reason, count in Counter([each.reason for each in spills]).items():
-            self._entries[ACCEPTED, reason.value, ""] += count
-        return True
+        for reason, count in Counter([row.reason for row in rows]).items():
+            self._entries[ACCEPTED, reason, ""] += count
+        return []
 
     def insert_ended(self, spill: Spill, ended: Ended) -> int | None:
         """Add a spill that ended before it was written, or end the row of its id.
@@ -643,15 +645,25 @@ def read_ledger(db: sqlite3.Connection, waiting: int) -> Ledger:
     )
 
 
-def _open_values(spill: Spill) -> tuple[object, ...]:
-    """A row of `_INSERT_OPEN`. In one piece: this is most of what an accept costs."""
+@dataclass(frozen=True, slots=True)
+class OpenRow:
+    """An open spill as it is written. Made apart, because it needs no file."""
+
+    key: Key
+    reason: str
+    values: tuple[object, ...]
+
+
+def open_row(spill: Spill) -> OpenRow:
+    """A row of `insert_all`. In one piece: this is most of what an accept costs."""
     edge = None if spill.edge is None else pack_answer(spill.edge)
-    return (
+    reason = spill.reason.value
+    values = (
         spill.device,
         spill.id,
         spill.model,
         RANKS[spill.priority],
-        spill.reason.value,
+        reason,
         spill.channel.value,
         spill.encoding,
         spill.request,
@@ -663,6 +675,7 @@ def _open_values(spill: Spill) -> tuple[object, ...]:
         _seal_of_request(spill, edge),
         spill.due_ms <= spill.accepted_ms,
     )
+    return OpenRow((spill.device, spill.id), reason, values)
 
 
 def _ended_values(spill: Spill, ended: Ended) -> tuple[object, ...]:
@@ -706,18 +719,18 @@ def is_damage(error: Exception) -> bool:
 
 def _seal_of_request(spill: Spill, edge: bytes | None) -> int:
     """A checksum of what never changes while a spill is open. SQLite keeps none."""
-    fields = (
-        spill.device,
-        spill.id,
-        spill.model,
-        RANKS[spill.priority],
-        spill.reason.value,
-        spill.channel.value,
-        spill.encoding,
-        float(spill.accepted_ms),
-        float(spill.deadline_ms),
+    names = "\0".join(
+        (
+            spill.device,
+            spill.id,
+            spill.model,
+            spill.reason.value,
+            spill.channel.value,
+            spill.encoding,
+        )
     )
-    seal = zlib.crc32(repr(fields).encode(errors="replace"))
+    numbers = _NUMBERS.pack(RANKS[spill.priority], spill.accepted_ms, spill.deadline_ms)
+    seal = zlib.crc32(numbers, zlib.crc32(names.encode(errors="replace")))
     return zlib.crc32(edge or b"", zlib.crc32(spill.request, seal))
 
 

@@ -675,9 +675,11 @@ async def test_a_row_that_cannot_be_stored_refuses_its_device_and_stops_nothing(
 ) -> None:
     unstorable = replace(EDGE, outputs={"x": np.array([1j])})
     async with Outbox(path) as outbox:
+        odd = outbox.accept(spill("odd", edge=unstorable))
+        neighbour = outbox.accept(spill("a"))
         with pytest.raises(OutboxFull, match="could not be written"):
-            await outbox.accept(spill("odd", edge=unstorable))
-        assert await outbox.accept(spill("a")) == Committed()
+            await odd
+        assert await neighbour == Committed()
         assert (await outbox.counts()).open == 1
 
 

@@ -724,8 +724,8 @@ def _seal_of_request(spill: Spill, edge: bytes | None) -> int:
             spill.device,
             spill.id,
             spill.model,
-            spill.reason.value,
-            spill.channel.value,
+            spill.reason,
+            spill.channel,
             spill.encoding,
         )
     )

@@ -119,6 +119,7 @@ class Account:
         self.duplicates = 0
         self.after_lost = 0
         self.last_answer_s = 0.0
+        self.last_offer_s = 0.0
         self._ended = bytearray()
 
     @property
@@ -136,6 +137,7 @@ class Account:
         tallies = self._tallies(planned)
         for tally in tallies:
             tally.offered += 1
+        self.last_offer_s = planned.offset_s
         number = planned.number
         self._open[number] = _Open(planned.offset_s, planned.deadline_s, tallies)
         self._ended.append(0)

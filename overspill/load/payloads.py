@@ -11,7 +11,6 @@ import io
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +22,7 @@ from PIL import Image
 from broker.messages import ITEM_BYTES, Medium, Tensor
 from overspill.load.mix import Payload
 from overspill.load.quantities import BadQuantity, size_bytes
+from overspill.program import environment, python
 
 MOST_PAYLOADS: Final = 10_000
 RANDOM_VARIANTS: Final = 16
@@ -177,13 +177,14 @@ def _signature(path: Path) -> list[_Input]:
     """What a model takes; a process of its own loads it, and its memory goes too."""
     if not path.exists():
         raise BadPayload(f"{path} is not there: name a .tflite or a SavedModel folder")
-    command = [sys.executable, "-P", "-m", "overspill.load.signature", str(path)]
+    command = python("overspill.load.signature", str(path))
     try:
         done = subprocess.run(  # noqa: S603 - our own module
             command,
             capture_output=True,
             text=True,
             check=False,
+            env=environment(),
             timeout=SIGNATURE_WITHIN_S,
         )
     except subprocess.TimeoutExpired:

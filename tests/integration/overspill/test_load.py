@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from broker.amqp import AmqpLink, Delivery
 from broker.node import Node
+from broker.topology import result_queue
 from edge_agent.settings import AgentSettings
 from overspill.load.arrivals import Steady
 from overspill.load.doors import Door, Via, find_door
@@ -68,8 +71,6 @@ async def measured(
     door: Door, planned: Plan, *steps: float, patience: Patience = PATIENCE
 ) -> list[dict[str, Any]]:
     """The documents of runs whose generator may have been late: so may a test's."""
-    from rich.console import Console  # noqa: PLC0415
-
     session = Session(door, planned, steps or (1.0,), patience, max_lateness_s=60)
     await session.perform(Console(stderr=True))
     return session.runs
@@ -190,24 +191,34 @@ async def test_an_interrupted_load_tells_the_figures_so_far(
     pool: Node, tmp_path: Path
 ) -> None:
     file = tmp_path / "figures.json"
-    listening = asyncio.Event()
-    ended = await asyncio.create_subprocess_exec(
-        *command("--model", "copy", "--url", pool.mqtt_url("agent-4")),
-        *("--rate", "50/s", "--for", "60s", "--json", str(file)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    # Its session's queue is there once it hears results.
-    async with asyncio.timeout(30):
-        while not listening.is_set():
-            listing = await pool.control("list_queues", "name", "--quiet")
-            if "mqtt-subscription-agent-4qos1" in listing:
-                listening.set()
-        await asyncio.sleep(0.5)
-        ended.send_signal(signal.SIGINT)
-        _, said = await ended.communicate()
+    answered = asyncio.Event()
 
-    assert ended.returncode == 130, said.decode()
+    async def overhear(_: Delivery) -> None:
+        answered.set()
+
+    queue = result_queue("watcher", "agent-4")
+    watcher = AmqpLink(
+        pool.amqp_url("worker"),
+        name="watcher",
+        queues=[queue],
+        consume={queue.name: 10},
+        on_delivery=overhear,
+    )
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(watcher.run())
+        await watcher.wait_up()
+        load = await asyncio.create_subprocess_exec(
+            *command("--model", "copy", "--url", pool.mqtt_url("agent-4")),
+            *("--rate", "50/s", "--for", "60s", "--json", str(file)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        await answered.wait()
+        load.send_signal(signal.SIGINT)
+        _, said = await load.communicate()
+        watching.cancel()
+
+    assert load.returncode == 130, said.decode()
     (run,) = json.loads(file.read_text())["runs"]
     assert run["complete"] is False
     assert run["offered"] == run["answered"] + run["open"] > 0

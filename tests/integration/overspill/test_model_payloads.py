@@ -24,5 +24,5 @@ def test_a_file_that_is_no_model_is_refused_with_the_reason(tmp_path: Path) -> N
     file = tmp_path / "broken.tflite"
     file.write_bytes(b"not a model")
 
-    with pytest.raises(BadPayload, match="broken.tflite"):
+    with pytest.raises(BadPayload, match=r"broken\.tflite"):
         read_payloads(f"model:{file}")

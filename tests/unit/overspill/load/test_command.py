@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from overspill.__main__ import build
+from overspill.commands.load import load
 from overspill.load.sweep import read_steps
 
 USUAL = ("--model", "m", "--payload", "1KiB", "--via", "device", "--rate", "9/s")
 
 
 def refused(*arguments: str) -> str:
-    found = CliRunner().invoke(build(["load"]), ["load", *arguments])
+    alone = typer.Typer()
+    alone.command()(load)
+    found = CliRunner().invoke(alone, arguments)
     assert found.exit_code == 2, found.output
     return " ".join(found.output.replace("│", " ").split())
 

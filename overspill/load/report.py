@@ -131,13 +131,13 @@ def _groups(run: Mapping[str, Any]) -> Table:
         caption_justify="left",
     )
     table.add_column("")
-    _columns(table)
-    table.add_row("all", *_figures(run))
+    ends = _columns(table, [run])
+    table.add_row("all", *_figures(run, ends))
     for group in GROUPS:
         of_group = run[f"by_{group}"]
         if len(of_group) > 1:
             for name, tally in of_group.items():
-                table.add_row(f"{group} {name}", *_figures(tally))
+                table.add_row(f"{group} {name}", *_figures(tally, ends))
     return table
 
 
@@ -145,25 +145,28 @@ def _sweep(runs: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(caption="latency in ms from the intended send time")
     table.add_column("rate/s", justify="right")
     table.add_column("answers/s", justify="right")
-    _columns(table)
+    ends = _columns(table, runs)
     for run in runs:
         rates = (_number(run[name]) for name in ("rate_per_s", "throughput_per_s"))
-        table.add_row(*rates, *_figures(run))
+        table.add_row(*rates, *_figures(run, ends))
     return table
 
 
-def _columns(table: Table) -> None:
-    for name in ("offered", "goodput", *_LATENCIES, *_ENDS[1:]):
+def _columns(table: Table, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Add the columns of figures; which ends of requests, those that there are."""
+    ends = [end for end in _ENDS[1:] if any(run[end] for run in runs)]
+    for name in ("offered", "goodput", *_LATENCIES, *ends):
         table.add_column(name, justify="right")
+    return ends
 
 
-def _figures(tally: Mapping[str, Any]) -> list[str]:
+def _figures(tally: Mapping[str, Any], ends: Sequence[str]) -> list[str]:
     goodput = tally["goodput"]
     return [
         f"{tally['offered']:,}",
         "-" if goodput is None else f"{100 * goodput:.2f} %",
         *(_number(tally["latency_ms"][name]) for name in _LATENCIES),
-        *(f"{tally[end]:,}" if tally[end] else "" for end in _ENDS[1:]),
+        *(f"{tally[end]:,}" if tally[end] else "" for end in ends),
     ]
 
 

@@ -14,10 +14,11 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from broker.codec import MAX_ENVELOPE_BYTES
 from broker.messages import Priority
 from broker.topics import check_id
 from overspill.interruption import Interrupted, run_until_interrupted
-from overspill.load.arrivals import Arrivals, Spacing, Steady, read_bursts
+from overspill.load.arrivals import Arrivals, Replay, Spacing, Steady, read_bursts
 from overspill.load.doors import Via, find_door
 from overspill.load.mix import Bounds, Choice, Mix, Payload, Plan
 from overspill.load.payloads import read_payloads
@@ -37,6 +38,7 @@ from overspill.load.trace import read_trace
 NOT_VALID: Final = 3
 NOTHING_ANSWERED: Final = 4
 HERE: Final = Path("-")
+DEFAULT_S: Final = 10.0
 
 
 def load(  # noqa: PLR0913 - each is an option of the command
@@ -90,8 +92,14 @@ def load(  # noqa: PLR0913 - each is an option of the command
         typer.Option(help="Instead of --rate: replay a .csv or .jsonl of offset_s, …"),
     ] = None,
     for_: Annotated[
-        str, typer.Option("--for", metavar="TIME", help="Measure for so long.")
-    ] = "10s",
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="TIME",
+            help="Measure for so long.",
+            show_default="10s, or all of a trace",
+        ),
+    ] = None,
     requests: Annotated[
         int, typer.Option(min=1, help="Measure at most so many.")
     ] = 1_000_000,
@@ -157,6 +165,7 @@ def load(  # noqa: PLR0913 - each is an option of the command
     """
     try:
         base, choices = _arrivals(rate, arrivals, bursts, trace)
+        steps = (1.0,) if sweep is None else read_steps(sweep, base.rate_per_s)
         plan = Plan(
             base,
             Mix(
@@ -166,7 +175,12 @@ def load(  # noqa: PLR0913 - each is an option of the command
                 priorities=weighted(class_, _priority),
                 senders=devices if via is Via.DEVICE else agents,
             ),
-            Bounds(duration_s(for_), requests, _duration_or_0(warmup), envelope),
+            Bounds(
+                for_s=_long_s(base, steps) if for_ is None else duration_s(for_),
+                requests=requests,
+                warmup_s=_duration_or_0(warmup),
+                envelope=envelope,
+            ),
             seed,
             choices,
         )
@@ -176,7 +190,7 @@ def load(  # noqa: PLR0913 - each is an option of the command
                 via, url or [], broker, senders=plan.mix.senders, spill=spill
             ),
             plan=_with_payloads(plan, payload),
-            steps=(1.0,) if sweep is None else read_steps(sweep, base.rate_per_s),
+            steps=steps,
             patience=Patience(lost_after_s=duration_s(lost_after)),
             max_lateness_s=duration_s(max_lateness),
         )
@@ -244,6 +258,13 @@ def _arrivals(
     return Steady.at(rate_per_s(rate or ""), spacing), ()
 
 
+def _long_s(arrivals: Arrivals, steps: Sequence[float]) -> float:
+    """How long to measure when nobody says: all of a trace at its slowest."""
+    if isinstance(arrivals, Replay):
+        return arrivals.at_s[-1] / min(steps) + 1.0
+    return DEFAULT_S
+
+
 def _with_payloads(plan: Plan, specs: Sequence[str]) -> Plan:
     """The plan with payloads for each model that it may ask.
 
@@ -271,6 +292,12 @@ def _with_payloads(plan: Plan, specs: Sequence[str]) -> Plan:
             raise BadQuantity(f"no payload for {model}: add --payload {model}=SPEC")
     payloads = {model: read[own.get(model) or of_all[0]] for model in models}
     _check_choices(plan, payloads)
+    largest = max(each.size_bytes for all_ in payloads.values() for each in all_)
+    if largest * plan.bounds.envelope > MAX_ENVELOPE_BYTES:
+        raise BadQuantity(
+            f"{plan.bounds.envelope} payloads of {largest} bytes are over the limit of "
+            f"{MAX_ENVELOPE_BYTES} bytes that the wire has for an envelope"
+        )
     return replace(plan, mix=replace(plan.mix, payloads=payloads))
 
 

@@ -53,6 +53,11 @@ def draw(path: Path, runs: Sequence[Mapping[str, Any]], *, title: str) -> None:
         FigureCanvasAgg,
     )
     from matplotlib.figure import Figure  # noqa: PLC0415 - as said
+    from matplotlib.ticker import (  # noqa: PLC0415 - as said
+        LogLocator,
+        NullFormatter,
+        StrMethodFormatter,
+    )
 
     runs = sorted(runs, key=lambda run: run["rate_per_s"])
     rates = [run["rate_per_s"] for run in runs]
@@ -64,20 +69,27 @@ def draw(path: Path, runs: Sequence[Mapping[str, Any]], *, title: str) -> None:
         values = [run["latency_ms"][name] or float("nan") for run in runs]
         latency.plot(rates, values, "o-", color=colour, label=name)
     latency.set_yscale("log")
-    latency.set_ylabel("latency from intended send, ms")
+    latency.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    latency.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    latency.yaxis.set_minor_formatter(NullFormatter())
+    latency.set_ylabel("latency of what was answered, ms")
     latency.set_title(title)
     latency.grid(alpha=0.3, which="both")
-    latency.legend(loc="upper left", fontsize="small")
+    latency.legend(loc="best", fontsize="small")
     goodput = [100.0 * (run["goodput"] or 0.0) for run in runs]
     share.plot(rates, goodput, "o-", color="black", label="answered in time")
-    for run in runs:
-        if not run["valid"]:
-            share.axvline(
-                run["rate_per_s"], color="red", linestyle=":", label="generator late"
-            )
+    late = [at for at, run in enumerate(runs) if not run["valid"]]
+    if late:
+        share.plot(
+            [rates[at] for at in late],
+            [goodput[at] for at in late],
+            "rx",
+            markersize=10,
+            label="not valid: the generator was late",
+        )
     share.set_ylim(0, 103)
     share.set_ylabel("goodput, % of offered")
     share.set_xlabel("offered, requests/s")
     share.grid(alpha=0.3)
-    share.legend(loc="lower left", fontsize="small")
+    share.legend(loc="best", fontsize="small")
     figure.savefig(path, format=path.suffix.lower().removeprefix("."))

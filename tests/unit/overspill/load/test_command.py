@@ -62,6 +62,12 @@ def test_a_trace_must_name_what_there_is(tmp_path: Path) -> None:
     assert "the trace names payload 'shirt.png'" in said
 
 
+def test_what_no_envelope_holds_is_not_sent() -> None:
+    said = refused(*(each.replace("1KiB", "17MiB") for each in USUAL))
+
+    assert "over the limit of 16777216 bytes" in said
+
+
 def test_steps_are_shares_of_the_rate_or_rates() -> None:
     assert read_steps("20%,110%", 50) == pytest.approx((0.2, 1.1))
     assert read_steps("100,200,400/s", 50) == pytest.approx((2, 4, 8))

@@ -17,6 +17,9 @@ from overspill.load.histogram import Histogram
 from overspill.load.mix import Planned
 
 REASONS_KEPT: Final = 20
+# A trace may give each request a deadline of its own.
+GROUPS_KEPT: Final = 50
+OTHER_GROUPS: Final = "others"
 REASON_LENGTH: Final = 160
 OTHER: Final = "other reasons"
 _NUMBERS: Final = re.compile(r"\d+(?:\.\d+)?")
@@ -203,7 +206,12 @@ class Account:
             ("class", planned.priority.value),
             ("deadline", f"{planned.deadline_s * 1000.0:g}ms"),
         )
-        return (self.total, *(self._groups.setdefault(key, Tally()) for key in keys))
+        return (self.total, *(self._group(*key) for key in keys))
+
+    def _group(self, by: str, name: str) -> Tally:
+        if (by, name) not in self._groups and len(self.groups(by)) >= GROUPS_KEPT:
+            name = OTHER_GROUPS
+        return self._groups.setdefault((by, name), Tally())
 
     def _describe(self, ending: Ending, at_s: float) -> None:
         if ending.end is End.ANSWERED:

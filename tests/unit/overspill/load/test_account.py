@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.messages import Medium, Priority
-from overspill.load.account import OTHER, REASONS_KEPT, Account, End, Ending
+from overspill.load.account import (
+    GROUPS_KEPT,
+    OTHER,
+    OTHER_GROUPS,
+    REASONS_KEPT,
+    Account,
+    End,
+    Ending,
+)
 from overspill.load.mix import Payload, Planned
 
 PAYLOAD = Payload("p", medium=Medium(media_type="image/png", data=b"p"))
@@ -119,6 +127,16 @@ def test_reasons_without_end_do_not_take_memory_without_end() -> None:
 
     assert len(account.reasons[End.FAILED]) == REASONS_KEPT + 1
     assert account.reasons[End.FAILED][OTHER] == 100 - REASONS_KEPT
+
+
+def test_deadlines_without_end_do_not_make_groups_without_end() -> None:
+    account = Account(lost_after_s=1)
+    for number in range(GROUPS_KEPT + 10):
+        account.offer(planned(number, deadline_s=1 + number))
+
+    by_deadline = account.groups("deadline")
+    assert len(by_deadline) == GROUPS_KEPT + 1
+    assert by_deadline[OTHER_GROUPS].offered == 10
 
 
 EVENTS = st.lists(

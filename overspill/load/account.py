@@ -42,6 +42,21 @@ class End(StrEnum):
     """The generator had too many publishes under way to begin another."""
 
 
+class Reasons:
+    """Counts of reasons; those that differ only in figures are one."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, reason: str) -> None:
+        """Count one, in the words of the first of its kind."""
+        shape = _NUMBERS.sub("#", reason)[:REASON_LENGTH]
+        if shape not in self._first and len(self._first) < REASONS_KEPT:
+            self._first[shape] = reason[:REASON_LENGTH]
+        self.counts[self._first.get(shape, OTHER)] += 1
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """One final word on a request, as it was heard.
@@ -114,10 +129,10 @@ class Account:
         self.total = Tally()
         self.warmup = Tally()
         self.lateness = Histogram()
-        self.reasons: dict[End, Counter[str]] = {}
+        self.reasons: dict[End, Reasons] = {}
         self.sources: Counter[str] = Counter()
         self.batches: Counter[int] = Counter()
-        self.publish_failures: Counter[str] = Counter()
+        self.publish_failures = Reasons()
         self.link_losses = 0
         self.duplicates = 0
         self.after_lost = 0
@@ -158,7 +173,7 @@ class Account:
 
     def publish_failed(self, reason: str) -> None:
         """A publish was not confirmed; what it carried may arrive all the same."""
-        _count(self.publish_failures, reason)
+        self.publish_failures.add(reason)
 
     def hear(self, ending: Ending, at_s: float) -> None:
         """A final word came; a number that was never offered is somebody else's."""
@@ -221,8 +236,8 @@ class Account:
             if ending.batch_size:
                 self.batches[ending.batch_size] += 1
         else:
-            of_end = self.reasons.setdefault(ending.end, Counter())
-            _count(of_end, ending.reason or "no reason was given")
+            of_end = self.reasons.setdefault(ending.end, Reasons())
+            of_end.add(ending.reason or "no reason was given")
 
     def _end(self, number: int, end: End) -> None:
         for tally in self._open.pop(number).tallies:
@@ -233,9 +248,3 @@ class Account:
 def _is_overload(ending: Ending) -> bool:
     told = ending.end in {End.FAILED, End.REFUSED}
     return told and (ending.reason or "").lower().startswith(OVERLOADED)
-
-
-def _count(reasons: Counter[str], reason: str) -> None:
-    """Count a reason without its figures, which would make each one another."""
-    text = _NUMBERS.sub("#", reason)[:REASON_LENGTH]
-    reasons[text if text in reasons or len(reasons) < REASONS_KEPT else OTHER] += 1

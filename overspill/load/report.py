@@ -48,8 +48,8 @@ def document(
             for group in GROUPS
         },
         "reasons": {
-            end.value: dict(counts.most_common())
-            for end, counts in account.reasons.items()
+            end.value: dict(reasons.counts.most_common())
+            for end, reasons in account.reasons.items()
         },
         "sources": dict(account.sources),
         "batch_size_mean": (
@@ -59,7 +59,7 @@ def document(
         ),
         "duplicates": account.duplicates,
         "answered_after_lost": account.after_lost,
-        "publish_failures": dict(account.publish_failures),
+        "publish_failures": dict(account.publish_failures.counts),
         "link_losses": account.link_losses,
         "lateness_ms": account.lateness.document(),
         "warmup": account.warmup.document(),

@@ -60,7 +60,7 @@ def test_goodput_is_what_was_answered_in_time_of_all_that_was_offered() -> None:
     assert account.total.goodput == 0.25
     assert account.total.ends == {End.ANSWERED: 2, End.FAILED: 1, End.EXPIRED: 1}
     assert account.total.overloaded == 1
-    assert account.reasons[End.FAILED] == {"overloaded: send again in # s": 1}
+    assert account.reasons[End.FAILED].counts == {"overloaded: send again in 3 s": 1}
 
 
 def test_a_second_word_on_a_request_is_a_duplicate_and_changes_nothing() -> None:
@@ -125,8 +125,8 @@ def test_reasons_without_end_do_not_take_memory_without_end() -> None:
         words = "x" * (number + 1)
         account.hear(Ending(number, End.FAILED, f"{words} failed"), at_s=0.1)
 
-    assert len(account.reasons[End.FAILED]) == REASONS_KEPT + 1
-    assert account.reasons[End.FAILED][OTHER] == 100 - REASONS_KEPT
+    assert len(account.reasons[End.FAILED].counts) == REASONS_KEPT + 1
+    assert account.reasons[End.FAILED].counts[OTHER] == 100 - REASONS_KEPT
 
 
 def test_deadlines_without_end_do_not_make_groups_without_end() -> None:
@@ -137,6 +137,14 @@ def test_deadlines_without_end_do_not_make_groups_without_end() -> None:
     by_deadline = account.groups("deadline")
     assert len(by_deadline) == GROUPS_KEPT + 1
     assert by_deadline[OTHER_GROUPS].offered == 10
+
+
+def test_reasons_that_differ_in_figures_are_one_in_the_words_of_the_first() -> None:
+    account = Account(lost_after_s=1)
+    for port in (1883, 1884):
+        account.publish_failed(f"nothing listens at mqtt://host:{port}")
+
+    assert account.publish_failures.counts == {"nothing listens at mqtt://host:1883": 2}
 
 
 EVENTS = st.lists(

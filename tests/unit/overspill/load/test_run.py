@@ -134,7 +134,7 @@ async def test_a_publish_that_fails_is_told_and_its_request_lost_unless_answered
     run = a_run(fail)
     await run.perform()
 
-    assert run.account.publish_failures.total() == 20
+    assert run.account.publish_failures.counts.total() == 20
     assert run.account.total.ends == {End.ANSWERED: 10, End.LOST: 10}
 
 

@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,9 @@ from overspill.load.quantities import BadQuantity, size_bytes
 from overspill.program import environment, python
 
 MOST_PAYLOADS: Final = 10_000
+# Different ones, unless they would fill the memory.
 RANDOM_VARIANTS: Final = 16
+RANDOM_ITEMS: Final = 64_000_000
 SIGNATURE_WITHIN_S: Final = 120
 _MEDIA: Final = {
     ".png": "image/png",
@@ -142,6 +145,8 @@ def _parse_inputs(text: str) -> list[_Input]:
 
 def _random(inputs: Sequence[_Input], seed: int) -> tuple[Payload, ...]:
     rng = np.random.default_rng(seed)
+    items = sum(prod(shape) for _, _, shape in inputs)
+    variants = min(RANDOM_VARIANTS, max(1, RANDOM_ITEMS // max(items, 1)))
     return tuple(
         Payload(
             str(index),
@@ -150,7 +155,7 @@ def _random(inputs: Sequence[_Input], seed: int) -> tuple[Payload, ...]:
                 for name, dtype, shape in inputs
             },
         )
-        for index in range(RANDOM_VARIANTS)
+        for index in range(variants)
     )
 
 
@@ -161,7 +166,7 @@ def _values(
         raise BadPayload(f"dtype {dtype!r} is not one of {sorted(ITEM_BYTES)}")
     if dtype.startswith("float"):
         return rng.random(shape).astype(dtype)
-    return rng.integers(0, 2 if dtype == "bool" else 128, shape).astype(dtype)
+    return rng.integers(0, 2 if dtype == "bool" else 128, shape, dtype=dtype)
 
 
 def _tensor(where: str, name: str, array: NDArray[Any]) -> Tensor:

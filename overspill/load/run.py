@@ -19,7 +19,6 @@ from overspill.load.mix import Plan, Planned
 from overspill.load.ways import Hears, Link, Way
 
 CONNECT_WITHIN_S: Final = 10.0
-# A cluster's first address may be down: the others are tried within this.
 FIRST_ERROR_AFTER_S: Final = 1.5
 LOOK_EVERY_S: Final = 0.05
 LEAD_S: Final = 0.1
@@ -38,11 +37,14 @@ class Patience:
     Attributes:
         lost_after_s: beyond its deadline, until a request counts as lost.
         connect_within_s: for the links to come up.
+        first_error_after_s: before a link's error ends that wait: the first address
+            of a cluster may be down, and the others are tried meanwhile.
         linger_s: after the last end, for what comes twice.
     """
 
     lost_after_s: float = 5.0
     connect_within_s: float = CONNECT_WITHIN_S
+    first_error_after_s: float = FIRST_ERROR_AFTER_S
     linger_s: float = LINGER_S
 
 
@@ -94,7 +96,7 @@ class Run:
             NoConnection: a link did not come up.
         """
         async with _running(self._way.links):
-            await _until_up(self._way.links, self.patience.connect_within_s)
+            await _until_up(self._way.links, self.patience)
             self._listening = True
             self._began_s = self._clock.monotonic() + LEAD_S
             began_wall_ms = self._clock.wall_ms() + round(LEAD_S * 1000.0)
@@ -172,14 +174,15 @@ async def _running(links: Sequence[Link]) -> AsyncIterator[None]:
         raise first from first.__cause__
 
 
-async def _until_up(links: Sequence[Link], within_s: float) -> None:
+async def _until_up(links: Sequence[Link], patience: Patience) -> None:
     """Return once all links are up; a link that says why it is down ends the wait."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
+    within_s = patience.connect_within_s
     while not all(link.up for link in links):
         waited_s = loop.time() - began_s
         error = next(_errors(links), None)
-        if waited_s >= within_s or (error and waited_s >= FIRST_ERROR_AFTER_S):
+        if waited_s >= within_s or (error and waited_s >= patience.first_error_after_s):
             raise NoConnection(
                 error
                 or f"no broker let all of {len(links)} links in within "

@@ -63,7 +63,11 @@ def test_a_trace_must_name_what_there_is(tmp_path: Path) -> None:
 
 
 def test_what_no_envelope_holds_is_not_sent() -> None:
-    said = refused(*(each.replace("1KiB", "17MiB") for each in USUAL))
+    usual = (each.replace("1KiB", "17KiB") for each in USUAL)
+    said = refused(
+        *usual,
+        *("--via", "queue", "--url", "amqp://host", "--envelope", "1024"),
+    )
 
     assert "over the limit of 16777216 bytes" in said
 

@@ -85,7 +85,7 @@ def a_run(
         plan,
         lambda hears: FakeWay(hears, behave, error),
         clock=SystemClock(),
-        patience=Patience(lost_after_s=0.05, linger_s=0.0),
+        patience=Patience(lost_after_s=0.05, first_error_after_s=0.0, linger_s=0.0),
         most_publishing=most_publishing,
     )
 

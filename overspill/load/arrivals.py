@@ -80,7 +80,7 @@ class Steady(Arrivals):
     @override
     def offsets_s(self, random: Random) -> Iterator[float]:
         units = self._units(random)
-        until = began_s = passed = 0.0
+        began_s = passed = 0.0
         unit = next(units)
         for phase in itertools.cycle(self.phases):
             until = passed + phase.rate_per_s * phase.for_s

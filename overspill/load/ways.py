@@ -12,12 +12,12 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from broker.codec import WireError
 from broker.mqtt import MqttLink, MqttTarget
 from broker.topics import as_routing_key, requests, results
 from overspill.load.account import Ending
 from overspill.load.mix import Planned
 from overspill.load.wording import (
-    WireError,
     device_message,
     envelope,
     read_answer,
@@ -56,10 +56,6 @@ class Link(Protocol):
     @property
     def last_error(self) -> str | None:
         """What keeps it down; None while it is up."""
-        ...
-
-    async def wait_up(self) -> None:
-        """Return once it works."""
         ...
 
     async def run(self) -> None:

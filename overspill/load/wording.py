@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgpack
 
-from broker.codec import WireError, decode, encode, unpack
+from broker.codec import decode, encode, unpack
 from broker.messages import Reason, Request, Result, Status
 from overspill.load.account import End, Ending
 from overspill.load.mix import Planned
@@ -126,13 +126,3 @@ def _text(fields: dict[str, Any], name: str) -> str | None:
 def _number(run: str, id_: str) -> int | None:
     head, _, tail = id_.rpartition("-")
     return int(tail) if head == run and tail.isdecimal() else None
-
-
-__all__ = [
-    "WireError",
-    "device_message",
-    "envelope",
-    "read_answer",
-    "read_results",
-    "request_id",
-]

@@ -26,9 +26,6 @@ class UpLink:
         self.last_error = error
         self.up = error is None
 
-    async def wait_up(self) -> None:
-        await asyncio.Event().wait()
-
     async def run(self) -> None:
         await asyncio.Event().wait()
 

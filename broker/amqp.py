@@ -493,7 +493,10 @@ class AmqpLink:
     async def _declare(self, channel: Channel, queue: Queue) -> None:
         try:
             await channel.queue_declare(
-                queue.name, durable=True, arguments=dict(queue.arguments)
+                queue.name,
+                durable=not queue.exclusive,
+                exclusive=queue.exclusive,
+                arguments=dict(queue.arguments),
             )
             await channel.queue_bind(queue.name, queue.exchange, queue.routing_key)
         except ChannelPreconditionFailed as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broker.messages import Priority
-from broker.topics import check_id
+from broker.topics import as_routing_key, check_id, results
 
 TOPIC_EXCHANGE: Final = "amq.topic"
 UNROUTED_EXCHANGE: Final = "unrouted"
@@ -35,12 +35,16 @@ Arguments = Mapping[str, str | int]
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable queue and the routing key that binds it to an exchange."""
+    """A queue and the routing key that binds it to an exchange.
+
+    It is durable, or else `exclusive`: gone with the connection that declared it.
+    """
 
     name: str
     exchange: str
     routing_key: str
     arguments: Arguments = field(default_factory=dict)
+    exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,19 @@ def request_queue(model: str, priority: Priority) -> Queue:
 def model_queues(model: str) -> tuple[Queue, ...]:
     """The queues of one model, most urgent first."""
     return tuple(request_queue(model, each) for each in Priority)
+
+
+def result_queue(name: str, agent: str) -> Queue:
+    """A queue of somebody's own for an agent's results; one name may take several's.
+
+    Under `infer.`, because that is what a worker's user may declare.
+    """
+    return Queue(
+        name=f"infer.results.{check_id('queue', name)}",
+        exchange=TOPIC_EXCHANGE,
+        routing_key=as_routing_key(results(check_id("agent", agent))),
+        exclusive=True,
+    )
 
 
 def standing_queues() -> tuple[Queue, ...]:

@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "up": "overspill.commands.up:up",
     "doctor": "overspill.commands.doctor:doctor",
     "broker": "overspill.commands.broker:app",
+    "load": "overspill.commands.load:load",
     "model": "fleet.cli.model:app",
     "rollout": "fleet.cli.rollout:app",
     "device": "fleet.cli.device:app",

@@ -29,6 +29,8 @@ from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.loops import side_queues, updates
 from cloud_worker.loops.bookkeeping import Bookkeeping
+from cloud_worker.loops.complaints import Complaints
+from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.intake import Intake
 from cloud_worker.loops.media import Decoder
@@ -233,6 +235,12 @@ class _Pool:
             runner,
             Batcher(max_batch_bytes=settings.max_batch_bytes),
             replies=self.replies,
+            dead_letters=DeadLetters(
+                self.link.publish,
+                worker=settings.worker_id,
+                clock=clock,
+                ledger=ledger,
+            ),
             clock=clock,
         )
         self._intake = Intake(
@@ -250,6 +258,7 @@ class _Pool:
             restore=self.link.restore,
             replies=self.replies,
             room=self.room,
+            complaints=Complaints(clock),
             timeout_s=timeout_s,
         )
         self._updates = None

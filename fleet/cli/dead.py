@@ -108,7 +108,7 @@ def list_letters(  # noqa: PLR0913 - each is an option of the command
 
 
 @app.command()
-def show(  # noqa: PLR0913 - each is an option of the command
+def show(
     id_: OneId,
     *,
     save: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from broker.amqp import LinkDown
 from broker.codec import decode, encode, seal_envelope
@@ -579,22 +579,26 @@ async def test_noise_goes_to_the_dead_letters_and_the_loop_goes_on() -> None:
         await until(lambda: letter.ended == "acked")
 
 
-async def test_a_flood_of_noise_leaves_room_among_the_dead_letters_and_in_the_log(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+async def test_a_flood_of_noise_leaves_room_among_the_dead_letters_and_in_the_log() -> (
+    None
+):
+    with capture_logs() as logs:
+        await _flood_with_noise(logs)
+
+
+async def _flood_with_noise(logs: Sequence[Mapping[str, Any]]) -> None:
     async with bench() as on:
         noise = [Letter(b"\xc1") for _ in range(1000)]
         await on.take(*noise)
         ended = Counter(each.ended for each in noise)
         assert ended == {"rejected": 100, "acked": 900}
         assert on.aside == {Aside.BURIED: 100, Aside.NOISE_DROPPED: 900}
-        out = capsys.readouterr().out
-        assert out.count("delivery rejected") == 10
+        assert [each["event"] for each in logs] == ["delivery rejected"] * 10
         on.clock.advance(61)
         late = Letter(b"\xc1")
         await on.take(late)
         assert late.ended == "rejected"
-        assert "not_logged_before=990" in capsys.readouterr().out
+        assert logs[-1]["not_logged_before"] == 990
 
 
 async def test_a_medium_for_a_model_without_a_recipe_is_refused() -> None:

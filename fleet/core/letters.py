@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from broker.codec import WireError, decode, repack, seal_envelope, unpack
+from broker.codec import (
+    MAX_ENVELOPE_BYTES,
+    WireError,
+    decode,
+    repack,
+    seal_envelope,
+    unpack,
+)
 from broker.dead_letters import Death, read_death, times_retried
 from broker.messages import Request
 from broker.topics import read_request_key
@@ -247,10 +254,16 @@ def renewed(body: bytes, *, now_ms: int, within_s: float) -> bytes:
         ]
     )
     # What cannot be read travels on as it came: it is answered as it was.
-    return seal_envelope(
+    sealed = seal_envelope(
         Request,
         [item if index in bad else next(again) for index, item in enumerate(packed)],
     )
+    if len(sealed) > MAX_ENVELOPE_BYTES:
+        raise BadChoice(
+            f"it cannot be sent again: {len(sealed)} bytes are over the limit of "
+            f"{MAX_ENVELOPE_BYTES}"
+        )
+    return sealed
 
 
 def _changes(request: Request, now_ms: int, within_s: float) -> dict[str, object]:

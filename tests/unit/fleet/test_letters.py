@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgpack
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.codec import decode, encode, seal_envelope
+from broker.codec import MAX_ENVELOPE_BYTES, decode, encode, seal_envelope
 from broker.dead_letters import POISON, RETRIED, Death, Mishap, headers_of
 from broker.messages import Medium, Reason, Request, Tensor
 from fleet.core.letters import (
@@ -50,12 +51,12 @@ def request(id_: str = "r-1", device: str = "cam1", **changes: Any) -> Request:
     return Request(**{**fields, **changes})
 
 
-def letter(*items: Request, key: str = KEY, **headers: Any) -> Letter:
-    return read_letter(key, encode(*items), {**POISONED, **headers})
+def letter(*items: Request, headers: Mapping[str, Any] = POISONED) -> Letter:
+    return read_letter(KEY, encode(*items), headers)
 
 
 def test_a_letter_says_who_what_and_why() -> None:
-    read = letter(request(), **{RETRIED: 2})
+    read = letter(request(), headers={**POISONED, RETRIED: 2})
     assert (read.agent, read.model, read.priority) == ("agent-1", "fashion", "hi")
     assert read.name == "agent-1/cam1/r-1"
     assert read.retried == 2
@@ -171,6 +172,21 @@ def test_what_cannot_be_read_travels_on_beside_what_can() -> None:
 def test_noise_cannot_be_sent_again(body: bytes) -> None:
     with pytest.raises(BadChoice, match="no request"):
         renewed(body, now_ms=NOW_MS, within_s=60)
+
+
+def sized(size_bytes: int) -> bytes:
+    data = bytes(size_bytes)
+    return encode(
+        request(tensors={"x": Tensor(dtype="uint8", shape=[size_bytes], data=data)})
+    )
+
+
+def test_an_envelope_that_a_new_attempt_makes_too_large_is_not_sent() -> None:
+    about = MAX_ENVELOPE_BYTES - 1000
+    whole = sized(about + MAX_ENVELOPE_BYTES - len(sized(about)))
+    assert len(whole) == MAX_ENVELOPE_BYTES
+    with pytest.raises(BadChoice, match="over the limit"):
+        renewed(whole, now_ms=NOW_MS, within_s=60)
 
 
 @pytest.mark.parametrize(

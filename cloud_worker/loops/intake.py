@@ -7,7 +7,7 @@ read from the routing key, which the broker enforced, never from the payload.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from broker.codec import BadItem, Envelope, WireError, decode
@@ -89,7 +89,7 @@ class Intake:
         model: ServedModel,
         envelope: Envelope[Request],
     ) -> None:
-        bad = list(self._answerable(envelope.bad, address.model))
+        bad = self._answerable(envelope.bad, address.model)
         count = len(envelope.items) + len(bad)
         if not count:
             await self._bury(delivery, envelope.bad[0].reason)
@@ -145,17 +145,19 @@ class Intake:
         )
 
     def _answerable(
-        self, bad: Iterable[BadItem], model: str
-    ) -> Iterable[tuple[Subject, str]]:
+        self, bad: Sequence[BadItem], model: str
+    ) -> list[tuple[Subject, str]]:
+        answerable = []
         for item in bad:
             subject = legible_subject(item.id, item.device, model)
-            if subject is None:
-                self._room.ledger.put_aside(Aside.ILLEGIBLE)
-                self._complaints.say(
-                    "item has no legible id", index=item.index, reason=item.reason
-                )
-            else:
-                yield subject, item.reason
+            if subject is not None:
+                answerable.append((subject, item.reason))
+        if illegible := len(bad) - len(answerable):
+            self._room.ledger.put_aside(Aside.ILLEGIBLE, illegible)
+            self._complaints.say(
+                "items have no legible id", items=illegible, reason=bad[0].reason
+            )
+        return answerable
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
         """Dead-letter what nobody can be told of, unless there is plenty of it."""

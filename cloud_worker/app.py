@@ -214,7 +214,8 @@ class _Pool:
     ) -> None:
         self.models = {model.name: model for model in models}
         self.room = Room(settings.max_held, ledger)
-        self.bookkeeping = Bookkeeping(self.room)
+        complaints = Complaints(clock)
+        self.bookkeeping = Bookkeeping(self.room, complaints)
         self.link = AmqpLink(
             settings.amqp_url,
             name=settings.worker_id,
@@ -240,6 +241,7 @@ class _Pool:
                 worker=settings.worker_id,
                 clock=clock,
                 ledger=ledger,
+                complaints=complaints,
             ),
             clock=clock,
         )
@@ -250,6 +252,7 @@ class _Pool:
             clock=clock,
             room=self.room,
             decoder=Decoder(decoders, max_pixels=settings.max_pixels),
+            complaints=complaints,
             journal=journal,
         )
         self._side_queues = SideQueues(
@@ -258,7 +261,7 @@ class _Pool:
             restore=self.link.restore,
             replies=self.replies,
             room=self.room,
-            complaints=Complaints(clock),
+            complaints=complaints,
             timeout_s=timeout_s,
         )
         self._updates = None

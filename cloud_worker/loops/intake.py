@@ -48,6 +48,7 @@ class Intake:
         clock: Clock,
         room: Room,
         decoder: Decoder,
+        complaints: Complaints,
         journal: Journal = NOBODY,
     ) -> None:
         self._models = models
@@ -57,7 +58,7 @@ class Intake:
         self._room = room
         self._decoder = decoder
         self._journal = journal
-        self._complaints = Complaints(clock)
+        self._complaints = complaints
         self._burials = Allowance(BURIED_AT_MOST, BURIED_EVERY_S)
 
     async def take(self, delivery: Delivery) -> None:

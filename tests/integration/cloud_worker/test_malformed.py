@@ -125,7 +125,7 @@ async def test_a_flood_of_malformed_messages_costs_the_good_ones_nothing(
     told = sum(number % 14 in {12, 13} for number in range(FLOOD))
     assert ledger["failed_unreadable"] == told
     assert ledger["deliveries_buried"] == 100
-    assert any("not_logged_before" in line for line in worker.said)
+    assert any('"event_of": "delivery rejected"' in line for line in worker.said)
 
 
 async def test_a_payload_at_the_limit_is_answered_and_one_above_costs_nothing(

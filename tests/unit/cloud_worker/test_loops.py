@@ -184,6 +184,7 @@ class Bench:
     infer: Infer
     intake: Intake
     side_queues: SideQueues
+    books: Bookkeeping
 
     @property
     def ended(self) -> dict[Cause, int]:
@@ -202,6 +203,7 @@ class Bench:
 async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench]:
     broker, runner, clock, ledger = Broker(), Doubling(), FakeClock(), Ledger()
     room = Room(100, ledger)
+    complaints = Complaints(clock)
     served = {model.name: model for model in models}
     replies = Replies(broker.publish, Stamps("w-1", clock), ledger=ledger)
     infer = Infer(
@@ -209,7 +211,11 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
         Batcher[Held](),
         replies=replies,
         dead_letters=DeadLetters(
-            broker.publish, worker="w-1", clock=clock, ledger=ledger
+            broker.publish,
+            worker="w-1",
+            clock=clock,
+            ledger=ledger,
+            complaints=complaints,
         ),
         clock=clock,
     )
@@ -221,6 +227,7 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
             clock=clock,
             room=room,
             decoder=Decoder(threads, max_pixels=1000),
+            complaints=complaints,
         )
         side_queues = SideQueues(
             served,
@@ -228,12 +235,13 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
             restore=broker.restore,
             replies=replies,
             room=room,
-            complaints=Complaints(clock),
+            complaints=complaints,
         )
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(infer.run()), group.create_task(replies.run())]
-            yield Bench(broker, runner, clock, room, infer, intake, side_queues)
-            assert Bookkeeping(room).balanced()
+            books = Bookkeeping(room, complaints)
+            yield Bench(broker, runner, clock, room, infer, intake, side_queues, books)
+            assert books.balanced()
             for task in tasks:
                 task.cancel()
 
@@ -594,11 +602,13 @@ async def _flood_with_noise(logs: Sequence[Mapping[str, Any]]) -> None:
         assert ended == {"rejected": 100, "acked": 900}
         assert on.aside == {Aside.BURIED: 100, Aside.NOISE_DROPPED: 900}
         assert [each["event"] for each in logs] == ["delivery rejected"] * 10
+        on.books.close()
+        assert (logs[10]["event_of"], logs[10]["times"]) == ("delivery rejected", 990)
         on.clock.advance(61)
         late = Letter(b"\xc1")
         await on.take(late)
         assert late.ended == "rejected"
-        assert logs[-1]["not_logged_before"] == 990
+        assert logs[-1]["event"] == "delivery rejected"
 
 
 async def test_a_medium_for_a_model_without_a_recipe_is_refused() -> None:

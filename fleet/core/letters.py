@@ -23,6 +23,7 @@ from broker.topics import read_request_key
 DIGEST_PREFIX: Final = "sha256:"
 DIGEST_CHARS: Final = 12
 FIRST_BYTES: Final = 64
+MAX_DURATION_S: Final = 366 * 86_400
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|min|m|h|d)?\Z")
 _UNIT_S: Final = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
@@ -277,7 +278,7 @@ def read_duration_s(text: str) -> float:
     """Seconds in `90`, `90s`, `1.5min`, `2h` or `7d`.
 
     Raises:
-        BadChoice: it is no length of time.
+        BadChoice: it is no length of time, or over a year.
     """
     read = _DURATION.match(text)
     if read is None:

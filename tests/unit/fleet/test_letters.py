@@ -201,3 +201,8 @@ def test_lengths_of_time_are_read(text: str, seconds: float) -> None:
 def test_what_is_no_length_of_time_is_refused(text: str) -> None:
     with pytest.raises(BadChoice, match="no length of time"):
         read_duration_s(text)
+
+
+def test_a_length_of_time_is_bounded() -> None:
+    with pytest.raises(BadChoice, match="longer than a year"):
+        read_duration_s("9" * 40 + "d")

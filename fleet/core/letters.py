@@ -285,4 +285,7 @@ def read_duration_s(text: str) -> float:
         raise BadChoice(
             f"{text[:40]!r} is no length of time: write 90s, 5min, 2h or 7d"
         )
-    return float(read[1]) * _UNIT_S[read[2] or "s"]
+    seconds = float(read[1]) * _UNIT_S[read[2] or "s"]
+    if seconds > MAX_DURATION_S:
+        raise BadChoice(f"{text[:40]!r} is longer than a year")
+    return seconds

@@ -29,6 +29,8 @@ from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.loops import side_queues, updates
 from cloud_worker.loops.bookkeeping import Bookkeeping
+from cloud_worker.loops.complaints import Complaints
+from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.intake import Intake
 from cloud_worker.loops.media import Decoder
@@ -212,7 +214,8 @@ class _Pool:
     ) -> None:
         self.models = {model.name: model for model in models}
         self.room = Room(settings.max_held, ledger)
-        self.bookkeeping = Bookkeeping(self.room)
+        complaints = Complaints(clock)
+        self.bookkeeping = Bookkeeping(self.room, complaints)
         self.link = AmqpLink(
             settings.amqp_url,
             name=settings.worker_id,
@@ -233,6 +236,13 @@ class _Pool:
             runner,
             Batcher(max_batch_bytes=settings.max_batch_bytes),
             replies=self.replies,
+            dead_letters=DeadLetters(
+                self.link.publish,
+                worker=settings.worker_id,
+                clock=clock,
+                ledger=ledger,
+                complaints=complaints,
+            ),
             clock=clock,
         )
         self._intake = Intake(
@@ -242,6 +252,7 @@ class _Pool:
             clock=clock,
             room=self.room,
             decoder=Decoder(decoders, max_pixels=settings.max_pixels),
+            complaints=complaints,
             journal=journal,
         )
         self._side_queues = SideQueues(
@@ -250,6 +261,7 @@ class _Pool:
             restore=self.link.restore,
             replies=self.replies,
             room=self.room,
+            complaints=complaints,
             timeout_s=timeout_s,
         )
         self._updates = None

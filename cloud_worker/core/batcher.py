@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
@@ -32,14 +32,14 @@ Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
 class Group:
     """What may share a batch: one model, and inputs of one dtype and shape.
 
-    `max_rows` bounds the batch. `alone` is set on a request that must run by
-    itself, to a number that no other has.
+    `max_rows` bounds the batch. `part` is set on requests that run apart from all
+    others, to a number that only those of one part have.
     """
 
     model: str
     signature: Signature
     max_rows: int
-    alone: int = 0
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +120,7 @@ class Batcher(Generic[T]):
         self._served = dict.fromkeys(Priority, 0.0)
         self._front = 0.0
         self._count = 0
-        self._alone = 0
+        self._parts = 0
 
     def __len__(self) -> int:
         return sum(self._waiting.values())
@@ -136,10 +136,11 @@ class Batcher(Generic[T]):
         line.rows += item.rows
         heapq.heappush(line.heaps[item.priority], (item.deadline_s, self._count, item))
 
-    def add_alone(self, item: Item[T]) -> None:
-        """Let a request wait that must not share its batch, as its last one broke."""
-        self._alone += 1
-        self.add(replace(item, group=replace(item.group, alone=self._alone)))
+    def add_apart(self, items: Iterable[Item[T]]) -> None:
+        """Let requests wait that may share a batch with each other and no others."""
+        self._parts += 1
+        for item in items:
+            self.add(replace(item, group=replace(item.group, part=self._parts)))
 
     def next_step(self, now: float, *, running: int) -> Step[T]:
         """Say what to do at `now` while the runner holds `running` batches."""

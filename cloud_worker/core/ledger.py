@@ -66,6 +66,14 @@ class Aside(StrEnum):
     """Results that no agent's session took; the agent will ask again."""
     STRAYS_DROPPED = "deliveries_strays_dropped"
     """Unrouted, and neither a request nor a result."""
+    ANSWERED_ALREADY = "deliveries_answered_already"
+    """Dead letters of workers, who have told the agent themselves."""
+    LETTERS_KEPT = "letters_kept"
+    """Requests that broke their model, kept for the operators."""
+    LETTERS_LOST = "letters_lost"
+    """The same, answered but not kept: the broker did not take them in time."""
+    NOISE_DROPPED = "deliveries_noise_dropped"
+    """Nobody can be told, and there are enough of them among the dead letters."""
     UNTELLABLE = "deliveries_untellable"
     """Dead or unrouted, and nobody in them can be told."""
 
@@ -100,9 +108,9 @@ class Ledger:
         """One was given up because its delivery is no longer ours."""
         self.given_back += 1
 
-    def put_aside(self, what: Aside) -> None:
+    def put_aside(self, what: Aside, count: int = 1) -> None:
         """Something came that is no request in hand."""
-        self.aside[what] += 1
+        self.aside[what] += count
 
     def mismatch(self, held: int) -> int:
         """Requests that are missing from the books; negative when there are too many."""

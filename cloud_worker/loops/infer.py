@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
+from broker.dead_letters import MAX_MISHAPS, Mishap, times_retried
 from broker.messages import Result, Timings
 from cloud_worker.adapters.runner import BatchFailed
 from cloud_worker.core.batcher import (
@@ -26,7 +28,8 @@ from cloud_worker.core.outputs import BatchOutputs
 from cloud_worker.core.reading import Unreadable, read
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Served, Stamp, answered, expired, failed
-from cloud_worker.core.retry import Verdict, verdict
+from cloud_worker.core.retry import Again, Apart, Guilty, Verdict, verdict
+from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.parcels import Held, Parcel
 from cloud_worker.loops.replies import Replies
 from lifecycle.clock import Clock
@@ -65,11 +68,13 @@ class Infer:
         batcher: Batcher[Held],
         *,
         replies: Replies,
+        dead_letters: DeadLetters,
         clock: Clock,
     ) -> None:
         self._runner = runner
         self._batcher = batcher
         self._replies = replies
+        self._dead_letters = dead_letters
         self._clock = clock
         self._culprits = Culprits()
         self._changed = asyncio.Event()
@@ -142,12 +147,14 @@ class Infer:
         if not self._culprits:
             return True
         who = _culprit(item)
-        if (reason := self._culprits.reason(who)) is not None:
+        reason = self._culprits.reason(who)
+        if reason is not None and not times_retried(item.work.parcel.delivery.headers):
             self._replies.finish((self._failed(item, reason),))
             return False
-        if item.group.alone == 0 and self._culprits.is_suspect(who):
-            # A copy of one that is to run by itself must not take others with it.
-            self._batcher.add_alone(item)
+        accused = reason is not None or self._culprits.crashes(who) > 0
+        if accused and item.group.part == 0:
+            # A copy of one that may kill the process must not take others with it.
+            self._batcher.add_apart((item,))
             return False
         return True
 
@@ -198,39 +205,54 @@ class Infer:
         )
 
     def _retry_or_fail(self, batch: Batch, error: BatchFailed) -> None:
-        judged = verdict(
-            suspect=error.suspect,
-            crashed=error.crashed,
-            apart=batch[0].group.alone > 0,
-            requests=len(batch),
-        )
-        report = log.debug if judged is Verdict.AGAIN else log.warning
+        judged = self._judge(batch, error)
+        report = log.warning if error.suspect else log.debug
         report(
             "batch failed",
             model=batch[0].group.model,
             requests=len(batch),
-            verdict=judged.name.lower(),
+            verdict=type(judged).__name__.lower(),
             reason=str(error),
         )
-        if error.crashed:
-            self._blame(batch, judged, str(error))
         match judged:
-            case Verdict.AGAIN:
-                for item in batch:
+            case Again(items):
+                for item in items:
                     self._batcher.add(item)
-            case Verdict.APART:
-                for item in batch:
-                    self._batcher.add_alone(item)
-            case Verdict.FAILED:
-                self._replies.finish(self._failed(item, str(error)) for item in batch)
+            case Apart(parts):
+                for part in parts:
+                    self._batcher.add_apart(part)
+            case Guilty(culprit):
+                if error.crashed:
+                    self._culprits.convict(_culprit(culprit), str(error))
+                self._give_up(culprit, str(error))
 
-    def _blame(self, batch: Batch, judged: Verdict, reason: str) -> None:
-        """Remember who may have killed the model process, or has."""
-        if judged is Verdict.APART:
-            self._culprits.suspect(map(_culprit, batch))
-        elif judged is Verdict.FAILED:
-            for item in batch:
-                self._culprits.convict(_culprit(item), reason)
+    def _judge(self, batch: Batch, error: BatchFailed) -> Verdict[Item[Held]]:
+        if error.suspect:
+            at_ms = self._clock.wall_ms()
+            mishap = Mishap(at_ms, len(batch), error.crashed, str(error))
+            batch = tuple(_struck(item, mishap) for item in batch)
+            if error.crashed:
+                self._culprits.suspect(map(_culprit, batch))
+        return verdict(
+            batch,
+            suspect=error.suspect,
+            crashed=error.crashed,
+            crashes=lambda item: self._culprits.crashes(_culprit(item)),
+        )
+
+    def _give_up(self, item: Item[Held], reason: str) -> None:
+        """Answer `failed` once the request is among the dead letters, if it can be."""
+        finished = self._failed(item, reason)
+
+        async def keep_and_finish() -> None:
+            await self._dead_letters.keep(item.work, reason)
+            self._replies.finish((finished,))
+
+        if self._batches is not None and self._dead_letters.roomy:
+            self._batches.create_task(keep_and_finish())
+        else:
+            self._dead_letters.lose(item.work)
+            self._replies.finish((finished,))
 
     def _failed(self, item: Item[Held], reason: str) -> Finished[Parcel]:
         model = item.work.model
@@ -271,6 +293,11 @@ def _results(
             cause = Cause.ANSWERED
         finished.append(_finished(batch[index], result, cause))
     return finished
+
+
+def _struck(item: Item[Held], mishap: Mishap) -> Item[Held]:
+    mishaps = (*item.work.mishaps, mishap)[-MAX_MISHAPS:]
+    return replace(item, work=replace(item.work, mishaps=mishaps))
 
 
 def _culprit(item: Item[Held]) -> Culprit:

@@ -7,14 +7,13 @@ read from the routing key, which the broker enforced, never from the payload.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
-
-import structlog
 
 from broker.codec import BadItem, Envelope, WireError, decode
 from broker.messages import Medium, Request, Result, Tensor
 from broker.topics import RequestAddress, read_request_key
+from cloud_worker.core.allowance import Allowance
 from cloud_worker.core.batcher import Group, Item
 from cloud_worker.core.intake import Invalid, validate
 from cloud_worker.core.ledger import Aside, Cause
@@ -22,6 +21,7 @@ from cloud_worker.core.legible import legible_subject, legible_subjects
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Subject, expired, failed
 from cloud_worker.core.spec import ServedModel
+from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.media import Decoder
 from cloud_worker.loops.parcels import Delivery, Held, Parcel, Room
 from cloud_worker.loops.replies import Replies
@@ -29,9 +29,11 @@ from cloud_worker.loops.stamps import Stamps
 from lifecycle.clock import Clock
 from lifecycle.journal import NOBODY, Event, Journal
 
-log = structlog.get_logger(__name__)
-
 EXPIRED_ON_ARRIVAL: Final = "its time was over when it reached the worker"
+# What nobody can be told of is kept for the operators, but a flood of it would push
+# out everything else that they keep.
+BURIED_AT_MOST: Final = 100
+BURIED_EVERY_S: Final = 60.0
 
 
 class Intake:
@@ -46,6 +48,7 @@ class Intake:
         clock: Clock,
         room: Room,
         decoder: Decoder,
+        complaints: Complaints,
         journal: Journal = NOBODY,
     ) -> None:
         self._models = models
@@ -55,6 +58,8 @@ class Intake:
         self._room = room
         self._decoder = decoder
         self._journal = journal
+        self._complaints = complaints
+        self._burials = Allowance(BURIED_AT_MOST, BURIED_EVERY_S)
 
     async def take(self, delivery: Delivery) -> None:
         """Take one delivery of a request queue over."""
@@ -85,7 +90,7 @@ class Intake:
         model: ServedModel,
         envelope: Envelope[Request],
     ) -> None:
-        bad = list(self._answerable(envelope.bad, address.model))
+        bad = self._answerable(envelope.bad, address.model)
         count = len(envelope.items) + len(bad)
         if not count:
             await self._bury(delivery, envelope.bad[0].reason)
@@ -126,7 +131,7 @@ class Intake:
         if not subjects:
             await self._bury(delivery, reason)
             return
-        log.warning("envelope refused", agent=address.agent, reason=reason)
+        self._complaints.say("envelope refused", agent=address.agent, reason=reason)
         parcel = Parcel(delivery, address.agent, len(subjects), self._room)
         self._room.ledger.take(len(subjects))
         stamp = self._replies.stamps.now()
@@ -141,29 +146,35 @@ class Intake:
         )
 
     def _answerable(
-        self, bad: Iterable[BadItem], model: str
-    ) -> Iterable[tuple[Subject, str]]:
+        self, bad: Sequence[BadItem], model: str
+    ) -> list[tuple[Subject, str]]:
+        answerable = []
         for item in bad:
             subject = legible_subject(item.id, item.device, model)
-            if subject is None:
-                self._room.ledger.put_aside(Aside.ILLEGIBLE)
-                log.warning(
-                    "item has no legible id", index=item.index, reason=item.reason
-                )
-            else:
-                yield subject, item.reason
+            if subject is not None:
+                answerable.append((subject, item.reason))
+        if illegible := len(bad) - len(answerable):
+            self._room.ledger.put_aside(Aside.ILLEGIBLE, illegible)
+            self._complaints.say(
+                "items have no legible id", items=illegible, reason=bad[0].reason
+            )
+        return answerable
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
-        """Dead-letter what nobody can be told of."""
-        self._room.ledger.put_aside(Aside.BURIED)
-        log.warning(
+        """Dead-letter what nobody can be told of, unless there is plenty of it."""
+        self._complaints.say(
             "delivery rejected",
             queue=delivery.queue,
             routing_key=delivery.routing_key[:200],
             size_bytes=len(delivery.body),
             reason=reason,
         )
-        await delivery.reject(requeue=False)
+        if self._burials.admits(self._clock.monotonic()):
+            self._room.ledger.put_aside(Aside.BURIED)
+            await delivery.reject(requeue=False)
+        else:
+            self._room.ledger.put_aside(Aside.NOISE_DROPPED)
+            delivery.ack()
 
 
 class _Desk:

@@ -155,12 +155,13 @@ _INSERT_OPEN_ROWS: Final = {
     for rows in _TOGETHER
 }
 # The log moves into the file when nobody waits for it (see `Outbox`), or else before
-# the transaction that finds it longer than so many pages. Never within a commit, as
+# the transaction that finds it long for its disk. Never within a commit, as
 # SQLite would do it by itself: it keeps to itself what goes wrong there.
 CHECKPOINT_CHANGES: Final = 300
-CHECKPOINT_PAGES: Final = 4096
-PAGE_BYTES: Final = 4096
-LONG_LOG_BYTES: Final = CHECKPOINT_PAGES * PAGE_BYTES
+LONG_LOG_BYTES: Final = 16 * 1024**2
+SHORT_LOG_BYTES: Final = 1024**2
+# A log that fills its disk could not move any more, as the file would have no room.
+LOG_SHARE_OF_DISK: Final = 64
 
 _GET_WITHOUT_REQUEST: Final = (
     f"SELECT {_COLUMNS.replace('request', 'NULL')} FROM spill "
@@ -218,6 +219,7 @@ class SpillTable:
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db = db
         self._log = path.with_name(f"{path.name}-wal")
+        self._long_log_bytes = _long_log_bytes(path)
         # Whoever wrote it before may have been killed after a sync that failed.
         self._log_in_doubt = True
         self._entries: Counter[tuple[str, str, str]] = Counter()
@@ -306,7 +308,7 @@ class SpillTable:
 
     def _log_is_long(self) -> bool:
         with contextlib.suppress(OSError):
-            return self._log.stat().st_size > LONG_LOG_BYTES
+            return self._log.stat().st_size > self._long_log_bytes
         return False
 
     def _write_log_again(self) -> None:
@@ -907,6 +909,15 @@ def _check_pages(db: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError(said)
 
 
+def _long_log_bytes(path: Path) -> int:
+    """How long the log may become before work waits for it to move."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(path.parent)
+        share = disk.f_blocks * disk.f_frsize // LOG_SHARE_OF_DISK
+        return max(SHORT_LOG_BYTES, min(LONG_LOG_BYTES, share))
+    return LONG_LOG_BYTES
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(
         path, isolation_level=None, check_same_thread=False, timeout=10.0
@@ -915,7 +926,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA wal_autocheckpoint = 0")
         # A log that has moved begins anew at its start, and no longer than this.
-        db.execute(f"PRAGMA journal_size_limit = {LONG_LOG_BYTES}")
+        db.execute(f"PRAGMA journal_size_limit = {_long_log_bytes(path)}")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         _check_pages(db)
         script = {0: SCHEMA, 1: FROM_1}.get(version)

@@ -779,7 +779,7 @@ class Outbox:
         table, self._opened = self._opened, None
         if table is not None:
             with contextlib.suppress(sqlite3.Error):
-                table.close()
+                table.leave()
         try:
             self._opened = SpillTable.open(self._path, damage)
         except (OutboxFailed, OutboxUnusable) as error:

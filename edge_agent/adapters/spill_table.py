@@ -218,6 +218,7 @@ class SpillTable:
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db = db
+        self._path = path
         self._log = path.with_name(f"{path.name}-wal")
         self._long_log_bytes = _long_log_bytes(path)
         # Whoever wrote it before may have been killed after a sync that failed.
@@ -280,6 +281,21 @@ class SpillTable:
             with contextlib.suppress(sqlite3.Error):
                 self._write_log_again()
         self._db.close()
+
+    def leave(self) -> None:
+        """Close the file, and let it and its log be as they are.
+
+        Raises:
+            sqlite3.Error: the file is gone.
+        """
+        try:
+            # The last to close moves the log, unless it may only read.
+            with contextlib.closing(_connect_to_read(self._path)) as last:
+                with contextlib.suppress(sqlite3.Error):
+                    last.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+                self._db.close()
+        finally:
+            self._db.close()
 
     @contextlib.contextmanager
     def transaction(self, synchronous: Literal["FULL", "NORMAL"]) -> Iterator[None]:
@@ -878,7 +894,41 @@ def _open(path: Path, damage: str | None) -> sqlite3.Connection:
 def _connect_sound(path: Path, damage: str | None) -> sqlite3.Connection:
     if damage is not None:
         raise sqlite3.DatabaseError(damage)
-    return _connect(path)
+    checked = path.exists() and _reads_well(path)
+    db = _connect(path)
+    try:
+        if not checked:
+            _check_pages(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, timeout=10.0)
+
+
+def _reads_well(path: Path) -> bool:
+    """Check the pages by reading only; False where only writing can tell.
+
+    A connection that may write moves the log into the file when it closes, and a
+    damaged file would not stay as it was found.
+
+    Raises:
+        sqlite3.DatabaseError: a page is damaged, or cannot be read.
+    """
+    try:
+        with contextlib.closing(_connect_to_read(path)) as db:
+            _check_pages(db)
+    except sqlite3.OperationalError as error:
+        # What a crash left half written must be undone first.
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF != sqlite3.SQLITE_READONLY:
+            raise
+        return False
+    return True
 
 
 def _replace(path: Path, damaged: Path) -> None:
@@ -928,7 +978,6 @@ def _connect(path: Path) -> sqlite3.Connection:
         # A log that has moved begins anew at its start, and no longer than this.
         db.execute(f"PRAGMA journal_size_limit = {_long_log_bytes(path)}")
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        _check_pages(db)
         script = {0: SCHEMA, 1: FROM_1}.get(version)
         if script is not None:
             db.execute("PRAGMA synchronous = FULL")

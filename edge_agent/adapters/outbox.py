@@ -211,6 +211,7 @@ class Outbox:
         self._settles_under_way = False
         self._written: set[asyncio.Future[object]] = set()
         self._closed = False
+        self._tidying = False
         self._opened: SpillTable | None = None
         self._why_closed = "it has not been opened yet"
         self._damage: str | None = None
@@ -505,11 +506,22 @@ class Outbox:
         """What has gathered meanwhile goes at once; else there is time to tidy up."""
         if len(self._fresh) >= MANY_ROWS:
             self._hand_over()
-            return
+        else:
+            self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        """Let the log move into the file while nobody waits for a commit."""
         table = self._opened
         if table is None or self._fresh or self._closed or not table.checkpoint_due:
             return
-        self._track(self._loop.run_in_executor(self._thread, table.checkpoint))
+        if not self._tidying:
+            self._tidying = True
+            tidying = self._loop.run_in_executor(self._thread, table.checkpoint)
+            self._track(tidying)
+            tidying.add_done_callback(self._tidied)
+
+    def _tidied(self, _: object) -> None:
+        self._tidying = False
 
     def _refuse(self, fresh: dict[Key, _Fresh], error: Exception) -> None:
         why = OutboxFull(f"the outbox could not be written: {error}")
@@ -626,6 +638,7 @@ class Outbox:
             if not each.first.done():
                 each.first.set_result(size is not None)
         self._settle_group()
+        self._tidy_up()
 
     def _give_back(self, key: Key, size: int) -> None:
         self._quotas.give_back(key[0], size)
@@ -766,7 +779,7 @@ class Outbox:
         table, self._opened = self._opened, None
         if table is not None:
             with contextlib.suppress(sqlite3.Error):
-                table.close()
+                table.leave()
         try:
             self._opened = SpillTable.open(self._path, damage)
         except (OutboxFailed, OutboxUnusable) as error:
@@ -783,6 +796,8 @@ class Outbox:
             return await self._in_thread(transacted)
         except sqlite3.Error as error:
             raise _failed(self._path, error) from error
+        finally:
+            self._tidy_up()
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await self._loop.run_in_executor(self._thread, work, *arguments)

@@ -155,12 +155,13 @@ _INSERT_OPEN_ROWS: Final = {
     for rows in _TOGETHER
 }
 # The log moves into the file when nobody waits for it (see `Outbox`), or else before
-# the transaction that finds it longer than so many pages. Never within a commit, as
+# the transaction that finds it long for its disk. Never within a commit, as
 # SQLite would do it by itself: it keeps to itself what goes wrong there.
 CHECKPOINT_CHANGES: Final = 300
-CHECKPOINT_PAGES: Final = 4096
-PAGE_BYTES: Final = 4096
-LONG_LOG_BYTES: Final = CHECKPOINT_PAGES * PAGE_BYTES
+LONG_LOG_BYTES: Final = 16 * 1024**2
+SHORT_LOG_BYTES: Final = 1024**2
+# A log that fills its disk could not move any more, as the file would have no room.
+LOG_SHARE_OF_DISK: Final = 64
 
 _GET_WITHOUT_REQUEST: Final = (
     f"SELECT {_COLUMNS.replace('request', 'NULL')} FROM spill "
@@ -217,7 +218,9 @@ class SpillTable:
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self._db = db
+        self._path = path
         self._log = path.with_name(f"{path.name}-wal")
+        self._long_log_bytes = _long_log_bytes(path)
         # Whoever wrote it before may have been killed after a sync that failed.
         self._log_in_doubt = True
         self._entries: Counter[tuple[str, str, str]] = Counter()
@@ -279,6 +282,21 @@ class SpillTable:
                 self._write_log_again()
         self._db.close()
 
+    def leave(self) -> None:
+        """Close the file, and let it and its log be as they are.
+
+        Raises:
+            sqlite3.Error: the file is gone.
+        """
+        try:
+            # The last to close moves the log, unless it may only read.
+            with contextlib.closing(_connect_to_read(self._path)) as last:
+                with contextlib.suppress(sqlite3.Error):
+                    last.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+                self._db.close()
+        finally:
+            self._db.close()
+
     @contextlib.contextmanager
     def transaction(self, synchronous: Literal["FULL", "NORMAL"]) -> Iterator[None]:
         """All or nothing; FULL survives a power cut, NORMAL a killed process."""
@@ -306,7 +324,7 @@ class SpillTable:
 
     def _log_is_long(self) -> bool:
         with contextlib.suppress(OSError):
-            return self._log.stat().st_size > LONG_LOG_BYTES
+            return self._log.stat().st_size > self._long_log_bytes
         return False
 
     def _write_log_again(self) -> None:
@@ -876,7 +894,41 @@ def _open(path: Path, damage: str | None) -> sqlite3.Connection:
 def _connect_sound(path: Path, damage: str | None) -> sqlite3.Connection:
     if damage is not None:
         raise sqlite3.DatabaseError(damage)
-    return _connect(path)
+    checked = path.exists() and _reads_well(path)
+    db = _connect(path)
+    try:
+        if not checked:
+            _check_pages(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, timeout=10.0)
+
+
+def _reads_well(path: Path) -> bool:
+    """Check the pages by reading only; False where only writing can tell.
+
+    A connection that may write moves the log into the file when it closes, and a
+    damaged file would not stay as it was found.
+
+    Raises:
+        sqlite3.DatabaseError: a page is damaged, or cannot be read.
+    """
+    try:
+        with contextlib.closing(_connect_to_read(path)) as db:
+            _check_pages(db)
+    except sqlite3.OperationalError as error:
+        # What a crash left half written must be undone first.
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & 0xFF != sqlite3.SQLITE_READONLY:
+            raise
+        return False
+    return True
 
 
 def _replace(path: Path, damaged: Path) -> None:
@@ -907,6 +959,15 @@ def _check_pages(db: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError(said)
 
 
+def _long_log_bytes(path: Path) -> int:
+    """How long the log may become before work waits for it to move."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(path.parent)
+        share = disk.f_blocks * disk.f_frsize // LOG_SHARE_OF_DISK
+        return max(SHORT_LOG_BYTES, min(LONG_LOG_BYTES, share))
+    return LONG_LOG_BYTES
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(
         path, isolation_level=None, check_same_thread=False, timeout=10.0
@@ -915,9 +976,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA wal_autocheckpoint = 0")
         # A log that has moved begins anew at its start, and no longer than this.
-        db.execute(f"PRAGMA journal_size_limit = {LONG_LOG_BYTES}")
+        db.execute(f"PRAGMA journal_size_limit = {_long_log_bytes(path)}")
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        _check_pages(db)
         script = {0: SCHEMA, 1: FROM_1}.get(version)
         if script is not None:
             db.execute("PRAGMA synchronous = FULL")

@@ -683,6 +683,24 @@ async def test_a_row_that_cannot_be_stored_refuses_its_device_and_stops_nothing(
         assert (await outbox.counts()).open == 1
 
 
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+async def test_the_log_moves_into_the_file_when_nothing_is_accepted_any_more(
+    path: Path,
+) -> None:
+    async with Outbox(path) as outbox:
+        keys = [("cam1", f"r{n}") for n in range(50)]
+        await asyncio.gather(*(outbox.accept(spill(id_)) for _, id_ in keys))
+        before = size_of(path)
+        for _ in range(20):
+            await outbox.reschedule(keys, NOW_MS + 1)
+        async with asyncio.timeout(5):
+            while size_of(path) == before:  # noqa: ASYNC110 - no event tells of a file
+                await asyncio.sleep(0.01)
+
+
 # --- the file itself ---------------------------------------------------------------------
 
 

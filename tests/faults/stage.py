@@ -253,8 +253,9 @@ class Stage:
             await gateway.agent.ended(within_s=24 * 3600.0)
             while not gateway.keep:  # noqa: ASYNC110 - a row switches it
                 await asyncio.sleep(0.02)
+            await gateway.agent.start(wait=False)
+            # Not before: until then it is the old process that has an end.
             gateway.restarts += 1
-            await gateway.agent.start()
 
     async def device(self, gateway: Gateway, name: str, **more: Any) -> Device:
         """A device that is connected."""

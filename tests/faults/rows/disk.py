@@ -392,6 +392,7 @@ ROWS: tuple[Row, ...] = (
         fault="others fill the agent's disk, a small tmpfs, and it starts anew on it",
         must_hold="refusals with a reason; earlier rows intact; accepts again after",
         run=full_disk,
+        most_gap_s=15.0,
     ),
     Row(
         name="disk-broken",

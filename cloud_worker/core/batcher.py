@@ -36,6 +36,7 @@ WEIGHTS: Final[Mapping[Priority, int]] = {
 DEPTH: Final = 2
 LEAD_S: Final = 0.003
 OWED_BATCHES: Final = 2.0
+DOOMED_SHARE: Final = 0.5
 MANY_LINES: Final = 16
 SHED_EVERY_S: Final = 0.05
 LEAST_RETRY_S: Final = 0.1
@@ -515,7 +516,7 @@ class _Line(Generic[T]):
         for size in _sizes(self.group.max_rows):
             cost_s = curve.cost_s(size)
             done_s = start_s + cost_s
-            plan = self._plan(min(size, most), done_s, one_s)
+            plan = self._plan(min(size, most), done_s, start_s + one_s, one_s)
             if not plan.answered:
                 break
             score = plan.worth / cost_s
@@ -572,8 +573,12 @@ class _Line(Generic[T]):
             return self.group.max_rows
         return max(int(max_batch_bytes * self.rows / size_bytes), 1)
 
-    def _plan(self, size: int, done_s: float, one_s: float) -> _Plan:
-        """What a batch of `size` rows that is done at `done_s` answers and dooms."""
+    def _plan(self, size: int, done_s: float, alone_s: float, one_s: float) -> _Plan:
+        """What a batch of `size` rows that is done at `done_s` answers and dooms.
+
+        Who could not even live until `alone_s`, when one that ran alone would be
+        done, is lost whatever runs, and counts for nothing.
+        """
         alive = {
             queue: len(queue.deadlines) - bisect_left(queue.deadlines, done_s)
             for queue in self.queues.values()
@@ -588,8 +593,9 @@ class _Line(Generic[T]):
             late = bisect_left(deadlines, done_s + one_s, first + taken) - taken
             answered += taken
             gain += queue.weight * taken
-            loss += queue.weight * late
-        return _Plan(answered, gain, gain - loss / 2, answered == sum(alive.values()))
+            loss += queue.weight * (late - bisect_left(deadlines, alone_s))
+        worth = gain - DOOMED_SHARE * loss
+        return _Plan(answered, gain, worth, answered == sum(alive.values()))
 
     def surplus(self, start_s: float) -> list[tuple[Priority, list[int]]]:
         """Who cannot be answered even if nothing else ran from `start_s` on.

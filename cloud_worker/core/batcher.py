@@ -17,7 +17,7 @@ import heapq
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, repeat
@@ -49,15 +49,15 @@ Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
 class Group:
     """What may share a batch: one model version, and inputs of one dtype and shape.
 
-    `max_rows` bounds the batch. `alone` is set on a request that must run by
-    itself, to a number that no other has. `size_bucket` is of `costs.size_bucket`
+    `max_rows` bounds the batch. `part` is set on requests that run apart from all
+    others, to a number that only those of one part have. `size_bucket` is of `costs.size_bucket`
     where the shape of an item decides its cost.
     """
 
     model: str
     signature: Signature
     max_rows: int
-    alone: int = 0
+    part: int = 0
     version: str = ""
     size_bucket: int = 0
 
@@ -154,7 +154,7 @@ class Batcher(Generic[T]):
         self._models = _Accounts()
         self._running = _Running()
         self._count = 0
-        self._alone = 0
+        self._parts = 0
         self._look_at_s = math.inf
         self._shed_at_s = -math.inf
 
@@ -176,10 +176,11 @@ class Batcher(Generic[T]):
         look_at_s = item.deadline_s - line.curve.least_s()
         self._look_at_s = min(self._look_at_s, look_at_s)
 
-    def add_alone(self, item: Item[T]) -> None:
-        """Let a request wait that must not share its batch, as its last one broke."""
-        self._alone += 1
-        self.add(replace(item, group=replace(item.group, alone=self._alone)))
+    def add_apart(self, items: Iterable[Item[T]]) -> None:
+        """Let requests wait that may share a batch with each other and no others."""
+        self._parts += 1
+        for item in items:
+            self.add(replace(item, group=replace(item.group, part=self._parts)))
 
     def next_step(
         self, now: float, *, running: int, ready: Callable[[str], bool] = _always

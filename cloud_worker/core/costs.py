@@ -102,7 +102,7 @@ class Costs:
         shape for the first time, and compile for it.
         """
         curve = self._curves.get((model, bucket))
-        if curve is None or bucket:
+        if curve is None or bucket or not curve.warmed:
             return None
         return max(self._least_limit_s, self._times_cost * curve.cost_s(size))
 
@@ -130,6 +130,11 @@ class Curve:
     def known(self) -> bool:
         """Whether anything was measured, here or at warm-up."""
         return bool(self._sizes)
+
+    @property
+    def warmed(self) -> bool:
+        """Whether it started from a warm-up."""
+        return bool(self._seeds)
 
     def note(self, size: int, took_s: float) -> None:
         """A batch of `size` rows took so long."""

@@ -50,6 +50,7 @@ class Sidecar(BaseModel):
     preprocess: ImageRecipe | None = None
     labels: list[str] = Field(default_factory=list)
     max_batch: int | None = Field(default=None, ge=1, le=4096)
+    max_request: int | None = Field(default=None, ge=1, le=65536)
     decision: Decision | None = None
 
 
@@ -75,6 +76,7 @@ class Candidate:
             preprocess=self.sidecar.preprocess,
             decision=self.sidecar.decision,
             labels=tuple(self.sidecar.labels),
+            max_request=self.sidecar.max_request,
         )
 
     def _check_names(self, spec: ModelSpec) -> None:

@@ -65,12 +65,10 @@ def test_an_agent_with_many_devices_has_the_share_of_one_agent() -> None:
 
 def test_those_who_went_away_are_forgotten() -> None:
     shares = Shares(BURST)
-    shares.arrive(("there",))
-    for number in range(20 * MOST_IDLE):
-        share = shares.arrive((f"d{number}",))
-        shares.leave(share)
-    (root,) = {share.above}
+    root = shares.arrive(("there",)).above
     assert root is not None
+    for number in range(20 * MOST_IDLE):
+        shares.leave(shares.arrive((f"d{number}",)))
     assert len(root.children) <= MOST_IDLE + 2
 
 

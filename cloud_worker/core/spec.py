@@ -45,6 +45,15 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Padding:
+    """Pad a free axis of the inputs with `value` to the next of `sizes`, ascending."""
+
+    axis: int
+    sizes: tuple[int, ...]
+    value: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model as the pool serves it: its signature and what `model.json` adds.
 
@@ -59,6 +68,7 @@ class ServedModel:
     decision: Decision | None = None
     labels: tuple[str, ...] = ()
     max_request: int | None = None
+    padding: Padding | None = None
 
     @property
     def most_rows(self) -> int:

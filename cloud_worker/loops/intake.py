@@ -20,6 +20,7 @@ from cloud_worker.core.costs import size_bucket
 from cloud_worker.core.intake import Inputs, Invalid, validate
 from cloud_worker.core.ledger import Aside, Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
+from cloud_worker.core.padding import pad
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Subject, expired, failed
 from cloud_worker.core.spec import ServedModel
@@ -232,11 +233,14 @@ class _Desk:
         if isinstance(inputs, Invalid):
             self.fail(subject, inputs.reason, Cause.INVALID)
             return
-        held = Held(self._parcel, subject, self._model, inputs)
-        if inputs.rows <= self._model.max_batch:
+        model = self._model
+        if model.padding is not None:
+            inputs = pad(inputs, model.padding, model.spec.inputs)
+        held = Held(self._parcel, subject, model, inputs)
+        if inputs.rows <= model.max_batch:
             self._ready.append(self._item(request, held))
             return
-        parts = list(split(inputs, self._model.max_batch))
+        parts = list(split(inputs, model.max_batch))
         joint = Joint(len(parts))
         self._ready.extend(
             self._item(request, replace(held, inputs=part, joint=joint, part=index))

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from broker.codec import explain
 from broker.link import BadUrl
 from cloud_worker.adapters.repository import Found, NoRepository, find_models
-from cloud_worker.adapters.runner import RunnerLost
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.settings import WorkerSettings
 from lifecycle.logs import configure_logs
@@ -80,7 +79,7 @@ def run(  # noqa: PLR0913 - the options of a command line
     )
     try:
         _run_loop(_run(settings))
-    except (NoRepository, BadUrl, RunnerLost) as error:
+    except (NoRepository, BadUrl) as error:
         _give_up(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

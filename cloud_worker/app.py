@@ -23,7 +23,9 @@ from cloud_worker.adapters.repository import (
     Unservable,
     find_models,
 )
-from cloud_worker.adapters.runner import CannotLoad, RunnerLost, RunnerProcess
+from cloud_worker.adapters.runner import CannotLoad
+from cloud_worker.adapters.runners import Limits, Runners
+from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.core.batcher import Batcher
 from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.spec import ServedModel
@@ -86,7 +88,6 @@ class Worker:
         Raises:
             NoRepository: there is no model to serve.
             BadUrl: `amqp_url` does not name a broker.
-            RunnerLost: the model process cannot be kept alive.
         """
         # A wrong URL should be told before the models are loaded, which takes long.
         AmqpLink(self._settings.amqp_url, name=self._settings.worker_id)
@@ -94,9 +95,9 @@ class Worker:
         for refused in found.refused:
             log.warning("model passed over", path=str(refused.path), why=refused.reason)
         async with AsyncExitStack() as stack:
-            process = await stack.enter_async_context(self._runner())
+            runners = await stack.enter_async_context(self._runners())
             runner = InlineRunner(
-                process,
+                runners,
                 below_ms=self._settings.inline_below_ms,
                 threads=self._settings.intra_threads,
             )
@@ -118,21 +119,28 @@ class Worker:
                 journal=self._journal,
                 ledger=self.ledger,
             )
-            process.on_ready = pool.infer.wake
-            try:
-                # RabbitMQ may come hours later, and the watchdog watches until then.
-                async with self._service.watching("waiting for RabbitMQ"):
-                    await self._work(pool, process, stop)
-            except* RunnerLost as lost:
-                raise lost.exceptions[0] from None
+            runners.on_change = pool.infer.wake
+            # RabbitMQ may come hours later, and the watchdog watches until then.
+            async with self._service.watching("waiting for RabbitMQ"):
+                await self._work(pool, runners, stop)
 
-    def _runner(self) -> RunnerProcess:
+    def _runners(self) -> Runners:
         settings = self._settings
-        return RunnerProcess(
-            intra_threads=settings.intra_threads,
-            inter_threads=settings.inter_threads,
-            batch_timeout_s=settings.batch_timeout_s,
-            load_timeout_s=settings.load_timeout_s,
+        return Runners(
+            tuning=Tuning(
+                intra_threads=settings.intra_threads,
+                inter_threads=settings.inter_threads,
+                xla=settings.xla,
+                mixed_precision=settings.mixed_precision,
+                at_once=settings.at_once,
+            ),
+            limits=Limits(
+                batch_s=settings.batch_timeout_s,
+                load_s=settings.load_timeout_s,
+                deaths=settings.max_deaths,
+                retry_failed_s=settings.retry_failed_s,
+                memory_mb=settings.runner_memory_mb,
+            ),
         )
 
     async def _load(
@@ -155,15 +163,13 @@ class Worker:
             )
         return models
 
-    async def _work(
-        self, pool: _Pool, process: RunnerProcess, stop: asyncio.Event
-    ) -> None:
+    async def _work(self, pool: _Pool, runners: Runners, stop: asyncio.Event) -> None:
         async with Supervisor(Backoff) as loops, asyncio.TaskGroup() as group:
             # These hold requests, which a new start would leave in no hands. When one
             # fails the worker ends, and RabbitMQ gives all it holds to another.
             tasks = [
                 group.create_task(each)
-                for each in (process.run(), pool.infer.run(), pool.replies.run())
+                for each in (runners.run(), pool.infer.run(), pool.replies.run())
             ]
             tasks.append(group.create_task(self._announce(pool)))
             loops.start("link", pool.link.run)

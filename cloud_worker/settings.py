@@ -83,11 +83,41 @@ class WorkerSettings(BaseSettings):
     inter_threads: int = Field(
         default=0, ge=0, description="Operations at once; 0: the runtime's choice."
     )
+    at_once: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="Batches that one TensorFlow or ONNX model runs side by side.",
+    )
+    xla: bool = Field(
+        default=False,
+        description="Compile TensorFlow models with XLA for each padded batch size.",
+    )
+    mixed_precision: bool = Field(
+        default=False,
+        description="Let TensorFlow compute in float16 (accelerators) or bfloat16 "
+        "(processors that have it) where it finds that safe.",
+    )
+    runner_memory_mb: int | None = Field(
+        default=None,
+        ge=1,
+        description="Resident MiB of a model's process above which it is replaced; "
+        "at one and a half times as much it is killed. None: no limit.",
+    )
+    max_deaths: int = Field(
+        default=5,
+        ge=1,
+        description="A model whose process died so often in a row without finishing a "
+        "batch is given up: its requests are answered failed.",
+    )
+    retry_failed_s: float = Field(
+        default=60.0, gt=0, description="How often a given-up model is tried again."
+    )
     inline_below_ms: float = Field(
         default=0.5,
         ge=0,
         description="LiteRT models whose largest batch is quicker than this run in the "
-        "consumer, without the hop to the model process; 0: none do.",
+        "consumer, without the hop to a process of their own; 0: none do.",
     )
     decode_threads: int = Field(
         default=2, ge=1, le=64, description="Encoded images decoded at once."

@@ -1,13 +1,14 @@
 """Find the models to serve in a folder `{name}/{version}/`.
 
-A version folder holds one SavedModel (`saved_model.pb`), one `.keras` or one
-`.tflite` file, and may hold `model.json`. What cannot be served is reported with its
+A version folder holds one SavedModel (`saved_model.pb`) or one `.keras`, `.h5`,
+`.tflite` or `.onnx` file, and may hold `model.json`. What cannot be served is reported with its
 reason and never hides what can.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +24,12 @@ from cloud_worker.adapters.frames import Format, ModelSource
 from cloud_worker.core.spec import ModelSpec, ServedModel
 
 SIDECAR: Final = "model.json"
+SUFFIXES: Final[Mapping[Format, str]] = {
+    "keras": ".keras",
+    "keras_h5": ".h5",
+    "tflite": ".tflite",
+    "onnx": ".onnx",
+}
 MAX_SIDECAR_BYTES: Final = 4 * 1024 * 1024
 _VERSION: Final = re.compile(VERSION_PATTERN.removesuffix("$") + r"\Z")
 
@@ -127,8 +134,8 @@ def find_models(root: Path, *, max_batch: int) -> Found:
     if not candidates:
         why = "".join(f"; {each.path}: {each.reason}" for each in refused[:3])
         raise NoRepository(
-            f"{root} holds no model to serve{why}. Put a SavedModel, .keras or .tflite "
-            f"into {root}/NAME/VERSION/"
+            f"{root} holds no model to serve{why}. Put a SavedModel, .keras, .h5, "
+            f".tflite or .onnx into {root}/NAME/VERSION/"
         )
     models = {
         name: tuple(versions)
@@ -185,14 +192,15 @@ def _model_file(folder: Path) -> tuple[Format, Path]:
     found: list[tuple[Format, Path]] = []
     if (folder / "saved_model.pb").is_file():
         found.append(("saved_model", folder))
-    found.extend(("keras", path) for path in sorted(folder.glob("*.keras")))
-    found.extend(("tflite", path) for path in sorted(folder.glob("*.tflite")))
+    for format_, suffix in SUFFIXES.items():
+        found.extend((format_, path) for path in sorted(folder.glob(f"*{suffix}")))
     match found:
         case [one]:
             return one
         case []:
             raise Unservable(
-                "no saved_model.pb, .keras or .tflite in it: half copied, perhaps"
+                f"no saved_model.pb, {', '.join(SUFFIXES.values())} in it: half "
+                "copied, perhaps"
             )
         case several:
             names = ", ".join(path.name for _, path in several)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
@@ -92,6 +92,10 @@ class _Line(Generic[T]):
     )
     rows: int = 0
 
+    def any_work(self) -> T:
+        """One of them: they share a model."""
+        return next(heap[0][2].work for heap in self.heaps.values() if heap)
+
 
 class Batcher(Generic[T]):
     """Waiting requests, and the order in which they leave.
@@ -141,16 +145,27 @@ class Batcher(Generic[T]):
         self._alone += 1
         self.add(replace(item, group=replace(item.group, alone=self._alone)))
 
-    def next_step(self, now: float, *, running: int) -> Step[T]:
-        """Say what to do at `now` while the runner holds `running` batches."""
+    def next_step(
+        self,
+        now: float,
+        *,
+        running: int,
+        ready: Callable[[T], bool] = lambda _: True,
+    ) -> Step[T]:
+        """Say what to do at `now` while the runners hold `running` batches.
+
+        Work whose model is not `ready` waits, and holds no other up.
+        """
         expired = tuple(self._take_expired(now))
         if expired:
             return Expire(expired)
         if not self._lines:
             return Idle()
         if running < self._depth:
-            group = self._next_group()
-            if running == 0 or self._lines[group].rows >= group.max_rows:
+            group = self._next_group(ready)
+            if group is not None and (
+                running == 0 or self._lines[group].rows >= group.max_rows
+            ):
                 return Flush(tuple(self._take_batch(group)))
         return WaitUntil(self._next_expiry())
 
@@ -172,11 +187,15 @@ class Batcher(Generic[T]):
             default=math.inf,
         )
 
-    def _next_group(self) -> Group:
-        turn = self._turn(priority for priority in Priority if self._waiting[priority])
-        _, _, head = min(
-            line.heaps[turn][0] for line in self._lines.values() if line.heaps[turn]
-        )
+    def _next_group(self, ready: Callable[[T], bool]) -> Group | None:
+        lines = [line for line in self._lines.values() if ready(line.any_work())]
+        waiting = {
+            priority for line in lines for priority, heap in line.heaps.items() if heap
+        }
+        if not waiting:
+            return None
+        turn = self._turn(each for each in Priority if each in waiting)
+        _, _, head = min(line.heaps[turn][0] for line in lines if line.heaps[turn])
         return head.group
 
     def _take_batch(self, group: Group) -> Iterator[Item[T]]:

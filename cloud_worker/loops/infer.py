@@ -9,9 +9,8 @@ from typing import Protocol
 import structlog
 
 from broker.messages import Result, Timings
-from cloud_worker.adapters.runner import BatchFailed
+from cloud_worker.adapters.runner import BatchFailed, ModelFailed
 from cloud_worker.core.batcher import (
-    DEPTH,
     Batcher,
     Expire,
     Flush,
@@ -37,20 +36,24 @@ Batch = tuple[Item[Held], ...]
 
 
 class BatchRunner(Protocol):
-    """What runs batches, as `adapters.runner.RunnerProcess` does."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether batches may be submitted."""
-        ...
+    """What runs batches, as `adapters.runners.Runners` does."""
 
     @property
     def running(self) -> int:
         """Batches submitted and not finished."""
         ...
 
+    def ready(self, key: str) -> bool:
+        """Whether a batch of this model may be submitted."""
+        ...
+
     def submit(
-        self, key: str, signature: Signature, requests: list[tuple[bytes, ...]]
+        self,
+        key: str,
+        signature: Signature,
+        requests: list[tuple[bytes, ...]],
+        *,
+        limit_s: float | None = None,
     ) -> asyncio.Future[BatchOutputs]:
         """Start a batch; the future raises BatchFailed."""
         ...
@@ -83,7 +86,7 @@ class Infer:
             self._changed.set()
 
     def wake(self) -> None:
-        """Look again: the runner has come back."""
+        """Look again: a model is ready again, or was given up."""
         self._changed.set()
 
     async def run(self) -> None:
@@ -105,8 +108,9 @@ class Infer:
         """Do all that is due; say in how many seconds there is more."""
         while True:
             now = self._clock.monotonic()
-            running = self._runner.running if self._runner.ready else DEPTH
-            match self._batcher.next_step(now, running=running):
+            running = self._runner.running
+            step = self._batcher.next_step(now, running=running, ready=self._ready)
+            match step:
                 case Flush(items):
                     self._start(batches, items, now)
                 case Expire(items):
@@ -116,13 +120,16 @@ class Infer:
                 case Idle():
                     return None
 
+    def _ready(self, work: Held) -> bool:
+        return self._runner.ready(_key(work))
+
     def _start(self, batches: asyncio.TaskGroup, items: Batch, now: float) -> None:
         batch = tuple(item for item in items if self._may_run(item))
         if not batch:
             return
         first = batch[0].work
         outputs = self._runner.submit(
-            f"{first.model.name}/{first.model.version}",
+            _key(first),
             first.inputs.signature,
             [item.work.inputs.buffers for item in batch],
         )
@@ -176,6 +183,10 @@ class Infer:
         """Write up what the runner made of a batch."""
         try:
             outputs = done.result()
+        except ModelFailed as error:
+            # No request is to blame, and none can be helped by another try.
+            self._replies.finish(self._failed(item, str(error)) for item in batch)
+            return
         except BatchFailed as error:
             self._retry_or_fail(batch, error)
             self._changed.set()
@@ -271,6 +282,10 @@ def _results(
             cause = Cause.ANSWERED
         finished.append(_finished(batch[index], result, cause))
     return finished
+
+
+def _key(work: Held) -> str:
+    return f"{work.model.name}/{work.model.version}"
 
 
 def _culprit(item: Item[Held]) -> Culprit:

@@ -121,7 +121,7 @@ class Doubling:
     """A runner that doubles, and crashes or refuses when it is asked to."""
 
     def __init__(self) -> None:
-        self.ready = True
+        self.up = True
         self.batches: list[list[float]] = []
         self.held: list[asyncio.Future[BatchOutputs]] | None = None
         self._open: set[asyncio.Future[BatchOutputs]] = set()
@@ -130,8 +130,17 @@ class Doubling:
     def running(self) -> int:
         return len(self._open)
 
+    def ready(self, key: str) -> bool:
+        assert key == "double/1"
+        return self.up
+
     def submit(
-        self, key: str, signature: Signature, requests: list[tuple[bytes, ...]]
+        self,
+        key: str,
+        signature: Signature,
+        requests: list[tuple[bytes, ...]],
+        *,
+        limit_s: float | None = None,
     ) -> asyncio.Future[BatchOutputs]:
         assert key == "double/1"
         assert signature == (("x", "float32", (1, 1)),)
@@ -300,14 +309,14 @@ async def test_results_of_a_dead_channel_are_dropped_as_the_broker_redelivers() 
 
 async def test_what_waits_for_a_batch_on_a_dead_channel_is_not_run() -> None:
     async with bench() as on:
-        on.runner.ready = False
+        on.runner.up = False
         gone, here = (
             Letter(encode(request("r-1", 1))),
             Letter(encode(request("r-2", 2))),
         )
         await on.take(gone, here)
         gone.channel_open = False
-        on.runner.ready = True
+        on.runner.up = True
         on.infer.wake()
         await until(lambda: here.ended == "acked")
         assert on.runner.batches == [[2.0]]
@@ -316,13 +325,13 @@ async def test_what_waits_for_a_batch_on_a_dead_channel_is_not_run() -> None:
 
 async def test_nothing_runs_while_the_model_process_is_away() -> None:
     async with bench() as on:
-        on.runner.ready = False
+        on.runner.up = False
         letter = Letter(encode(request("r-1")))
         await on.take(letter)
         for _ in range(5):
             await asyncio.sleep(0)
         assert on.runner.batches == []
-        on.runner.ready = True
+        on.runner.up = True
         on.infer.wake()
         await until(lambda: letter.ended == "acked")
 
@@ -500,7 +509,7 @@ async def test_a_medium_for_a_model_without_a_recipe_is_refused() -> None:
 
 async def test_deliveries_wait_undecoded_while_too_much_is_held() -> None:
     async with bench() as on:
-        on.runner.ready = False
+        on.runner.up = False
         await on.take(Letter(encode(*[request(f"r-{n}") for n in range(100)])))
         assert on.room.held == 100
         letter = Letter(encode(request("r-late")))
@@ -508,7 +517,7 @@ async def test_deliveries_wait_undecoded_while_too_much_is_held() -> None:
             taking = group.create_task(on.intake.take(letter))
             await asyncio.sleep(0)
             assert not taking.done()
-            on.runner.ready = True
+            on.runner.up = True
             on.infer.wake()
         await until(lambda: letter.ended == "acked")
 
@@ -622,7 +631,7 @@ async def _all_accounted_for(
 ) -> None:
     async with bench() as on:
         on.broker.down = down
-        on.runner.ready = not down
+        on.runner.up = not down
         sent = []
         for number, (kinds, dies) in enumerate(letters):
             items = [_item(kind, f"r-{number}-{n}") for n, kind in enumerate(kinds)]
@@ -632,7 +641,7 @@ async def _all_accounted_for(
         for letter, dies in sent:
             if dies:
                 letter.channel_open = False
-        on.broker.down, on.runner.ready = False, True
+        on.broker.down, on.runner.up = False, True
         on.infer.wake()
         await until(lambda: on.room.held == 0)
         assert all(letter.ended or dies for letter, dies in sent)

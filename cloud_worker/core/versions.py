@@ -179,10 +179,16 @@ class Versions:
                 self._copies[key] = replace(copy, memory_bytes=size)
 
     def next_steps(self, use: Use) -> tuple[Step, ...]:
-        """What to do now, in this order; each is taken as done but a load."""
+        """What to do now, in this order; each is taken as done but a load.
+
+        Ask again when it is done, until nothing is left.
+        """
         steps: list[Step] = []
         for name in sorted(self._shelves.keys() | self._routes.keys()):
             steps.extend(self._reroute(name))
+        if steps:
+            # The old route may get requests until this one is in force.
+            return tuple(steps)
         steps.extend(self._retire(use))
         if self._loading is None and (key := self._next_load(use)) is not None:
             steps.append(self._begin_load(key, steps, use))

@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -89,21 +89,21 @@ class Library:
             NoRepository: it is missing, unreadable or holds no model.
         """
         found = find_models(self._root, max_batch=self._max_batch, only=self._only)
-        self._policies = {
-            name: found.policies.get(name) or self._policies[name]
-            for name in found.models
-            if name in found.policies or name in self._policies
-        }
         self._judge(found)
         self._report(found.refused)
         self._first = False
-        candidates, shelves = {}, {}
-        for name, policy in self._policies.items():
-            kept = [each for each in self._kept.values() if _name(each) == name]
-            if kept:
-                shelves[name] = Shelf(tuple(each.stored for each in kept), policy)
-            for each in kept:
-                candidates[Key(name, each.stored.version)] = each.candidate
+        # A policy that is wrong now stays as it last was right.
+        self._policies |= found.policies
+        shelves: dict[str, Shelf] = {}
+        candidates: dict[Key, Candidate] = {}
+        for kept in self._kept.values():
+            name, version = kept.candidate.source.name, kept.stored.version
+            if name in self._policies:
+                before = shelves.get(name, Shelf((), self._policies[name]))
+                shelves[name] = replace(
+                    before, versions=(*before.versions, kept.stored)
+                )
+                candidates[Key(name, version)] = kept.candidate
         return Holdings(shelves, candidates)
 
     def _judge(self, found: Found) -> None:
@@ -168,10 +168,6 @@ class Library:
         for path, reason in sorted(now - self._said):
             log.warning("model passed over", path=str(path), why=reason)
         self._said = now
-
-
-def _name(kept: _Kept) -> str:
-    return kept.candidate.source.name
 
 
 def _keep(candidate: Candidate, files: _Files) -> _Kept:

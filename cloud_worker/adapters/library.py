@@ -21,6 +21,7 @@ from cloud_worker.adapters.repository import (
     Found,
     Refused,
     find_models,
+    version_age,
 )
 from cloud_worker.core.policy import Policy
 from cloud_worker.core.versions import Key, Shelf, Stored
@@ -131,13 +132,13 @@ class Library:
                 for candidate, files in young:
                     kept[candidate.folder] = _keep(candidate, files)
         self._keep_what_is_rewritten(found.refused, seen, kept)
-        order = [each.folder for versions in found.models.values() for each in versions]
         self._seen = seen
-        self._kept = {
-            folder: kept[folder]
-            for folder in dict.fromkeys([*order, *kept])
-            if folder in kept
-        }
+        newest_first = sorted(
+            kept.values(),
+            key=lambda each: version_age(each.stored.version),
+            reverse=True,
+        )
+        self._kept = {each.candidate.folder: each for each in newest_first}
 
     def _keep_what_is_rewritten(
         self,

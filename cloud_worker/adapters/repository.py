@@ -138,7 +138,9 @@ def find_models(root: Path, *, max_batch: int, only: Collection[str] = ()) -> Fo
         except BadId as error:
             refused.append(Refused(folder, str(error)))
             continue
-        for version in sorted(_folders(folder), key=_age, reverse=True):
+        for version in sorted(
+            _folders(folder), key=lambda each: version_age(each.name), reverse=True
+        ):
             try:
                 candidates.append(_candidate(folder.name, version, max_batch))
             except Unservable as error:
@@ -180,9 +182,9 @@ def _folders(root: Path) -> list[Path]:
         ) from error
 
 
-def _age(version: Path) -> tuple[tuple[int, int, str], ...]:
+def version_age(version: str) -> tuple[tuple[int, int, str], ...]:
     """Order versions as people do: 10 after 9, and numbers after words."""
-    pieces = re.findall(r"\d+|\D+", version.name)
+    pieces = re.findall(r"\d+|\D+", version)
     return tuple(
         (1, int(piece), "") if piece.isdigit() else (0, 0, piece) for piece in pieces
     )

@@ -76,8 +76,8 @@ def test_at_the_start_what_has_settled_goes_before_what_is_being_copied(
 def test_a_version_that_is_written_over_stays_as_it_was_until_that_is_done(
     tmp_path: Path,
 ) -> None:
-    folder = put(tmp_path / "m" / "1")
-    put(tmp_path / "n" / "1")
+    put(tmp_path / "m" / "1")
+    folder = put(tmp_path / "m" / "2")
     shelves = library(tmp_path)
     before = shelves.look().shelves["m"]
     put(folder, "other")

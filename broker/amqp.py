@@ -33,6 +33,7 @@ from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelAccessRefused,
+    ChannelLockedResource,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     DeliveryError,
@@ -58,11 +59,13 @@ from broker.topology import TOPIC_EXCHANGE, Queue
 __all__ = [
     "AmqpLink",
     "BadUrl",
+    "Browser",
     "CannotConsume",
     "Delivery",
     "LinkDown",
     "NoSuchQueue",
     "PublishTimeout",
+    "QueueInUse",
 ]
 
 log = structlog.get_logger(__name__)
@@ -95,6 +98,10 @@ class CannotConsume(Exception):
 
 class _Refused(LinkDown):
     """The same, while the link is set up: without its queues it is of no use."""
+
+
+class QueueInUse(Exception):
+    """Somebody else looks at the queue."""
 
 
 class _Consumer:
@@ -226,6 +233,44 @@ class Delivery:
             return False
         self._settled = True
         return True
+
+
+class Browser:
+    """A look at the messages of one queue, in their order; see `AmqpLink.browse`.
+
+    Attributes:
+        count: how many messages there were when it began.
+    """
+
+    def __init__(self, queue: str, channel: Channel, count: int) -> None:
+        self.count = count
+        self._channel = channel
+        self._consumer = _Consumer(queue, channel, 1)
+
+    async def next(self) -> Delivery | None:
+        """The next message, or None when there is no other.
+
+        Raises:
+            LinkDown: the connection was lost; what was not removed is in the queue.
+        """
+        with _translated():
+            message = await self._channel.basic_get(
+                self._consumer.queue, timeout=CALL_TIMEOUT_S
+            )
+        if isinstance(message.delivery, Basic.GetEmpty):
+            return None
+        return Delivery(self._consumer, message, lambda _: None)
+
+    async def remove(self, delivery: Delivery) -> None:
+        """Have the broker forget a message that this browser gave.
+
+        Raises:
+            LinkDown: the connection was lost; it may be in the queue or not.
+        """
+        delivery.ack()
+        with _translated():
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._consumer.acknowledge(written=True)
 
 
 class AmqpLink:
@@ -508,6 +553,43 @@ class AmqpLink:
             raise LinkDown(self._down() + f" ({_text(error)})") from error
         return found.message_count or 0
 
+    @contextlib.asynccontextmanager
+    async def browse(self, queue: str) -> AsyncIterator[Browser]:
+        """Look at a queue's messages one after the other, and at each once.
+
+        What was not removed goes back to where it was at the end of this, and when
+        the connection or this process dies. Nobody else can browse it meanwhile.
+
+        Raises:
+            QueueInUse: somebody else does.
+            NoSuchQueue: the broker does not have it.
+            LinkDown: there is no connection.
+        """
+        connection = self._inlet
+        if connection is None:
+            raise LinkDown(self._down())
+        lock = f"{queue}.browsed"
+        with _translated():
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                door = await _open_channel(connection)
+                try:
+                    # Gone with the connection that made it, whatever ends that.
+                    await door.queue_declare(lock, exclusive=True)
+                    found = await door.queue_declare(queue, passive=True)
+                except ChannelLockedResource:
+                    raise QueueInUse(f"queue {queue!r} is in use") from None
+                except ChannelNotFoundEntity:
+                    raise NoSuchQueue(f"{self._where} has no queue {queue!r}") from None
+                channel = await _open_channel(connection)
+        try:
+            yield Browser(queue, channel, found.message_count or 0)
+        finally:
+            with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await channel.close()
+                    await door.queue_delete(lock)
+                    await door.close()
+
     def _down(self) -> str:
         why = self.last_error or "the connection was lost or not made yet"
         return f"no link to {self._where}: {why}"
@@ -783,6 +865,17 @@ def _only_own_cancellation() -> Iterator[None]:
         if task is not None and task.cancelling():
             raise
         raise LinkDown("the connection was lost during a call") from None
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        with _only_own_cancellation():
+            yield
+    except TimeoutError:
+        raise LinkDown("the broker did not answer in time") from None
+    except _LOST as error:
+        raise LinkDown(f"the connection was lost ({_text(error)})") from error
 
 
 def _read_url(url: str) -> URL:

@@ -27,10 +27,13 @@ from cloud_worker.adapters.runner import CannotLoad
 from cloud_worker.adapters.runners import Limits, Runners
 from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.core.batcher import Batcher
+from cloud_worker.core.costs import Costs
 from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.loops import side_queues, updates
 from cloud_worker.loops.bookkeeping import Bookkeeping
+from cloud_worker.loops.complaints import Complaints
+from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.intake import Intake
 from cloud_worker.loops.media import Decoder
@@ -235,10 +238,20 @@ class _Pool:
             timeout_s=timeout_s,
             journal=journal,
         )
+        costs = Costs(least_limit_s=settings.batch_timeout_s)
+        for model in models:
+            costs.seed(f"{model.name}/{model.version}", model.spec.costs_ms)
         self.infer = Infer(
             runner,
-            Batcher(max_batch_bytes=settings.max_batch_bytes),
+            Batcher(costs=costs, max_batch_bytes=settings.max_batch_bytes),
+            costs=costs,
             replies=self.replies,
+            dead_letters=DeadLetters(
+                self.link.publish,
+                worker=settings.worker_id,
+                clock=clock,
+                ledger=ledger,
+            ),
             clock=clock,
         )
         self._intake = Intake(
@@ -256,6 +269,7 @@ class _Pool:
             restore=self.link.restore,
             replies=self.replies,
             room=self.room,
+            complaints=Complaints(clock),
             timeout_s=timeout_s,
         )
         self._updates = None

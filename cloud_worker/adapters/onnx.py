@@ -68,7 +68,8 @@ class OnnxRunner:
             ),
         )
         self._names = [each.name for each in outputs]
-        self._accelerated = self._session.get_providers()[0] != ON_PROCESSOR
+        first: str = self._session.get_providers()[0]
+        self._accelerated = first != ON_PROCESSOR
 
     @property
     def spec(self) -> ModelSpec:

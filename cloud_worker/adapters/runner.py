@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from pathlib import Path
 from typing import Any, Final
 
 from typing_extensions import override
@@ -374,8 +375,7 @@ class RunnerProcess:
 def resident_bytes(pid: int) -> int:
     """The memory of a process that is in RAM now; 0 when there is no telling."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * PAGE_BYTES
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * PAGE_BYTES
     except (OSError, IndexError):
         return 0
 

@@ -135,7 +135,7 @@ def _or_die(run: Callable[[dict[str, Any]], None], header: dict[str, Any]) -> No
     """A fault of ours must not leave the batch unanswered until it counts as hung."""
     try:
         run(header)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - it ends the process
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

@@ -138,8 +138,8 @@ def open_keras_h5(path: Path, tuning: Tuning) -> Runner:
         import tf_keras
     except ImportError as error:
         raise CannotServe(
-            f"{path.name} needs Keras 2: pip install tf_keras, of the version of "
-            "TensorFlow, or save it anew as .keras"
+            f"{path.name} needs Keras 2: pip install --no-deps tf_keras, of the version "
+            "that TensorFlow has, or save the model as .keras"
         ) from error
     try:
         model = tf_keras.models.load_model(path, compile=False)
@@ -175,6 +175,8 @@ def _maps(config: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - JSON
         case list():
             for each in config:
                 yield from _maps(each)
+        case _:
+            pass
 
 
 def _keras_runner(tf: Any, model: Any, tuning: Tuning) -> Runner:  # noqa: ANN401 - untyped

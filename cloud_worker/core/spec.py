@@ -37,6 +37,11 @@ class ModelSpec:
     batched: bool
     costs_ms: tuple[tuple[int, float], ...] = ()
 
+    @property
+    def sized_by_item(self) -> bool:
+        """Whether items differ in size: an input has a free axis beside the batch."""
+        return any(each.shape is None or ANY in each.shape[1:] for each in self.inputs)
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:

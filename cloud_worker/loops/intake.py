@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-import structlog
-
 from broker.codec import BadItem, Envelope, WireError, decode
 from broker.messages import Medium, Request, Result, Tensor
 from broker.topics import RequestAddress, read_request_key
+from cloud_worker.core.allowance import Allowance
 from cloud_worker.core.batcher import Group, Item
-from cloud_worker.core.intake import Invalid, validate
+from cloud_worker.core.costs import size_bucket
+from cloud_worker.core.intake import Inputs, Invalid, validate
 from cloud_worker.core.ledger import Aside, Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Subject, expired, failed
 from cloud_worker.core.spec import ServedModel
+from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.media import Decoder
 from cloud_worker.loops.parcels import Delivery, Held, Parcel, Room
 from cloud_worker.loops.replies import Replies
@@ -29,9 +30,13 @@ from cloud_worker.loops.stamps import Stamps
 from lifecycle.clock import Clock
 from lifecycle.journal import NOBODY, Event, Journal
 
-log = structlog.get_logger(__name__)
-
+# A worker serves one vhost, which is one tenant.
+TENANT: Final = ""
 EXPIRED_ON_ARRIVAL: Final = "its time was over when it reached the worker"
+# What nobody can be told of is kept for the operators, but a flood of it would push
+# out everything else that they keep.
+BURIED_AT_MOST: Final = 100
+BURIED_EVERY_S: Final = 60.0
 
 
 class Intake:
@@ -55,6 +60,8 @@ class Intake:
         self._room = room
         self._decoder = decoder
         self._journal = journal
+        self._complaints = Complaints(clock)
+        self._burials = Allowance(BURIED_AT_MOST, BURIED_EVERY_S)
 
     async def take(self, delivery: Delivery) -> None:
         """Take one delivery of a request queue over."""
@@ -126,7 +133,7 @@ class Intake:
         if not subjects:
             await self._bury(delivery, reason)
             return
-        log.warning("envelope refused", agent=address.agent, reason=reason)
+        self._complaints.say("envelope refused", agent=address.agent, reason=reason)
         parcel = Parcel(delivery, address.agent, len(subjects), self._room)
         self._room.ledger.take(len(subjects))
         stamp = self._replies.stamps.now()
@@ -147,23 +154,27 @@ class Intake:
             subject = legible_subject(item.id, item.device, model)
             if subject is None:
                 self._room.ledger.put_aside(Aside.ILLEGIBLE)
-                log.warning(
+                self._complaints.say(
                     "item has no legible id", index=item.index, reason=item.reason
                 )
             else:
                 yield subject, item.reason
 
     async def _bury(self, delivery: Delivery, reason: str) -> None:
-        """Dead-letter what nobody can be told of."""
-        self._room.ledger.put_aside(Aside.BURIED)
-        log.warning(
+        """Dead-letter what nobody can be told of, unless there is plenty of it."""
+        self._complaints.say(
             "delivery rejected",
             queue=delivery.queue,
             routing_key=delivery.routing_key[:200],
             size_bytes=len(delivery.body),
             reason=reason,
         )
-        await delivery.reject(requeue=False)
+        if self._burials.admits(self._clock.monotonic()):
+            self._room.ledger.put_aside(Aside.BURIED)
+            await delivery.reject(requeue=False)
+        else:
+            self._room.ledger.put_aside(Aside.NOISE_DROPPED)
+            delivery.ack()
 
 
 class _Desk:
@@ -185,6 +196,7 @@ class _Desk:
         self._wall_ms = clock.wall_ms()
         self._finished: list[Finished[Parcel]] = []
         self._ready: list[Item[Held]] = []
+        self._sized_by_item = model.spec.sized_by_item
 
     def cleared(self) -> tuple[list[Finished[Parcel]], list[Item[Held]]]:
         """What was sorted since the last call: finished, and ready to run."""
@@ -221,13 +233,25 @@ class _Desk:
         model = self._model
         self._ready.append(
             Item(
-                group=Group(model.name, inputs.signature, model.max_batch),
+                group=self._group(inputs),
                 priority=self._address.priority,
                 deadline_s=self._now_s + left_s,
                 size_bytes=inputs.size_bytes,
                 rows=inputs.rows,
+                flow=(TENANT, self._parcel.agent, request.device),
                 work=Held(self._parcel, subject, model, inputs),
             )
+        )
+
+    def _group(self, inputs: Inputs) -> Group:
+        model = self._model
+        bucket = size_bucket(inputs.size_bytes // inputs.rows)
+        return Group(
+            model.name,
+            inputs.signature,
+            model.max_batch,
+            version=model.version,
+            size_bucket=bucket if self._sized_by_item else 0,
         )
 
     def _turned_away(self, request: Request) -> bool:

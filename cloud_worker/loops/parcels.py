@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from broker.dead_letters import Mishap
 from cloud_worker.core.intake import Inputs
 from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.results import Subject
@@ -140,9 +141,13 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """A valid request on its way through the worker."""
+    """A valid request on its way through the worker.
+
+    `mishaps` are the batches that failed with it, oldest first.
+    """
 
     parcel: Parcel
     subject: Subject
     model: ServedModel
     inputs: Inputs
+    mishaps: tuple[Mishap, ...] = ()

@@ -14,6 +14,7 @@ from cloud_worker.core.batcher import (
     Group,
     Idle,
     Item,
+    Shed,
     WaitUntil,
 )
 
@@ -164,10 +165,19 @@ def test_a_batch_keeps_under_its_bytes_but_one_request_always_fits() -> None:
 def test_a_suspect_runs_by_itself() -> None:
     batcher: Batcher[int] = Batcher()
     for work in range(2):
-        batcher.add_alone(item(work))
+        batcher.add_apart([item(work)])
     batcher.add(item(2))
     batches = sorted(flushed(batcher) for _ in range(3))
     assert batches == [[0], [1], [2]]
+
+
+def test_those_of_a_part_run_together_and_with_no_others() -> None:
+    batcher: Batcher[int] = Batcher()
+    batcher.add_apart([item(0), item(1)])
+    batcher.add_apart([item(2)])
+    batcher.add(item(3))
+    batches = sorted(flushed(batcher) for _ in range(3))
+    assert batches == [[0, 1], [2], [3]]
 
 
 operations = st.one_of(
@@ -228,6 +238,10 @@ class Run:
                 return True
             case Expire(items):
                 assert all(each.deadline_s <= self.now for each in items)
+                self.ended.extend(each.work for each in items)
+                return True
+            case Shed(items, retry_after_s):
+                assert retry_after_s > 0
                 self.ended.extend(each.work for each in items)
                 return True
             case WaitUntil(at_s):

@@ -245,7 +245,7 @@ class Browser:
     def __init__(self, queue: str, channel: Channel, count: int) -> None:
         self.count = count
         self._channel = channel
-        self._consumer = _Consumer(queue, channel, 1)
+        self._consumer = _Consumer(queue, channel)
 
     async def next(self) -> Delivery | None:
         """The next message, or None when there is no other.

@@ -55,6 +55,11 @@ class ServedModel:
     decision: Decision | None = None
     labels: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """What runners and costs know it by."""
+        return f"{self.name}/{self.version}"
+
 
 def padded_sizes(max_rows: int) -> tuple[int, ...]:
     """The batch sizes a model is warmed at: powers of two, then `max_rows` itself."""

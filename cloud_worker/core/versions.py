@@ -27,6 +27,11 @@ class Key:
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
+    @classmethod
+    def read(cls, text: str) -> Key:
+        """The key of "name/version"."""
+        return cls(*text.split("/"))
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -170,6 +175,19 @@ class Versions:
     def failed(self, key: Key, reason: str) -> None:
         """A load that was asked for has failed."""
         self._end_load(key, Standing.FAILED, reason=reason)
+
+    def abandoned(self, key: Key) -> None:
+        """A load that was asked for was broken off."""
+        if self.standing(key) is Standing.LOADING:
+            del self._copies[key]
+
+    def unserved(self) -> tuple[str, ...]:
+        """The models of which nothing answers and nothing is to come."""
+        return tuple(
+            name
+            for name in sorted(self._shelves)
+            if name not in self._routes and not self._wanted(name)
+        )
 
     def measured(self, memory_bytes: Mapping[Key, int]) -> None:
         """What the loaded versions take now."""
@@ -319,9 +337,8 @@ class Versions:
                 and (key.version not in self._wanted(key.name) or self._is_stale(key))
                 and key not in use.waiting
             ):
+                yield Retire(key, self._why_retired(key))
                 del self._copies[key]
-                if copy.standing is Standing.LOADED:
-                    yield Retire(key, self._why_retired(key))
 
     def _is_stale(self, key: Key) -> bool:
         """Whether what was loaded is no longer what lies there."""

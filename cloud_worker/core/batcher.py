@@ -161,6 +161,11 @@ class Batcher(Generic[T]):
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def keys(self) -> set[str]:
+        """The model versions that something waits for."""
+        return {line.key for line in self._lines.values()}
+
     def add(self, item: Item[T]) -> None:
         """Let a request wait."""
         group = item.group

@@ -75,6 +75,11 @@ class ServedModel:
         """Rows that one request may have."""
         return self.max_request or MAX_PARTS * self.max_batch
 
+    @property
+    def key(self) -> str:
+        """What runners and costs know it by."""
+        return f"{self.name}/{self.version}"
+
 
 def padded_sizes(max_rows: int) -> tuple[int, ...]:
     """The batch sizes a model is warmed at: powers of two, then `max_rows` itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
@@ -98,6 +99,14 @@ class Infer:
         self._changed = asyncio.Event()
         self._batches: asyncio.TaskGroup | None = None
         self._last_done_s = 0.0
+        self._submitted: Counter[str] = Counter()
+        self._given_up: dict[str, str] = {}
+
+    @property
+    def in_use(self) -> set[str]:
+        """The model versions that requests wait for or run on."""
+        running = {key for key, count in self._submitted.items() if count}
+        return self._batcher.keys | running
 
     def offer(self, items: Iterable[Item[Held]]) -> None:
         """Let requests wait for their batch, which may start before this returns."""
@@ -108,6 +117,16 @@ class Infer:
 
     def wake(self) -> None:
         """Look again: a model is ready again, or was given up."""
+        self._changed.set()
+
+    def give_up(self, key: str, why: str) -> None:
+        """Answer `failed` to those that wait for a version that will not come."""
+        self._given_up[key] = why
+        self._changed.set()
+
+    def expect(self, key: str) -> None:
+        """A version is in memory: those that wait for it run."""
+        self._given_up.pop(key, None)
         self._changed.set()
 
     async def run(self) -> None:
@@ -130,9 +149,7 @@ class Infer:
         while True:
             now = self._clock.monotonic()
             running = self._runner.running
-            step = self._batcher.next_step(
-                now, running=running, ready=self._runner.ready
-            )
+            step = self._batcher.next_step(now, running=running, ready=self._ready)
             match step:
                 case Flush(items):
                     self._start(batches, items, now)
@@ -145,11 +162,18 @@ class Infer:
                 case Idle():
                     return None
 
+    def _ready(self, key: str) -> bool:
+        return self._runner.ready(key) or key in self._given_up
+
     def _start(self, batches: asyncio.TaskGroup, items: Batch, now: float) -> None:
         batch = tuple(item for item in items if self._may_run(item))
         if not batch:
             return
         group = batch[0].group
+        if (why := self._given_up.get(group.key)) is not None:
+            self._replies.finish(self._failed(item, why) for item in batch)
+            return
+        self._submitted[group.key] += 1
         outputs = self._runner.submit(
             group.key,
             group.signature,
@@ -209,6 +233,18 @@ class Infer:
         done_s: float,
     ) -> None:
         """Write up what the runner made of a batch."""
+        try:
+            self._write_up(batch, done, started_s, done_s)
+        finally:
+            self._submitted[batch[0].group.key] -= 1
+
+    def _write_up(
+        self,
+        batch: Batch,
+        done: asyncio.Future[BatchOutputs],
+        started_s: float,
+        done_s: float,
+    ) -> None:
         try:
             outputs = done.result()
         except ModelFailed as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloud_worker.adapters.repository import (
-    Candidate,
     NoRepository,
     Sidecar,
     Unservable,
@@ -154,8 +154,8 @@ def test_model_json_must_speak_of_the_model_beside_it(
     tmp_path: Path, said: dict[str, Any], reason: str
 ) -> None:
     put(tmp_path, "m/1/m.tflite")
-    source = find_models(tmp_path, max_batch=8).models["m"][0].source
-    candidate = Candidate(source, Sidecar.model_validate(said))
+    found = find_models(tmp_path, max_batch=8).models["m"][0]
+    candidate = replace(found, sidecar=Sidecar.model_validate(said))
     x = TensorSpec("x", "float32", (-1, 1))
     with pytest.raises(Unservable, match=reason):
         candidate.served(ModelSpec((x,), (x,), batched=True))

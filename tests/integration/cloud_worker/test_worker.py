@@ -32,8 +32,6 @@ from broker.topics import requests
 from bundle.seal import make_seal, sign_seal
 from bundle.store import BundleStore
 from bundle.trust import generate_key
-from cloud_worker.app import Worker
-from cloud_worker.settings import WorkerSettings
 from tests.integration.cloud_worker.pool import (
     Agent,
     WorkerProcess,
@@ -41,6 +39,7 @@ from tests.integration.cloud_worker.pool import (
     repository,
     request,
     until,
+    worker,
 )
 
 pytestmark = [
@@ -48,27 +47,6 @@ pytestmark = [
     # A RabbitMQ and, in some, a TensorFlow start first.
     pytest.mark.timeout(180),
 ]
-
-
-@asynccontextmanager
-async def worker(node: Node, models: Path, **settings: object) -> AsyncIterator[None]:
-    """A worker in this process, ready to serve."""
-    stop, ready = asyncio.Event(), asyncio.Event()
-    configured = WorkerSettings(
-        worker_id="w-here",
-        amqp_url=node.amqp_url("worker"),
-        models=models,
-        **settings,  # type: ignore[arg-type] # validated there
-    )
-    running = Worker(configured, on_ready=lambda _: ready.set())
-    async with asyncio.TaskGroup() as group:
-        group.create_task(running.run(stop))
-        async with asyncio.timeout(120):
-            await ready.wait()
-        try:
-            yield
-        finally:
-            stop.set()
 
 
 def png(grey: int) -> bytes:

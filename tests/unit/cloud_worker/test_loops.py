@@ -33,6 +33,7 @@ from cloud_worker.core.batcher import Batcher, Signature
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.ledger import Aside, Cause, Ledger
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
+from cloud_worker.core.serving import Serving
 from cloud_worker.core.spec import ModelSpec, ServedModel, TensorSpec
 from cloud_worker.loops.bookkeeping import Bookkeeping
 from cloud_worker.loops.complaints import Complaints
@@ -218,7 +219,7 @@ class Bench:
 async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench]:
     broker, runner, clock, ledger = Broker(), Doubling(), FakeClock(), Ledger()
     room = Room(100, ledger)
-    served = {model.name: model for model in models}
+    served = {model.name: Serving.only(model) for model in models}
     replies = Replies(broker.publish, Stamps("w-1", clock), ledger=ledger)
     costs = Costs()
     infer = Infer(

@@ -154,7 +154,7 @@ class Infer:
                 case Flush(items):
                     self._start(batches, items, now)
                 case Expire(items):
-                    self._say_expired(items)
+                    self._say_expired(items, now)
                 case Shed(items, retry_after_s):
                     self._say_shed(items, retry_after_s)
                 case WaitUntil(at_s):
@@ -298,11 +298,10 @@ class Infer:
             if item.work.end()
         )
 
-    def _say_expired(self, items: Batch) -> None:
+    def _say_expired(self, items: Batch, now: float) -> None:
         stamp = self._replies.stamps.now()
-        reason = "its time was over before a batch had room for it"
         self._replies.finish(
-            _finished(item, expired(item.work.subject, reason, stamp), Cause.WAITED)
+            _finished(item, _too_late(item, now, stamp), Cause.WAITED)
             for item in items
             if item.work.end()
         )
@@ -424,6 +423,14 @@ def _whole(
         return None
     (reading,) = read(joined, held.model)
     return joined.part(0), reading
+
+
+def _too_late(item: Item[Held], now: float, stamp: Stamp) -> Result:
+    reason = "its time was over before a batch had room for it"
+    left_ms = max(item.deadline_s - now, 0.0) * 1000
+    if left_ms:
+        reason = f"it had {left_ms:.0f} ms left, and its model takes longer"
+    return expired(item.work.subject, reason, stamp, left_ms=left_ms)
 
 
 def _size(batch: Batch) -> int:

@@ -33,6 +33,7 @@ from cloud_worker.core.results import Served, Stamp, answered, expired, failed
 from cloud_worker.core.retry import Again, Apart, Guilty, Verdict, verdict
 from cloud_worker.core.spec import padded_size
 from cloud_worker.core.split import Unjoinable
+from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.parcels import Held, Parcel
 from cloud_worker.loops.replies import Replies
@@ -96,6 +97,7 @@ class Infer:
         self._dead_letters = dead_letters
         self._clock = clock
         self._culprits = Culprits()
+        self._complaints = Complaints(clock)
         self._changed = asyncio.Event()
         self._batches: asyncio.TaskGroup | None = None
         self._last_done_s = 0.0
@@ -282,7 +284,7 @@ class Infer:
             "overloaded: more waits here than can be answered in time; "
             f"try again in {retry_after_s:g} s"
         )
-        log.warning(
+        self._complaints.say(
             "overloaded",
             model=items[0].group.model,
             shed=len(items),

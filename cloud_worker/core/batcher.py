@@ -665,6 +665,9 @@ class _Plan:
 
 def _shared_out(size: int, alive: dict[_Queue[T], int]) -> dict[_Queue[T], int]:
     """How many requests of each class a batch of `size` rows takes."""
+    if len(alive) == 1:
+        ((only, left),) = alive.items()
+        return {only: min(left, max(size * len(only.entries) // only.rows, 1))}
     rows_each = {queue: queue.rows / len(queue.entries) for queue in alive}
     if sum(left * rows_each[queue] for queue, left in alive.items()) <= size:
         return alive

@@ -13,17 +13,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.codec import explain
-from broker.messages import VERSION_PATTERN
+from broker.messages import MAX_RANK, VERSION_PATTERN
 from broker.topics import BadId, check_id
 from bundle.manifest import Decision, ImageRecipe
 from cloud_worker.adapters.frames import Format, ModelSource
+from cloud_worker.core.padding import check_padding
 from cloud_worker.core.policy import LATEST, Policy
-from cloud_worker.core.spec import ModelSpec, ServedModel
+from cloud_worker.core.spec import ModelSpec, Padding, ServedModel
 
 SIDECAR: Final = "model.json"
 POLICY: Final = "policy.json"
@@ -45,6 +46,19 @@ class Unservable(Exception):
     """This version cannot be served; says why."""
 
 
+Length = Annotated[int, Field(ge=1, le=65536)]
+
+
+class Pad(BaseModel):
+    """Which free axis of the inputs is padded to which lengths, and with what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    axis: int = Field(ge=1, le=MAX_RANK - 1)
+    sizes: list[Length] = Field(min_length=1, max_length=64)
+    value: float = Field(default=0.0, allow_inf_nan=False)
+
+
 class Sidecar(BaseModel):
     """What `model.json` beside a model says of it; unknown fields are ignored."""
 
@@ -53,7 +67,9 @@ class Sidecar(BaseModel):
     preprocess: ImageRecipe | None = None
     labels: list[str] = Field(default_factory=list)
     max_batch: int | None = Field(default=None, ge=1, le=4096)
+    max_request: int | None = Field(default=None, ge=1, le=65536)
     decision: Decision | None = None
+    pad: Pad | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +95,19 @@ class Candidate:
             preprocess=self.sidecar.preprocess,
             decision=self.sidecar.decision,
             labels=tuple(self.sidecar.labels),
+            max_request=self.sidecar.max_request,
+            padding=self._padding(spec),
         )
+
+    def _padding(self, spec: ModelSpec) -> Padding | None:
+        pad = self.sidecar.pad
+        if pad is None:
+            return None
+        padding = Padding(pad.axis, tuple(sorted(set(pad.sizes))), pad.value)
+        unfit = check_padding(padding, spec)
+        if unfit is not None:
+            raise Unservable(f"{SIDECAR} asks for padding, but {unfit.reason}")
+        return padding
 
     def _check_names(self, spec: ModelSpec) -> None:
         inputs = [each.name for each in spec.inputs]

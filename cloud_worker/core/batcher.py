@@ -209,8 +209,9 @@ class Batcher(Generic[T]):
                 return shed
         wake_at_s = self._look_at_s
         if running == 0 or (running < self._depth and self._any_full(ready)):
-            if free_at_s - now > LEAD_S:
-                wake_at_s = min(wake_at_s, free_at_s - LEAD_S)
+            wanted_at_s = free_at_s - LEAD_S
+            if now < wanted_at_s:
+                wake_at_s = min(wake_at_s, wanted_at_s)
             else:
                 choice = self._choose(free_at_s, ready, idle=running == 0)
                 if choice is not None:

@@ -8,6 +8,7 @@ from typing import Final
 from bundle.manifest import Decision, ImageRecipe
 
 ANY: Final = -1
+MAX_PARTS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,20 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Padding:
+    """Pad a free axis of the inputs with `value` to the next of `sizes`, ascending."""
+
+    axis: int
+    sizes: tuple[int, ...]
+    value: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as the pool serves it: its signature and what `model.json` adds."""
+    """A model as the pool serves it: its signature and what `model.json` adds.
+
+    A request of more than `max_batch` rows is split, up to `max_request` of them.
+    """
 
     name: str
     version: str
@@ -54,6 +67,13 @@ class ServedModel:
     preprocess: ImageRecipe | None = None
     decision: Decision | None = None
     labels: tuple[str, ...] = ()
+    max_request: int | None = None
+    padding: Padding | None = None
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that one request may have."""
+        return self.max_request or MAX_PARTS * self.max_batch
 
     @property
     def key(self) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
 from broker.dead_letters import MAX_MISHAPS, Mishap, times_retried
-from broker.messages import Result, Timings
+from broker.messages import Result, Tensor, Timings
 from cloud_worker.adapters.runner import BatchFailed, ModelFailed
 from cloud_worker.core.batcher import (
     Batcher,
@@ -27,11 +27,12 @@ from cloud_worker.core.costs import Costs
 from cloud_worker.core.culprits import Culprit, Culprits
 from cloud_worker.core.ledger import Cause
 from cloud_worker.core.outputs import BatchOutputs
-from cloud_worker.core.reading import Unreadable, read
+from cloud_worker.core.reading import Reading, Unreadable, read
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Served, Stamp, answered, expired, failed
 from cloud_worker.core.retry import Again, Apart, Guilty, Verdict, verdict
 from cloud_worker.core.spec import padded_size
+from cloud_worker.core.split import Unjoinable
 from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.parcels import Held, Parcel
 from cloud_worker.loops.replies import Replies
@@ -189,15 +190,18 @@ class Infer:
 
     def _may_run(self, item: Item[Held]) -> bool:
         """Whether a request should run; one that should not is dealt with here."""
+        if item.work.over:
+            return False
         if not item.work.parcel.live:
-            item.work.parcel.drop()
+            if item.work.end():
+                item.work.parcel.drop()
             return False
         if not self._culprits:
             return True
         who = _culprit(item)
         reason = self._culprits.reason(who)
         if reason is not None and not times_retried(item.work.parcel.delivery.headers):
-            self._replies.finish((self._failed(item, reason),))
+            self._fail((item,), reason)
             return False
         accused = reason is not None or self._culprits.crashes(who) > 0
         if accused and item.group.part == 0:
@@ -245,7 +249,7 @@ class Infer:
             outputs = done.result()
         except ModelFailed as error:
             # No request is to blame, and none can be helped by another try.
-            self._replies.finish(self._failed(item, str(error)) for item in batch)
+            self._fail(batch, str(error))
             return
         except BatchFailed as error:
             self._retry_or_fail(batch, error)
@@ -291,6 +295,7 @@ class Infer:
                 Cause.OVERLOADED,
             )
             for item in items
+            if item.work.end()
         )
 
     def _say_expired(self, items: Batch) -> None:
@@ -299,6 +304,7 @@ class Infer:
         self._replies.finish(
             _finished(item, expired(item.work.subject, reason, stamp), Cause.WAITED)
             for item in items
+            if item.work.end()
         )
 
     def _retry_or_fail(self, batch: Batch, error: BatchFailed) -> None:
@@ -339,6 +345,8 @@ class Infer:
 
     def _give_up(self, item: Item[Held], reason: str) -> None:
         """Answer `failed` once the request is among the dead letters, if it can be."""
+        if not item.work.end():
+            return
         finished = self._failed(item, reason)
 
         async def keep_and_finish() -> None:
@@ -350,6 +358,11 @@ class Infer:
         else:
             self._dead_letters.lose(item.work)
             self._replies.finish((finished,))
+
+    def _fail(self, items: Iterable[Item[Held]], reason: str) -> None:
+        self._replies.finish(
+            self._failed(item, reason) for item in items if item.work.end()
+        )
 
     def _failed(self, item: Item[Held], reason: str) -> Finished[Parcel]:
         model = item.work.model
@@ -373,7 +386,8 @@ def _results(
     model = batch[0].work.model
     finished = []
     for index, reading in enumerate(read(outputs, model)):
-        held = batch[index].work
+        item = batch[index]
+        held = item.work
         waited_s = started_s - held.parcel.delivery.received_at
         timings = Timings(
             queue_ms=max(waited_s * 1000, 0.0),
@@ -381,15 +395,35 @@ def _results(
             infer_ms=outputs.infer_ms,
         )
         served = Served(model.version, len(batch), timings)
-        if isinstance(reading, Unreadable):
-            result = failed(held.subject, reading.reason, stamp, served)
+        whole = _whole(held, outputs, index, reading)
+        if whole is None:
+            continue
+        gave, meaning = whole
+        if isinstance(meaning, Unreadable):
+            result = failed(held.subject, meaning.reason, stamp, served)
             cause = Cause.MODEL
         else:
-            parts = outputs.part(index)
-            result = answered(held.subject, parts, reading, served, stamp)
+            result = answered(held.subject, gave, meaning, served, stamp)
             cause = Cause.ANSWERED
-        finished.append(_finished(batch[index], result, cause))
+        finished.append(_finished(item, result, cause))
     return finished
+
+
+def _whole(
+    held: Held, outputs: BatchOutputs, index: int, reading: Reading | Unreadable
+) -> tuple[Mapping[str, Tensor], Reading | Unreadable] | None:
+    """What a request gave and means; None while parts of it are missing."""
+    if held.joint is None:
+        gave = {} if isinstance(reading, Unreadable) else outputs.part(index)
+        return gave, reading
+    try:
+        joined = held.joint.put(held.part, outputs.part(index), outputs.infer_ms)
+    except Unjoinable as error:
+        return ({}, Unreadable(str(error))) if held.end() else None
+    if joined is None or not held.end():
+        return None
+    (reading,) = read(joined, held.model)
+    return joined.part(0), reading
 
 
 def _size(batch: Batch) -> int:

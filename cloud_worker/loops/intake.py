@@ -8,6 +8,7 @@ read from the routing key, which the broker enforced, never from the payload.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from broker.codec import BadItem, Envelope, WireError, decode
@@ -20,10 +21,12 @@ from cloud_worker.core.costs import size_bucket
 from cloud_worker.core.intake import Inputs, Invalid, validate
 from cloud_worker.core.ledger import Aside, Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
+from cloud_worker.core.padding import pad
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Subject, expired, failed
 from cloud_worker.core.serving import Serving
 from cloud_worker.core.spec import ServedModel
+from cloud_worker.core.split import Joint, split
 from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.media import Decoder
 from cloud_worker.loops.parcels import Delivery, Held, Parcel, Room
@@ -132,7 +135,8 @@ class Intake:
             self._replies.finish(finished)
         if ready:
             self._offer(ready)
-        return len(finished) + len(ready)
+        # The parts of a split request count as the one that it is.
+        return len(finished) + sum(item.work.part == 0 for item in ready)
 
     async def _refuse(
         self, delivery: Delivery, address: RequestAddress, reason: str
@@ -253,18 +257,30 @@ class _Desk:
         if isinstance(inputs, Invalid):
             self.fail(subject, inputs.reason, Cause.INVALID)
             return
-        left_s = (request.expires_at_ms - self._wall_ms) / 1000
         self._usage.ask(model.key, self._now_s)
-        self._ready.append(
-            Item(
-                group=_group(model, inputs),
-                priority=self._address.priority,
-                deadline_s=self._now_s + left_s,
-                size_bytes=inputs.size_bytes,
-                rows=inputs.rows,
-                flow=(TENANT, self._parcel.agent, request.device),
-                work=Held(self._parcel, subject, model, inputs),
-            )
+        if model.padding is not None:
+            inputs = pad(inputs, model.padding, model.spec.inputs)
+        held = Held(self._parcel, subject, model, inputs)
+        if inputs.rows <= model.max_batch:
+            self._ready.append(self._item(request, held))
+            return
+        parts = list(split(inputs, model.max_batch))
+        joint = Joint(len(parts))
+        self._ready.extend(
+            self._item(request, replace(held, inputs=part, joint=joint, part=index))
+            for index, part in enumerate(parts)
+        )
+
+    def _item(self, request: Request, held: Held) -> Item[Held]:
+        left_s = (request.expires_at_ms - self._wall_ms) / 1000
+        return Item(
+            group=_group(held.model, held.inputs),
+            priority=self._address.priority,
+            deadline_s=self._now_s + left_s,
+            size_bytes=held.inputs.size_bytes,
+            rows=held.inputs.rows,
+            flow=(TENANT, self._parcel.agent, request.device),
+            work=held,
         )
 
     def _turned_away(self, request: Request) -> bool:

@@ -126,6 +126,8 @@ def test_model_json_says_what_a_model_file_does_not(tmp_path: Path) -> None:
         ("[]", "model.json: "),
         ('{"max_batch": 0}', "max_batch"),
         ('{"preprocess": {"input": "x"}}', "preprocess.width"),
+        ('{"pad": {"axis": 0, "sizes": [4]}}', "pad.axis"),
+        ('{"pad": {"axis": 1, "sizes": []}}', "pad.sizes"),
         ('{"decision": {"output": "y", "score": "luck"}}', "decision.score"),
     ],
 )
@@ -141,6 +143,7 @@ def test_a_wrong_model_json_costs_that_version_only(
     ("said", "reason"),
     [
         ({"decision": {"output": "z"}}, "decides by output 'z'"),
+        ({"pad": {"axis": 1, "sizes": [4]}}, "no input has a free axis 1"),
         (
             {"preprocess": {"input": "z", "width": 1, "height": 1, "channels": 1}},
             "makes the input 'z'",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -159,9 +159,11 @@ class Doubling:
         limit_s: float | None = None,
     ) -> asyncio.Future[BatchOutputs]:
         assert key == "double/1"
-        assert limit_s is None
-        assert signature == (("x", "float32", (1, 1)),)
-        values = [float(np.frombuffer(each[0], np.float32)[0]) for each in requests]
+        assert limit_s is None or limit_s >= 5.0
+        ((name, dtype, (rows, columns)),) = signature
+        assert (name, dtype, columns) == ("x", "float32", 1)
+        values = np.frombuffer(b"".join(each[0] for each in requests), dtype).tolist()
+        assert len(values) == rows * len(requests) <= 8
         self.batches.append(values)
         future: asyncio.Future[BatchOutputs] = (
             asyncio.get_running_loop().create_future()
@@ -171,18 +173,20 @@ class Doubling:
         if self.held is not None:
             self.held.append(future)
         else:
-            self.end(future, values)
+            self.end(future, values, rows)
         return future
 
-    def end(self, future: asyncio.Future[BatchOutputs], values: list[float]) -> None:
+    def end(
+        self, future: asyncio.Future[BatchOutputs], values: list[float], rows: int = 1
+    ) -> None:
         if CRASH in values:
             future.set_exception(BatchFailed("it died", suspect=True, crashed=True))
         elif REFUSE in values:
             future.set_exception(BatchFailed("13?", suspect=True, crashed=False))
         else:
             data = memoryview((np.array(values, np.float32) * 2).tobytes())
-            block = OutputBlock("y", "float32", ((1, 1),), data)
-            future.set_result(BatchOutputs(len(values), (block,), 1.0))
+            block = OutputBlock("y", "float32", ((rows, 1),), data)
+            future.set_result(BatchOutputs(len(values) // rows, (block,), 1.0))
 
 
 @dataclass
@@ -194,6 +198,7 @@ class Bench:
     clock: FakeClock
     room: Room
     infer: Infer
+    infer_costs: Costs
     intake: Intake
     side_queues: SideQueues
 
@@ -246,7 +251,7 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
         )
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(infer.run()), group.create_task(replies.run())]
-            yield Bench(broker, runner, clock, room, infer, intake, side_queues)
+            yield Bench(broker, runner, clock, room, infer, costs, intake, side_queues)
             assert Bookkeeping(room).balanced()
             for task in tasks:
                 task.cancel()
@@ -270,6 +275,13 @@ def request(id_: str, value: float = 1.0, **changes: Any) -> Request:
         },
     }
     return Request(**{**fields, **changes})
+
+
+def many(id_: str, values: Sequence[float], **changes: Any) -> Request:
+    """A request of several rows."""
+    data = np.array(values, np.float32).tobytes()
+    tensor = Tensor(dtype="float32", shape=[len(values), 1], data=data)
+    return request(id_, tensors={"x": tensor}, **changes)
 
 
 def doubled(result: Result) -> float:
@@ -556,6 +568,99 @@ async def test_a_request_that_expires_while_it_waits_costs_no_work() -> None:
         assert on.ended == {Cause.WAITED: 1}
         assert on.runner.batches == [[1.0]]
         on.runner.end(on.runner.held.pop(), [1.0])
+
+
+async def test_what_would_be_late_for_certain_is_shed_with_a_time_to_come_back() -> (
+    None
+):
+    async with bench() as on:
+        on.infer_costs.seed("double/1", [(1, 40.0), (8, 80.0)])
+        on.runner.held = []
+        soon = FakeClock().wall_ms() + 100
+        items = [request(f"r-{n}", n, expires_at_ms=soon) for n in range(40)]
+        letter = Letter(encode(*items))
+        await on.take(letter)
+        await until(on.broker.results)
+        shed = on.broker.results()
+        assert {each.status for each in shed} == {Status.FAILED}
+        assert all((each.reason or "").startswith("overloaded:") for each in shed)
+        assert all(each.retry_after_s and each.retry_after_s > 0 for each in shed)
+        # 10 ms a row: ten at most could have been done.
+        assert len(shed) == 30
+        on.clock.advance(0.2)
+        while on.runner.held:
+            on.runner.end(on.runner.held.pop(), on.runner.batches[-1])
+        on.infer.wake()
+        await until(lambda: letter.ended == "acked")
+        assert on.ended[Cause.OVERLOADED] == 30
+
+
+async def test_a_request_of_many_rows_runs_in_parts_and_is_answered_once() -> None:
+    async with bench() as on:
+        letter = Letter(encode(many("r-1", range(100, 120)), request("r-2", 7.0)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        results = {each.id: each for each in on.broker.results()}
+        assert len(on.broker.results()) == 2
+        output = results["r-1"].outputs["y"]
+        assert output.shape == [20, 1]
+        values = np.frombuffer(output.data, np.float32)
+        assert values.tolist() == [2.0 * n for n in range(100, 120)]
+        assert on.ended == {Cause.ANSWERED: 2}
+        assert sorted(map(len, on.runner.batches)) == [1, 4, 8, 8]
+
+
+async def test_one_part_that_fails_fails_the_request_once() -> None:
+    async with bench() as on:
+        values = [float(n) for n in range(100, 120)]
+        values[10] = REFUSE
+        letter = Letter(encode(many("r-1", values), request("r-2", 7.0)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        statuses = {each.id: each.status for each in on.broker.results()}
+        assert statuses == {"r-1": Status.FAILED, "r-2": Status.OK}
+        assert len(on.broker.results()) == 2
+
+
+async def test_a_request_whose_parts_expire_is_expired_once() -> None:
+    async with bench() as on:
+        on.runner.held = []
+        soon = FakeClock().wall_ms() + 50
+        letter = Letter(encode(many("r-1", range(40), expires_at_ms=soon)))
+        await on.take(letter)
+        await until(lambda: on.runner.batches)
+        on.clock.advance(0.1)
+        on.infer.wake()
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.EXPIRED
+        for future, values in zip(on.runner.held, on.runner.batches, strict=True):
+            on.runner.end(future, values, len(values))
+
+
+async def test_a_split_request_of_a_dead_channel_is_given_back_once() -> None:
+    async with bench() as on:
+        on.runner.up = False
+        letter = Letter(encode(many("r-1", range(40))))
+        await on.take(letter)
+        letter.channel_open = False
+        on.runner.up = True
+        on.infer.wake()
+        await until(lambda: on.room.held == 0)
+        assert on.room.ledger.given_back == 1
+        assert on.runner.batches == []
+
+
+async def test_costs_are_learned_from_what_runs() -> None:
+    async with bench() as on:
+        on.runner.held = []
+        letter = Letter(encode(request("r-1")))
+        await on.take(letter)
+        await until(lambda: on.runner.batches)
+        on.clock.advance(0.25)
+        on.runner.end(on.runner.held.pop(), [1.0])
+        await until(lambda: letter.ended == "acked")
+        assert on.infer_costs.cost_s("double/1", 1) == 0.25
 
 
 async def test_an_envelope_of_another_version_is_answered_to_its_requests() -> None:

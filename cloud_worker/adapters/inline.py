@@ -50,13 +50,13 @@ class InlineRunner:
         """Why no batch of this model can run now; None when one can."""
         return None if key in self._models else self._runners.why_not_ready(key)
 
-    async def load(self, source: ModelSource) -> ModelSpec:
-        """Load a model version, and decide where it runs.
+    async def load(self, source: ModelSource, *, gently: bool = False) -> ModelSpec:
+        """Load a model version, and decide where it runs; see `Runners.load`.
 
         Raises:
             CannotLoad: it is unreadable, unsupported, or kills or hangs its process.
         """
-        spec = await self._runners.load(source)
+        spec = await self._runners.load(source, gently=gently)
         if source.format == "tflite" and self._is_quick(spec, source.max_batch):
             try:
                 # Some milliseconds: it has just loaded and run next door.

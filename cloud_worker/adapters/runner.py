@@ -113,9 +113,17 @@ class RunnerProcess:
         tuning: Tuning,
         *,
         timeout_s: float,
+        gently: bool = False,
         on_death: Callable[[RunnerProcess, str], None],
     ) -> RunnerProcess:
         """Start a process, load the model and warm it up.
+
+        Args:
+            source: the model.
+            tuning: how it is run.
+            timeout_s: how long that may take.
+            gently: whether others serve meanwhile, who should not feel it.
+            on_death: see above.
 
         Raises:
             CannotLoad: the model is unreadable, unsupported, too slow to load, or
@@ -126,7 +134,7 @@ class RunnerProcess:
         self._asked_to_end = True
         try:
             await self._spawn(max(DEPTH, tuning.at_once + 1))
-            self._write(frames.load_header(source, tuning))
+            self._write(frames.load_header(source, tuning, gently=gently))
             async with asyncio.timeout(timeout_s):
                 loaded = await self._loaded
         except TimeoutError:

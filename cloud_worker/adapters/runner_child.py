@@ -24,17 +24,21 @@ from typing import Any, Final
 from cloud_worker.adapters import frames
 from cloud_worker.adapters.batches import WarmModel
 from cloud_worker.adapters.frames import Loaded, ModelSource
+from cloud_worker.adapters.gently import in_nice_thread, small_share
 from cloud_worker.adapters.litert import LiteRtRunner
 from cloud_worker.adapters.onnx import OnnxRunner
 from cloud_worker.adapters.runtime import CannotServe, RunFailed, Runner, Tuning
 from cloud_worker.adapters.tensorflow import (
+    import_tensorflow,
     open_keras,
     open_keras_h5,
     open_saved_model,
+    start_threads,
 )
 from cloud_worker.adapters.trays import MappedTray
 
 PR_SET_PDEATHSIG: Final = 1
+TENSORFLOW: Final = {"saved_model", "keras", "keras_h5"}
 
 
 class Connection:
@@ -93,6 +97,35 @@ def open_model(source: ModelSource, tuning: Tuning) -> Runner:
             return open_keras_h5(source.path, tuning)
 
 
+def load_model(source: ModelSource, tuning: Tuning) -> tuple[Runner, WarmModel]:
+    """Load a model and warm it up.
+
+    Raises:
+        CannotServe: it cannot be served; says why.
+    """
+    runner = open_model(source, tuning)
+    return runner, WarmModel(runner, source.max_batch)
+
+
+def load_gently(source: ModelSource, tuning: Tuning) -> tuple[Runner, WarmModel]:
+    """The same without hurting those that serve meanwhile; it may take longer.
+
+    Raises:
+        CannotServe: it cannot be served; says why.
+    """
+    with small_share():
+        if source.format in TENSORFLOW:
+            in_nice_thread(lambda: import_tensorflow(tuning))
+            # These stay, and would stay nice.
+            start_threads(tuning)
+            runner, model = in_nice_thread(lambda: load_model(source, tuning))
+        else:
+            # Quick to load, and its threads start as it does.
+            runner, model = load_model(source, tuning)
+    model.time_again()
+    return runner, model
+
+
 def serve(connection: Connection, trays: Sequence[MappedTray]) -> None:
     """Load what the first frame names, then run batches until the parent is gone."""
     asked = connection.receive()
@@ -100,8 +133,8 @@ def serve(connection: Connection, trays: Sequence[MappedTray]) -> None:
         return
     source, tuning = frames.read_source(asked)
     try:
-        runner = open_model(source, tuning)
-        model = WarmModel(runner, source.max_batch)
+        load = load_gently if asked["gently"] else load_model
+        runner, model = load(source, tuning)
     except (CannotServe, MemoryError) as error:
         connection.send({"error": str(error) or "there is no memory to load it"})
         return

@@ -160,17 +160,21 @@ class Runners:
         sizes = {key: resident_bytes(pid) for key, pid in pids.items() if pid}
         return {key: size for key, size in sizes.items() if size}
 
-    async def load(self, source: ModelSource) -> ModelSpec:
+    async def load(self, source: ModelSource, *, gently: bool = False) -> ModelSpec:
         """Load a model version into a process of its own and warm it up.
 
         A version of the same key that is served already goes on until this one is
         ready, and ends when its batches are answered.
 
+        Args:
+            source: where it lies.
+            gently: whether others serve meanwhile, who should not feel it.
+
         Raises:
             CannotLoad: it is unreadable, unsupported, too large, or kills or hangs
                 its process.
         """
-        process = await self._start(source)
+        process = await self._start(source, gently=gently)
         before = self._kept.get(source.key)
         self._kept[source.key] = _Kept(source, process, process.spec)
         self.on_change()
@@ -282,9 +286,15 @@ class Runners:
         await process.end_when_idle()
         self._leaving.discard(process)
 
-    async def _start(self, source: ModelSource) -> RunnerProcess:
+    async def _start(
+        self, source: ModelSource, *, gently: bool = False
+    ) -> RunnerProcess:
         process = await RunnerProcess.start(
-            source, self._tuning, timeout_s=self._limits.load_s, on_death=self._died
+            source,
+            self._tuning,
+            timeout_s=self._limits.load_s,
+            gently=gently,
+            on_death=self._died,
         )
         limit_mb, size = self._limits.memory_mb, resident_bytes(process.pid or 0)
         if limit_mb is not None and size > limit_mb * MIB:
@@ -363,7 +373,7 @@ class Runners:
         )
         grown = kept.process
         try:
-            process = await self._start(kept.source)
+            process = await self._start(kept.source, gently=True)
         except CannotLoad as error:
             log.error("model's process not renewed", model=key, why=str(error))
         else:

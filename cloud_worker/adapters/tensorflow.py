@@ -80,6 +80,16 @@ class TensorFlowRunner:
             raise RunFailed(_one_line(error)) from error
 
 
+def import_tensorflow(tuning: Tuning) -> None:
+    """Do the long part of the first call ahead of it."""
+    _tensorflow(tuning)
+
+
+def start_threads(tuning: Tuning) -> None:
+    """Start the threads that run operations; they take the priority of the caller."""
+    _tensorflow(tuning).config.list_logical_devices()
+
+
 def open_saved_model(path: Path, tuning: Tuning) -> Runner:
     """Load the serving signature of the SavedModel in the folder `path`.
 

@@ -51,8 +51,8 @@ MOST_SAID: Final = 256
 class ModelRunner(Protocol):
     """What holds the models, as `adapters.inline.InlineRunner` does."""
 
-    async def load(self, source: ModelSource) -> ModelSpec:
-        """Load a version and warm it up.
+    async def load(self, source: ModelSource, *, gently: bool) -> ModelSpec:
+        """Load a version and warm it up; `gently` while others serve.
 
         Raises:
             CannotLoad: it cannot be served; says why.
@@ -282,7 +282,7 @@ class Keeper:
         self._usage.missed.set()
 
     async def _load_and_check(self, candidate: Candidate) -> ServedModel:
-        spec = await self._runner.load(candidate.source)
+        spec = await self._runner.load(candidate.source, gently=bool(self.serving))
         try:
             model = candidate.served(spec)
         except Unservable:

@@ -375,7 +375,7 @@ async def test_a_model_whose_process_only_ever_dies_is_given_up_and_tried_again(
                 os.kill(runner.pid("line/1") or 0, signal.SIGKILL)
                 await _until(lambda: runner.pid("line/1") is None)
             await _until(lambda: runner.ready("line/1"))
-            with pytest.raises(ModelFailed, match="died 2 times in a row.*SIGKILL"):
+            with pytest.raises(ModelFailed, match=r"died 2 times in a row.*SIGKILL"):
                 await runner.submit(*_batch(1.0))
             await infer(runner, "two", {"a": row(5, 6), "b": row(1, 2)})
             await _until(lambda: runner.why_not_ready("line/1") is None)

@@ -22,7 +22,7 @@ def verdict(*, suspect: bool, crashed: bool, apart: bool, requests: int) -> Verd
     Args:
         suspect: whether the batch may be at fault; one that was only queued behind
             another when the process died is not.
-        crashed: whether the model's process died or hung, rather than give an error.
+        crashed: whether the model process died or hung, rather than give an error.
         apart: whether its one request was already being retried by itself.
         requests: how many requests it held.
     """

@@ -75,6 +75,10 @@ class InlineRunner:
         self._models.pop(key, None)
         await self._runners.unload(key)
 
+    def memory_bytes(self) -> dict[str, int]:
+        """What the process of each model takes; those that have none are left out."""
+        return self._runners.memory_bytes()
+
     def runs_inline(self, source: ModelSource) -> bool:
         """Whether this model runs in the consumer."""
         return source.key in self._models

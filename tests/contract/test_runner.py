@@ -460,11 +460,11 @@ async def test_a_process_that_grows_is_renewed_and_no_batch_fails() -> None:
 
 async def test_a_process_that_jumps_far_over_its_memory_is_killed() -> None:
     wide = source("wide", "tflite", ODD / "any_shape.tflite")
-    async with Runners(limits=Limits(memory_mb=100, look_s=0.02)) as runner:
+    async with Runners(limits=Limits(memory_mb=80, look_s=0.02)) as runner:
         await runner.load(wide)
         async with asyncio.TaskGroup() as group:
             mending = group.create_task(runner.run())
-            x = np.ones((1, 20_000_000), np.float32)
+            x = np.ones((1, 10_000_000), np.float32)
             with contextlib.suppress(BatchFailed):
                 await infer(runner, "wide", {"x": x})
             await _until(lambda: runner.restarts["wide/1"] == 1)

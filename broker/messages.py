@@ -84,7 +84,7 @@ class Tensor(Message):
         size = ITEM_BYTES.get(self.dtype)
         if size is None:
             raise ValueError(f"dtype {self.dtype!r} is not one of {sorted(ITEM_BYTES)}")
-        if any(side < 0 for side in self.shape):
+        if self.shape and min(self.shape) < 0:
             raise ValueError(f"shape {self.shape} has a negative side")
         want = prod(self.shape) * size
         if want != len(self.data):

@@ -28,7 +28,7 @@ from broker.messages import (
     Tensor,
 )
 from broker.topology import DEAD_EXCHANGE
-from cloud_worker.adapters.runner import BatchFailed
+from cloud_worker.adapters.runner import BatchFailed, ModelFailed
 from cloud_worker.core.batcher import Batcher, Signature
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.ledger import Aside, Cause, Ledger
@@ -138,6 +138,7 @@ class Doubling:
 
     def __init__(self) -> None:
         self.up = True
+        self.given_up: str | None = None
         self.batches: list[list[float]] = []
         self.held: list[asyncio.Future[BatchOutputs]] | None = None
         self._open: set[asyncio.Future[BatchOutputs]] = set()
@@ -170,7 +171,9 @@ class Doubling:
         )
         self._open.add(future)
         future.add_done_callback(self._open.discard)
-        if self.held is not None:
+        if self.given_up is not None:
+            future.set_exception(ModelFailed(self.given_up))
+        elif self.held is not None:
             self.held.append(future)
         else:
             self.end(future, values, rows)
@@ -378,6 +381,20 @@ async def test_nothing_runs_while_the_model_process_is_away() -> None:
         on.runner.up = True
         on.infer.wake()
         await until(lambda: letter.ended == "acked")
+
+
+async def test_a_model_that_is_given_up_fails_its_requests_at_once() -> None:
+    async with bench() as on:
+        on.runner.given_up = "its process died 5 times in a row"
+        letter = Letter(encode(request("r-1"), request("r-2", 2.0)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        assert on.ended == {Cause.MODEL: 2}
+        for each in on.broker.results():
+            assert each.status is Status.FAILED
+            assert (each.reason or "").endswith("its process died 5 times in a row")
+        # Nobody was tried alone, nobody is suspect.
+        assert len(on.runner.batches) == 1
 
 
 async def test_the_culprit_of_a_crash_stands_alone_and_its_neighbours_succeed() -> None:

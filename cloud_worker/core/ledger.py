@@ -29,6 +29,8 @@ class Cause(StrEnum):
     """The model failed on it, or gave what cannot be read."""
     TOO_LARGE = "failed_too_large"
     """No broker would carry the result."""
+    OVERLOADED = "failed_overloaded"
+    """More waited than could be answered in time, and this was cheapest to lose."""
     UNROUTED = "failed_unrouted"
     """No worker serves its model."""
     DEAD = "failed_dead_letter"

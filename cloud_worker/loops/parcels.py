@@ -12,6 +12,7 @@ from cloud_worker.core.intake import Inputs
 from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.results import Subject
 from cloud_worker.core.spec import ServedModel
+from cloud_worker.core.split import Joint
 
 
 class Delivery(Protocol):
@@ -143,7 +144,8 @@ class Parcel:
 class Held:
     """A valid request on its way through the worker.
 
-    `mishaps` are the batches that failed with it, oldest first.
+    `mishaps` are the batches that failed with it, oldest first. `joint` is set on a
+    part of a request that was split, and `part` is its place there.
     """
 
     parcel: Parcel
@@ -151,3 +153,14 @@ class Held:
     model: ServedModel
     inputs: Inputs
     mishaps: tuple[Mishap, ...] = ()
+    joint: Joint | None = None
+    part: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether another part has ended the request."""
+        return self.joint is not None and self.joint.ended
+
+    def end(self) -> bool:
+        """End the request; False when another part of it has."""
+        return self.joint is None or self.joint.end()

@@ -6,7 +6,7 @@ if nobody told it. What can be served after all is sent on its way again.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -24,7 +24,6 @@ from cloud_worker.core.ledger import Aside, Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Subject, expired, failed
-from cloud_worker.core.spec import ServedModel
 from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.parcels import Delivery, Parcel, Room
 from cloud_worker.loops.replies import Replies, publish_while
@@ -69,7 +68,7 @@ class SideQueues:
 
     def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
-        models: Mapping[str, ServedModel],
+        models: Container[str],
         publish: Republish,
         *,
         restore: Callable[[float], Awaitable[bool]],

@@ -28,10 +28,12 @@ from broker.messages import (
     Tensor,
 )
 from broker.topology import DEAD_EXCHANGE
-from cloud_worker.adapters.runner import BatchFailed
+from cloud_worker.adapters.runner import BatchFailed, ModelFailed
 from cloud_worker.core.batcher import Batcher, Signature
+from cloud_worker.core.costs import Costs
 from cloud_worker.core.ledger import Aside, Cause, Ledger
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
+from cloud_worker.core.serving import Serving
 from cloud_worker.core.spec import ModelSpec, ServedModel, TensorSpec
 from cloud_worker.loops.bookkeeping import Bookkeeping
 from cloud_worker.loops.complaints import Complaints
@@ -135,7 +137,8 @@ class Doubling:
     """A runner that doubles, and crashes or refuses when it is asked to."""
 
     def __init__(self) -> None:
-        self.ready = True
+        self.up = True
+        self.given_up: str | None = None
         self.batches: list[list[float]] = []
         self.held: list[asyncio.Future[BatchOutputs]] | None = None
         self._open: set[asyncio.Future[BatchOutputs]] = set()
@@ -144,33 +147,49 @@ class Doubling:
     def running(self) -> int:
         return len(self._open)
 
+    def ready(self, key: str) -> bool:
+        assert key == "double/1"
+        return self.up
+
     def submit(
-        self, key: str, signature: Signature, requests: list[tuple[bytes, ...]]
+        self,
+        key: str,
+        signature: Signature,
+        requests: list[tuple[bytes, ...]],
+        *,
+        limit_s: float | None = None,
     ) -> asyncio.Future[BatchOutputs]:
         assert key == "double/1"
-        assert signature == (("x", "float32", (1, 1)),)
-        values = [float(np.frombuffer(each[0], np.float32)[0]) for each in requests]
+        assert limit_s is None or limit_s >= 5.0
+        ((name, dtype, (rows, columns)),) = signature
+        assert (name, dtype, columns) == ("x", "float32", 1)
+        values = np.frombuffer(b"".join(each[0] for each in requests), dtype).tolist()
+        assert len(values) == rows * len(requests) <= 8
         self.batches.append(values)
         future: asyncio.Future[BatchOutputs] = (
             asyncio.get_running_loop().create_future()
         )
         self._open.add(future)
         future.add_done_callback(self._open.discard)
-        if self.held is not None:
+        if self.given_up is not None:
+            future.set_exception(ModelFailed(self.given_up))
+        elif self.held is not None:
             self.held.append(future)
         else:
-            self.end(future, values)
+            self.end(future, values, rows)
         return future
 
-    def end(self, future: asyncio.Future[BatchOutputs], values: list[float]) -> None:
+    def end(
+        self, future: asyncio.Future[BatchOutputs], values: list[float], rows: int = 1
+    ) -> None:
         if CRASH in values:
             future.set_exception(BatchFailed("it died", suspect=True, crashed=True))
         elif REFUSE in values:
             future.set_exception(BatchFailed("13?", suspect=True, crashed=False))
         else:
             data = memoryview((np.array(values, np.float32) * 2).tobytes())
-            block = OutputBlock("y", "float32", ((1, 1),), data)
-            future.set_result(BatchOutputs(len(values), (block,), 1.0))
+            block = OutputBlock("y", "float32", ((rows, 1),), data)
+            future.set_result(BatchOutputs(len(values) // rows, (block,), 1.0))
 
 
 @dataclass
@@ -182,6 +201,7 @@ class Bench:
     clock: FakeClock
     room: Room
     infer: Infer
+    infer_costs: Costs
     intake: Intake
     side_queues: SideQueues
     books: Bookkeeping
@@ -203,12 +223,14 @@ class Bench:
 async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench]:
     broker, runner, clock, ledger = Broker(), Doubling(), FakeClock(), Ledger()
     room = Room(100, ledger)
+    served = {model.name: Serving.only(model) for model in models}
     complaints = Complaints(clock)
-    served = {model.name: model for model in models}
     replies = Replies(broker.publish, Stamps("w-1", clock), ledger=ledger)
+    costs = Costs()
     infer = Infer(
         runner,
-        Batcher[Held](),
+        Batcher[Held](costs=costs),
+        costs=costs,
         replies=replies,
         dead_letters=DeadLetters(
             broker.publish,
@@ -240,7 +262,9 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(infer.run()), group.create_task(replies.run())]
             books = Bookkeeping(room, complaints)
-            yield Bench(broker, runner, clock, room, infer, intake, side_queues, books)
+            yield Bench(
+                broker, runner, clock, room, infer, costs, intake, side_queues, books
+            )
             assert books.balanced()
             for task in tasks:
                 task.cancel()
@@ -264,6 +288,13 @@ def request(id_: str, value: float = 1.0, **changes: Any) -> Request:
         },
     }
     return Request(**{**fields, **changes})
+
+
+def many(id_: str, values: Sequence[float], **changes: Any) -> Request:
+    """A request of several rows."""
+    data = np.array(values, np.float32).tobytes()
+    tensor = Tensor(dtype="float32", shape=[len(values), 1], data=data)
+    return request(id_, tensors={"x": tensor}, **changes)
 
 
 def doubled(result: Result) -> float:
@@ -335,14 +366,14 @@ async def test_results_of_a_dead_channel_are_dropped_as_the_broker_redelivers() 
 
 async def test_what_waits_for_a_batch_on_a_dead_channel_is_not_run() -> None:
     async with bench() as on:
-        on.runner.ready = False
+        on.runner.up = False
         gone, here = (
             Letter(encode(request("r-1", 1))),
             Letter(encode(request("r-2", 2))),
         )
         await on.take(gone, here)
         gone.channel_open = False
-        on.runner.ready = True
+        on.runner.up = True
         on.infer.wake()
         await until(lambda: here.ended == "acked")
         assert on.runner.batches == [[2.0]]
@@ -351,15 +382,29 @@ async def test_what_waits_for_a_batch_on_a_dead_channel_is_not_run() -> None:
 
 async def test_nothing_runs_while_the_model_process_is_away() -> None:
     async with bench() as on:
-        on.runner.ready = False
+        on.runner.up = False
         letter = Letter(encode(request("r-1")))
         await on.take(letter)
         for _ in range(5):
             await asyncio.sleep(0)
         assert on.runner.batches == []
-        on.runner.ready = True
+        on.runner.up = True
         on.infer.wake()
         await until(lambda: letter.ended == "acked")
+
+
+async def test_a_model_that_is_given_up_fails_its_requests_at_once() -> None:
+    async with bench() as on:
+        on.runner.given_up = "its process died 5 times in a row"
+        letter = Letter(encode(request("r-1"), request("r-2", 2.0)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        assert on.ended == {Cause.MODEL: 2}
+        for each in on.broker.results():
+            assert each.status is Status.FAILED
+            assert (each.reason or "").endswith("its process died 5 times in a row")
+        # Nobody was tried alone, nobody is suspect.
+        assert len(on.runner.batches) == 1
 
 
 async def test_the_culprit_of_a_crash_stands_alone_and_its_neighbours_succeed() -> None:
@@ -473,9 +518,9 @@ async def test_an_operator_may_have_a_convicted_request_run_again_alone() -> Non
         retried = Letter(encode(request("r-1", 5.0)), headers={RETRIED: 1})
         copy = Letter(encode(request("r-1", 6.0)))
         other = Letter(encode(request("r-2", 2.0)))
-        on.runner.ready = False
+        on.runner.up = False
         await on.take(retried, other)
-        on.runner.ready = True
+        on.runner.up = True
         on.infer.wake()
         await until(lambda: retried.ended == other.ended == "acked")
         assert sorted(on.runner.batches[runs:]) == [[2.0], [5.0]]
@@ -558,6 +603,112 @@ async def test_a_request_that_expires_while_it_waits_costs_no_work() -> None:
         on.runner.end(on.runner.held.pop(), [1.0])
 
 
+async def test_what_would_be_late_for_certain_is_shed_with_a_time_to_come_back() -> (
+    None
+):
+    async with bench() as on:
+        on.infer_costs.seed("double/1", [(1, 40.0), (8, 80.0)])
+        on.runner.held = []
+        soon = FakeClock().wall_ms() + 100
+        items = [request(f"r-{n}", n, expires_at_ms=soon) for n in range(40)]
+        letter = Letter(encode(*items))
+        await on.take(letter)
+        await until(on.broker.results)
+        shed = on.broker.results()
+        assert {each.status for each in shed} == {Status.FAILED}
+        assert all((each.reason or "").startswith("overloaded:") for each in shed)
+        assert all(each.retry_after_s and each.retry_after_s > 0 for each in shed)
+        # 10 ms a row: ten at most could have been done.
+        assert len(shed) == 30
+        on.clock.advance(0.2)
+        while on.runner.held:
+            on.runner.end(on.runner.held.pop(), on.runner.batches[-1])
+        on.infer.wake()
+        await until(lambda: letter.ended == "acked")
+        assert on.ended[Cause.OVERLOADED] == 30
+
+
+async def test_a_request_of_many_rows_runs_in_parts_and_is_answered_once() -> None:
+    async with bench() as on:
+        letter = Letter(encode(many("r-1", range(100, 120)), request("r-2", 7.0)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        results = {each.id: each for each in on.broker.results()}
+        assert len(on.broker.results()) == 2
+        output = results["r-1"].outputs["y"]
+        assert output.shape == [20, 1]
+        values = np.frombuffer(output.data, np.float32)
+        assert values.tolist() == [2.0 * n for n in range(100, 120)]
+        assert on.ended == {Cause.ANSWERED: 2}
+        assert sorted(map(len, on.runner.batches)) == [1, 4, 8, 8]
+
+
+async def test_one_part_that_fails_fails_the_request_once() -> None:
+    async with bench() as on:
+        values = [float(n) for n in range(100, 120)]
+        values[10] = REFUSE
+        letter = Letter(encode(many("r-1", values), request("r-2", 7.0)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        statuses = {each.id: each.status for each in on.broker.results()}
+        assert statuses == {"r-1": Status.FAILED, "r-2": Status.OK}
+        assert len(on.broker.results()) == 2
+
+
+async def test_a_request_whose_parts_expire_is_expired_once() -> None:
+    async with bench() as on:
+        on.runner.held = []
+        soon = FakeClock().wall_ms() + 50
+        letter = Letter(encode(many("r-1", range(40), expires_at_ms=soon)))
+        await on.take(letter)
+        await until(lambda: on.runner.batches)
+        on.clock.advance(0.1)
+        on.infer.wake()
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.EXPIRED
+        for future, values in zip(on.runner.held, on.runner.batches, strict=True):
+            on.runner.end(future, values, len(values))
+
+
+async def test_a_split_request_of_a_dead_channel_is_given_back_once() -> None:
+    async with bench() as on:
+        on.runner.up = False
+        letter = Letter(encode(many("r-1", range(40))))
+        await on.take(letter)
+        letter.channel_open = False
+        on.runner.up = True
+        on.infer.wake()
+        await until(lambda: on.room.held == 0)
+        assert on.room.ledger.given_back == 1
+        assert on.runner.batches == []
+
+
+async def test_what_its_model_has_no_time_for_says_how_much_was_left() -> None:
+    async with bench() as on:
+        on.infer_costs.seed("double/1", [(1, 300.0), (8, 300.0)])
+        soon = FakeClock().wall_ms() + 200
+        letter = Letter(encode(request("r-1", expires_at_ms=soon)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.EXPIRED
+        assert result.left_ms == 200.0
+        assert on.runner.batches == []
+
+
+async def test_costs_are_learned_from_what_runs() -> None:
+    async with bench() as on:
+        on.runner.held = []
+        letter = Letter(encode(request("r-1")))
+        await on.take(letter)
+        await until(lambda: on.runner.batches)
+        on.clock.advance(0.25)
+        on.runner.end(on.runner.held.pop(), [1.0])
+        await until(lambda: letter.ended == "acked")
+        assert on.infer_costs.cost_s("double/1", 1) == 0.25
+
+
 async def test_an_envelope_of_another_version_is_answered_to_its_requests() -> None:
     async with bench() as on:
         item = pack({"id": "r-1", "device": "cam1"})
@@ -624,7 +775,7 @@ async def test_a_medium_for_a_model_without_a_recipe_is_refused() -> None:
 
 async def test_deliveries_wait_undecoded_while_too_much_is_held() -> None:
     async with bench() as on:
-        on.runner.ready = False
+        on.runner.up = False
         await on.take(Letter(encode(*[request(f"r-{n}") for n in range(100)])))
         assert on.room.held == 100
         letter = Letter(encode(request("r-late")))
@@ -632,7 +783,7 @@ async def test_deliveries_wait_undecoded_while_too_much_is_held() -> None:
             taking = group.create_task(on.intake.take(letter))
             await asyncio.sleep(0)
             assert not taking.done()
-            on.runner.ready = True
+            on.runner.up = True
             on.infer.wake()
         await until(lambda: letter.ended == "acked")
 
@@ -759,7 +910,7 @@ async def _all_accounted_for(
 ) -> None:
     async with bench() as on:
         on.broker.down = down
-        on.runner.ready = not down
+        on.runner.up = not down
         sent = []
         for number, (kinds, dies) in enumerate(letters):
             items = [_item(kind, f"r-{number}-{n}") for n, kind in enumerate(kinds)]
@@ -769,7 +920,7 @@ async def _all_accounted_for(
         for letter, dies in sent:
             if dies:
                 letter.channel_open = False
-        on.broker.down, on.runner.ready = False, True
+        on.broker.down, on.runner.up = False, True
         on.infer.wake()
         await until(lambda: on.room.held == 0)
         assert all(letter.ended or dies for letter, dies in sent)

@@ -63,7 +63,7 @@ def test_several_rows_are_counted() -> None:
         ({"image": ones(1, 3, 3, 1)}, r"has shape \[-1, 2, 2, 1\].*got \[1, 3, 3, 1\]"),
         ({"image": ones(2, 2)}, r"got \[2, 2\]"),
         ({"image": ones(0, 2, 2, 1)}, "is empty"),
-        ({"image": ones(9, 2, 2, 1)}, "9 rows in one request.*at most 8"),
+        ({"image": ones(129, 2, 2, 1)}, "129 rows in one request.*at most 128"),
         ({"image": tensor(np.full((1, 2, 2, 1), np.nan, "float32"))}, "holds NaN"),
     ],
 )
@@ -127,3 +127,23 @@ def test_batches_are_padded_to_few_sizes(max_rows: int, sizes: tuple[int, ...]) 
         padded = padded_size(rows, max_rows)
         assert padded in sizes
         assert padded == min(size for size in sizes if size >= rows)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("items", [4, 1000, 5000, 20_000])
+def test_a_nan_is_found_among_infinities_and_huge_numbers_and_they_are_no_nan(
+    dtype: str, items: int
+) -> None:
+    values = np.zeros((1, items), dtype)
+    values[0, :3] = np.inf, -np.inf, np.finfo(dtype).max
+    spec = ModelSpec((TensorSpec("x", dtype, (-1, -1)),), (), batched=True)
+    model = ServedModel("m", "1", spec, 8)
+
+    def checked() -> Inputs | Invalid:
+        data = values.tobytes()
+        tensor = Tensor(dtype=dtype, shape=list(values.shape), data=data)
+        return validate({"x": tensor}, model)
+
+    assert isinstance(checked(), Inputs)
+    values[0, items // 2 + 1] = np.nan
+    assert checked() == Invalid("input 'x' holds NaN")

@@ -1,0 +1,73 @@
+"""Load a model without taking the processor from those that serve, and give it back.
+
+A thread that has lowered its priority may not raise it again without privileges. Two
+things may be lowered and given back by anybody:
+
+* the share of the whole process where the kernel groups processes by session
+  (`/proc/self/autogroup`), as it does outside of containers;
+* the niceness of a thread that ends when the work is done, as long as it starts none
+  that stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+NICENESS: Final = 10
+AUTOGROUP: Final = Path("/proc/self/autogroup")
+# The kernel takes a change ten times a second.
+TRIES: Final = 10
+PAUSE_S: Final = 0.05
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def small_share() -> Iterator[None]:
+    """Leave the processor to other sessions meanwhile, where the kernel knows them."""
+    lowered = _set_share(NICENESS)
+    try:
+        yield
+    finally:
+        if lowered:
+            _set_share(0)
+
+
+def in_nice_thread(work: Callable[[], T]) -> T:
+    """Do `work` in a thread of low priority; threads that it starts have it, too."""
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="nice")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _set_share(niceness: int) -> bool:
+    for _ in range(TRIES):
+        try:
+            AUTOGROUP.write_text(str(niceness))
+        except BlockingIOError:
+            time.sleep(PAUSE_S)
+        except OSError:
+            return False
+        else:
+            return True
+    return False

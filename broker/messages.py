@@ -84,7 +84,7 @@ class Tensor(Message):
         size = ITEM_BYTES.get(self.dtype)
         if size is None:
             raise ValueError(f"dtype {self.dtype!r} is not one of {sorted(ITEM_BYTES)}")
-        if any(side < 0 for side in self.shape):
+        if self.shape and min(self.shape) < 0:
             raise ValueError(f"shape {self.shape} has a negative side")
         want = prod(self.shape) * size
         if want != len(self.data):
@@ -148,7 +148,8 @@ class Result(Message):
     """The pool's word on one request; `id` and `device` are the request's own.
 
     `retry_after_s` stands beside `failed` when there was no room for the request in
-    its time: then the same may be asked again.
+    its time: then the same may be asked again. `left_ms` stands beside `expired` when
+    the request had so much time left, which is less than its model needs.
     """
 
     id: Id
@@ -168,6 +169,7 @@ class Result(Message):
     server_time_ms: MonotonicCount = 0
     pool_wait_ms: Milliseconds = 0.0
     retry_after_s: Annotated[float, Field(ge=0)] | None = None
+    left_ms: Milliseconds = 0.0
 
 
 class Get(Message):

@@ -36,7 +36,7 @@ app = typer.Typer(
 Models = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of NAME/VERSION/ with a SavedModel, .keras or .tflite. "
+        help="Folder of NAME/VERSION/ with a SavedModel, .keras, .h5, .tflite or .onnx. "
         "[env: OVERSPILL_WORKER_MODELS]"
     ),
 ]

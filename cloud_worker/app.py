@@ -208,7 +208,8 @@ class _Pool:
         ledger: Ledger,
     ) -> None:
         self.room = Room(settings.max_held, ledger)
-        self.bookkeeping = Bookkeeping(self.room)
+        complaints = Complaints(clock)
+        self.bookkeeping = Bookkeeping(self.room, complaints)
         self.link = AmqpLink(
             settings.amqp_url,
             name=settings.worker_id,
@@ -236,6 +237,7 @@ class _Pool:
                 worker=settings.worker_id,
                 clock=clock,
                 ledger=ledger,
+                complaints=complaints,
             ),
             clock=clock,
         )
@@ -267,6 +269,7 @@ class _Pool:
             room=self.room,
             decoder=Decoder(threads.decode, max_pixels=settings.max_pixels),
             usage=usage,
+            complaints=complaints,
             journal=journal,
         )
         self._side_queues = SideQueues(
@@ -275,7 +278,7 @@ class _Pool:
             restore=self.link.restore,
             replies=self.replies,
             room=self.room,
-            complaints=Complaints(clock),
+            complaints=complaints,
             timeout_s=timeout_s,
         )
         self._updates = None

@@ -1,1 +1,1 @@
-"""The only users of TensorFlow, LiteRT, the model repository and the model process."""
+"""The only users of the runtimes, the model repository and the models' processes."""

@@ -82,7 +82,7 @@ class Tray:
 
 
 class MappedTray:
-    """The model process's side: its memory, mapped.
+    """The side of the model's process: its memory, mapped.
 
     Args:
         fd: the inherited file.

@@ -1,4 +1,4 @@
-"""Remember which requests kill the model process, so that none does it for each copy.
+"""Remember which requests kill their model's process, so that none does it for each copy.
 
 While the process comes back, agents send again what has no answer yet. Without this
 every copy of such a request would kill it again, and nothing else would be answered.

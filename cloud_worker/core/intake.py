@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isnan
 from typing import Final, Literal
 
@@ -14,6 +15,9 @@ from cloud_worker.core.batcher import Signature
 from cloud_worker.core.spec import ANY, ServedModel, TensorSpec
 
 SMALL_BYTES: Final = 1024
+# Above this a BLAS may call up threads for the sum of squares.
+MOST_SQUARED: Final = 8192
+SHAPES_REMEMBERED: Final = 4096
 _SMALL_FLOATS: Final[Mapping[str, Literal["f", "d"]]] = {"float32": "f", "float64": "d"}
 
 
@@ -72,13 +76,21 @@ def validate(tensors: Mapping[str, Tensor], model: ServedModel) -> Inputs | Inva
 
 def _fit(tensor: Tensor, spec: TensorSpec) -> tuple[int, ...] | Invalid:
     """The shape to run with, or why there is none."""
-    if tensor.dtype != spec.dtype:
-        return Invalid(f"input {spec.name!r} is {spec.dtype}, got {tensor.dtype}")
-    shape = tuple(tensor.shape)
+    shape = _shape(tensor.dtype, tuple(tensor.shape), spec)
+    if not isinstance(shape, Invalid) and _has_nan(tensor):
+        return Invalid(f"input {spec.name!r} holds NaN")
+    return shape
+
+
+@lru_cache(maxsize=SHAPES_REMEMBERED)
+def _shape(
+    dtype: str, shape: tuple[int, ...], spec: TensorSpec
+) -> tuple[int, ...] | Invalid:
+    """As `_fit`, as far as it does not look at the data: alike for most requests."""
+    if dtype != spec.dtype:
+        return Invalid(f"input {spec.name!r} is {spec.dtype}, got {dtype}")
     if 0 in shape:
         return Invalid(f"input {spec.name!r} is empty: shape {list(shape)}")
-    if _has_nan(tensor):
-        return Invalid(f"input {spec.name!r} holds NaN")
     if spec.shape is None or _matches(shape, spec.shape):
         return shape
     if spec.shape[:1] in {(1,), (ANY,)} and _matches((1, *shape), spec.shape):
@@ -104,9 +116,13 @@ def _has_nan(tensor: Tensor) -> bool:
         total = sum(memoryview(tensor.data).cast(code))
         if not isnan(total):
             return False
-    # `min` is NaN if any item is, and needs no array of flags. The sum is NaN for
-    # infinities of both signs, too.
-    return bool(np.isnan(np.frombuffer(tensor.data, tensor.dtype).min()))
+    items = np.frombuffer(tensor.data, tensor.dtype)
+    if code is not None and len(items) <= MOST_SQUARED:
+        # No square is negative, so no two infinities make a NaN of their sum.
+        with np.errstate(over="ignore"):
+            return isnan(items.dot(items))
+    # `min` is NaN if any item is, and needs no array of flags.
+    return bool(np.isnan(items.min()))
 
 
 def _rows(signature: Signature, model: ServedModel) -> int | Invalid:

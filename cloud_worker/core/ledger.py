@@ -110,9 +110,9 @@ class Ledger:
         """One was given up because its delivery is no longer ours."""
         self.given_back += 1
 
-    def put_aside(self, what: Aside) -> None:
+    def put_aside(self, what: Aside, count: int = 1) -> None:
         """Something came that is no request in hand."""
-        self.aside[what] += 1
+        self.aside[what] += count
 
     def mismatch(self, held: int) -> int:
         """Requests that are missing from the books; negative when there are too many."""

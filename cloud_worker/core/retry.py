@@ -2,8 +2,9 @@
 
 An error repeats, so the batch is halved, and the half that fails again, until the
 culprit stands alone: one among n costs 2·log2(n) + 1 runs. A death costs the seconds
-in which the model process comes back, so there the halving ends early: who was seen
-in two of them runs alone, and one culprit costs three deaths at most.
+in which the model process comes back, and a lone run milliseconds, so there the
+halving ends early: a few run alone at once, and so does who was seen in two deaths.
+One culprit costs three deaths at most.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Final, Generic, TypeVar
 CRASHES_ALONE: Final = 2
 """Seen in so many deaths of the model process, a request runs alone, and is proved
 guilty by the next it has alone; the first may have come from outside."""
+FEW: Final = 4
+"""Of a batch that killed the process, so many run alone at once."""
 
 T = TypeVar("T")
 
@@ -64,9 +67,10 @@ def verdict(
     if not suspect:
         return Again(tuple(batch))
     if len(batch) > 1:
-        again = [crashed and crashes(each) >= CRASHES_ALONE for each in batch]
-        alone = tuple((each,) for each in compress(batch, again))
-        others = tuple(compress(batch, map(not_, again)))
+        known = CRASHES_ALONE if len(batch) > FEW else 0
+        apart = [crashed and crashes(each) >= known for each in batch]
+        alone = tuple((each,) for each in compress(batch, apart))
+        others = tuple(compress(batch, map(not_, apart)))
         return Apart((*_halves(others), *alone))
     (only,) = batch
     if crashed and crashes(only) < CRASHES_ALONE:

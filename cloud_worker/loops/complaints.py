@@ -16,10 +16,7 @@ EVERY_S: Final = 10.0
 
 
 class Complaints:
-    """Warnings that repeat: a few of each kind, then how many were left out.
-
-    The ledger counts them all.
-    """
+    """Warnings that repeat: a few of each kind, and now and then how many were left out."""
 
     def __init__(
         self, clock: Clock, *, lines: int = LINES, every_s: float = EVERY_S
@@ -36,6 +33,10 @@ class Complaints:
             allowance = self._allowances[event] = Allowance(self._lines, self._every_s)
         if not allowance.admits(self._clock.monotonic()):
             return
-        if left_out := allowance.take_refused():
-            fields["not_logged_before"] = left_out
         log.warning(event, **fields)
+
+    def summarise(self) -> None:
+        """Say how many were left out of the log, of each kind, since this was asked."""
+        for event, allowance in self._allowances.items():
+            if left_out := allowance.take_refused():
+                log.warning("not logged", event_of=event, times=left_out)

@@ -51,6 +51,7 @@ class DeadLetters:
         worker: who writes.
         clock: for the time of death.
         ledger: where kept and lost letters are counted.
+        complaints: where lost ones are said.
         timeout_s: an answer waits at most so long for its letter.
     """
 
@@ -61,6 +62,7 @@ class DeadLetters:
         worker: str,
         clock: Clock,
         ledger: Ledger,
+        complaints: Complaints,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._publish = publish
@@ -68,7 +70,7 @@ class DeadLetters:
         self._clock = clock
         self._ledger = ledger
         self._timeout_s = timeout_s
-        self._complaints = Complaints(clock)
+        self._complaints = complaints
         self._in_flight = 0
 
     @property

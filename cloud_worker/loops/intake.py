@@ -7,7 +7,7 @@ read from the routing key, which the broker enforced, never from the payload.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -57,6 +57,7 @@ class Intake:
         clock: Clock,
         room: Room,
         decoder: Decoder,
+        complaints: Complaints,
         usage: Usage | None = None,
         journal: Journal = NOBODY,
     ) -> None:
@@ -68,7 +69,7 @@ class Intake:
         self._room = room
         self._decoder = decoder
         self._journal = journal
-        self._complaints = Complaints(clock)
+        self._complaints = complaints
         self._burials = Allowance(BURIED_AT_MOST, BURIED_EVERY_S)
 
     async def take(self, delivery: Delivery) -> None:
@@ -100,7 +101,7 @@ class Intake:
         model: Serving,
         envelope: Envelope[Request],
     ) -> None:
-        bad = list(self._answerable(envelope.bad, address.model))
+        bad = self._answerable(envelope.bad, address.model)
         count = len(envelope.items) + len(bad)
         if not count:
             await self._bury(delivery, envelope.bad[0].reason)
@@ -161,17 +162,19 @@ class Intake:
         )
 
     def _answerable(
-        self, bad: Iterable[BadItem], model: str
-    ) -> Iterable[tuple[Subject, str]]:
+        self, bad: Sequence[BadItem], model: str
+    ) -> list[tuple[Subject, str]]:
+        answerable = []
         for item in bad:
             subject = legible_subject(item.id, item.device, model)
-            if subject is None:
-                self._room.ledger.put_aside(Aside.ILLEGIBLE)
-                self._complaints.say(
-                    "item has no legible id", index=item.index, reason=item.reason
-                )
-            else:
-                yield subject, item.reason
+            if subject is not None:
+                answerable.append((subject, item.reason))
+        if illegible := len(bad) - len(answerable):
+            self._room.ledger.put_aside(Aside.ILLEGIBLE, illegible)
+            self._complaints.say(
+                "items have no legible id", items=illegible, reason=bad[0].reason
+            )
+        return answerable
 
     async def _turn_away(self, delivery: Delivery, address: RequestAddress) -> None:
         """Leave a model that is no longer served to the workers that serve it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -18,6 +18,9 @@ from broker.topology import DEAD_QUEUE
 from fleet.core.letters import Choice, Filter, Letter, read_letter
 
 AT_ONCE: Final = 32
+# RabbitMQ may notice the end of a command that was killed a moment after it.
+IN_USE_PATIENCE_S: Final = 2.0
+IN_USE_AGAIN_S: Final = 0.1
 
 T = TypeVar("T")
 
@@ -155,7 +158,8 @@ async def _opened(link: AmqpLink, timeout_s: float) -> AsyncIterator[DeadStore]:
         why = link.last_error or "RabbitMQ did not answer"
         raise StoreUnavailable(f"RabbitMQ cannot be reached: {why}") from None
     try:
-        async with link.browse(DEAD_QUEUE) as browser:
+        async with AsyncExitStack() as stack:
+            browser = await _browse(link, stack)
             yield DeadStore(link, browser, timeout_s)
     except QueueInUse:
         raise StoreUnavailable(
@@ -170,3 +174,16 @@ async def _opened(link: AmqpLink, timeout_s: float) -> AsyncIterator[DeadStore]:
         raise StoreUnavailable(
             f"{error}; what was not said to be done is still among the dead letters"
         ) from error
+
+
+async def _browse(link: AmqpLink, stack: AsyncExitStack) -> Browser:
+    """Have the letters, with patience for a command that has just ended."""
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + IN_USE_PATIENCE_S
+    while True:
+        try:
+            return await stack.enter_async_context(link.browse(DEAD_QUEUE))
+        except QueueInUse:
+            if loop.time() >= give_up_s:
+                raise
+        await asyncio.sleep(IN_USE_AGAIN_S)

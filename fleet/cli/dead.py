@@ -27,6 +27,7 @@ from fleet.core.letters import (
 from lifecycle.clock import SystemClock
 
 SENT_TOGETHER: Final = 64
+SENT_TOGETHER_BYTES: Final = 32 * 1024**2
 
 T = TypeVar("T")
 
@@ -108,7 +109,7 @@ def list_letters(  # noqa: PLR0913 - each is an option of the command
 
 
 @app.command()
-def show(  # noqa: PLR0913 - each is an option of the command
+def show(
     id_: OneId,
     *,
     save: Annotated[
@@ -242,7 +243,8 @@ class _Retry:
                 self.tally.fault = str(error)
                 continue
             ready.append((kept, body))
-            if len(ready) >= SENT_TOGETHER:
+            size_bytes = sum(len(each) for _, each in ready)
+            if len(ready) >= SENT_TOGETHER or size_bytes >= SENT_TOGETHER_BYTES:
                 await self._send(store, ready)
         await self._send(store, ready)
 

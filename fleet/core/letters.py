@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from broker.codec import WireError, decode, repack, seal_envelope, unpack
+from broker.codec import (
+    MAX_ENVELOPE_BYTES,
+    WireError,
+    decode,
+    repack,
+    seal_envelope,
+    unpack,
+)
 from broker.dead_letters import Death, read_death, times_retried
 from broker.messages import Request
 from broker.topics import read_request_key
@@ -16,6 +23,7 @@ from broker.topics import read_request_key
 DIGEST_PREFIX: Final = "sha256:"
 DIGEST_CHARS: Final = 12
 FIRST_BYTES: Final = 64
+MAX_DURATION_S: Final = 366 * 86_400
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|min|m|h|d)?\Z")
 _UNIT_S: Final = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 
@@ -247,10 +255,16 @@ def renewed(body: bytes, *, now_ms: int, within_s: float) -> bytes:
         ]
     )
     # What cannot be read travels on as it came: it is answered as it was.
-    return seal_envelope(
+    sealed = seal_envelope(
         Request,
         [item if index in bad else next(again) for index, item in enumerate(packed)],
     )
+    if len(sealed) > MAX_ENVELOPE_BYTES:
+        raise BadChoice(
+            f"it cannot be sent again: {len(sealed)} bytes are over the limit of "
+            f"{MAX_ENVELOPE_BYTES}"
+        )
+    return sealed
 
 
 def _changes(request: Request, now_ms: int, within_s: float) -> dict[str, object]:
@@ -264,11 +278,14 @@ def read_duration_s(text: str) -> float:
     """Seconds in `90`, `90s`, `1.5min`, `2h` or `7d`.
 
     Raises:
-        BadChoice: it is no length of time.
+        BadChoice: it is no length of time, or over a year.
     """
     read = _DURATION.match(text)
     if read is None:
         raise BadChoice(
             f"{text[:40]!r} is no length of time: write 90s, 5min, 2h or 7d"
         )
-    return float(read[1]) * _UNIT_S[read[2] or "s"]
+    seconds = float(read[1]) * _UNIT_S[read[2] or "s"]
+    if seconds > MAX_DURATION_S:
+        raise BadChoice(f"{text[:40]!r} is longer than a year")
+    return seconds

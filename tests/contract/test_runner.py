@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from cloud_worker.adapters.frames import Format, ModelSource
 from cloud_worker.adapters.inline import InlineRunner
 from cloud_worker.adapters.runner import BatchFailed, CannotLoad, ModelFailed
 from cloud_worker.adapters.runners import Limits, Runners
+from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.core.outputs import BatchOutputs
 from cloud_worker.core.spec import ModelSpec, TensorSpec
 
@@ -36,9 +39,17 @@ pytestmark = [
 LINES: dict[str, tuple[Format, Path]] = {
     "line_saved": ("saved_model", OURS / "line_saved" / "1"),
     "line_keras": ("keras", OURS / "line_keras" / "1" / "line.keras"),
+    "line_h5": ("keras_h5", OURS / "line_h5" / "1" / "line.h5"),
+    "line_onnx": ("onnx", OURS / "line_onnx" / "1" / "line.onnx"),
     "line_lite": ("tflite", OURS / "line_lite" / "1" / "line.tflite"),
     "line_inline": ("tflite", OURS / "line_lite" / "1" / "line.tflite"),
 }
+# Extras of the worker, which may not be here.
+NEEDS = {"line_h5": "tf_keras", "line_onnx": "onnxruntime"}
+
+
+def here(model: str) -> bool:
+    return model not in NEEDS or find_spec(NEEDS[model]) is not None
 
 
 def source(name: str, format_: Format, path: Path, max_batch: int = 8) -> ModelSource:
@@ -80,15 +91,21 @@ class Lines:
     specs: dict[str, ModelSpec]
 
     def of(self, model: str) -> Runners | InlineRunner:
-        return self.inline if model == "line_inline" else self.runners
+        # Not even a quick SavedModel runs in the consumer.
+        return self.inline if model in {"line_inline", "line_saved"} else self.runners
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lines() -> AsyncIterator[Lines]:
     async with Runners() as runners:
         lines = Lines(runners, InlineRunner(runners, below_ms=1000.0), {})
-        for name, where in LINES.items():
-            lines.specs[name] = await lines.of(name).load(source(name, *where))
+        async with asyncio.TaskGroup() as group:
+            loading = {
+                name: group.create_task(lines.of(name).load(source(name, *where)))
+                for name, where in LINES.items()
+                if here(name)
+            }
+        lines.specs.update({name: task.result() for name, task in loading.items()})
         yield lines
 
 
@@ -99,7 +116,18 @@ async def lite() -> AsyncIterator[Runners]:
         yield runner
 
 
-every_format = pytest.mark.parametrize("model", list(LINES))
+every_format = pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                not here(name), reason=f"{NEEDS.get(name)} is not installed"
+            ),
+        )
+        for name in LINES
+    ],
+)
 
 
 @every_format
@@ -259,9 +287,7 @@ async def test_a_damaged_saved_model_is_refused_and_the_others_serve_on(
 async def test_only_quick_lite_models_run_inline(lines: Lines) -> None:
     assert lines.inline.runs_inline(source("line_inline", *LINES["line_inline"]))
     # Told apart by the format, however quick they are.
-    saved = source("quick", *LINES["line_saved"])
-    await lines.inline.load(saved)
-    assert not lines.inline.runs_inline(saved)
+    assert not lines.inline.runs_inline(source("line_saved", *LINES["line_saved"]))
     never = InlineRunner(lines.runners, below_ms=0.0)
     lite = source("line_again", *LINES["line_lite"])
     await never.load(lite)
@@ -318,6 +344,179 @@ async def test_a_process_that_hangs_is_killed_and_comes_back() -> None:
         await _until_ready(runner)
         await infer(runner, "line", {"x": row(1, 2, 3, 4)})
         mending.cancel()
+
+
+async def test_a_crash_of_one_model_leaves_the_others_serving() -> None:
+    async with Runners() as runner:
+        await runner.load(source("line", *LINES["line_lite"]))
+        await runner.load(odd("two"))
+        before = runner.pid("two/1")
+        assert before != runner.pid("line/1")
+        os.kill(runner.pid("line/1") or 0, signal.SIGKILL)
+        await _until(lambda: not runner.ready("line/1"))
+        assert "SIGKILL" in (runner.why_not_ready("line/1") or "")
+        # Nobody mends here, and still:
+        await infer(runner, "two", {"a": row(5, 6), "b": row(1, 2)})
+        assert runner.pid("two/1") == before
+
+
+async def test_a_model_whose_process_only_ever_dies_is_given_up_and_tried_again() -> (
+    None
+):
+    limits = Limits(deaths=2, retry_failed_s=0.1)
+    async with Runners(limits=limits) as runner:
+        await runner.load(source("line", *LINES["line_lite"]))
+        await runner.load(odd("two"))
+
+        async with asyncio.TaskGroup() as group:
+            mending = group.create_task(runner.run())
+            for _ in range(2):
+                await _until(lambda: runner.pid("line/1") is not None)
+                os.kill(runner.pid("line/1") or 0, signal.SIGKILL)
+                await _until(lambda: runner.pid("line/1") is None)
+            await _until(lambda: runner.ready("line/1"))
+            with pytest.raises(ModelFailed, match=r"died 2 times in a row.*SIGKILL"):
+                await runner.submit(*_batch(1.0))
+            await infer(runner, "two", {"a": row(5, 6), "b": row(1, 2)})
+            await _until(lambda: runner.why_not_ready("line/1") is None)
+            await infer(runner, "line", {"x": row(1, 2, 3, 4)})
+            assert runner.restarts == {"line/1": 2}
+            mending.cancel()
+
+
+async def test_a_batch_over_the_limit_it_was_given_is_killed() -> None:
+    async with Runners() as runner:
+        await runner.load(source("line", *LINES["line_lite"]))
+        os.kill(runner.pid("line/1") or 0, signal.SIGSTOP)
+        running = runner.submit(*_batch(1.0), limit_s=0.05)
+        queued = runner.submit(*_batch(1.0), limit_s=0.05)
+        with pytest.raises(BatchFailed, match=r"within 0\.05 s") as hung:
+            await asyncio.wait_for(running, 20)
+        with pytest.raises(BatchFailed) as innocent:
+            await queued
+        assert hung.value.suspect
+        assert not innocent.value.suspect
+
+
+async def test_a_model_that_loads_too_slowly_is_refused_and_its_process_ended() -> None:
+    async with Runners(limits=Limits(load_s=0.02)) as runner:
+        with pytest.raises(CannotLoad, match=r"within 0\.02 s: give it more"):
+            await runner.load(source("line", *LINES["line_lite"]))
+        assert not runner.ready("line/1")
+        assert runner.memory_bytes() == {}
+
+
+async def test_an_unloaded_model_answers_what_it_holds_and_then_ends() -> None:
+    async with Runners() as runner:
+        await runner.load(source("line", *LINES["line_lite"]))
+        pid = runner.pid("line/1") or 0
+        running = [runner.submit(*_batch(float(n))) for n in range(5)]
+        await runner.unload("line/1")
+        assert [output(each.result(), 0, "y")[0, 0] for each in running] == [
+            1.0,
+            3.0,
+            5.0,
+            7.0,
+            9.0,
+        ]
+        assert not runner.ready("line/1")
+        assert runner.running == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_a_version_loaded_anew_takes_over_without_a_gap() -> None:
+    async with Runners() as runner:
+        await runner.load(source("line", *LINES["line_lite"]))
+        before = runner.pid("line/1")
+        async with asyncio.TaskGroup() as group:
+            again = group.create_task(runner.load(source("line", *LINES["line_lite"])))
+            while not again.done():
+                await infer(runner, "line", {"x": row(1, 2, 3, 4)})
+        assert runner.pid("line/1") != before
+        await infer(runner, "line", {"x": row(1, 2, 3, 4)})
+
+
+async def test_a_process_that_grows_is_renewed_and_no_batch_fails() -> None:
+    wide = source("wide", "tflite", ODD / "any_shape.tflite")
+    async with Runners() as runner:
+        await runner.load(wide)
+        warm_mb = runner.memory_bytes()["wide/1"] // 2**20
+    limits = Limits(memory_mb=warm_mb + 40, look_s=0.02)
+    async with Runners(limits=limits) as runner, asyncio.TaskGroup() as group:
+        await runner.load(wide)
+        before = runner.pid("wide/1")
+        mending = group.create_task(runner.run())
+        size = 1_000_000
+        while not runner.renewals["wide/1"]:
+            if runner.memory_bytes()["wide/1"] < (warm_mb + 40) * 2**20:
+                # LiteRT keeps an interpreter for each of the latest shapes.
+                size += 1000
+            await infer(runner, "wide", {"x": np.ones((1, size), np.float32)})
+        assert runner.pid("wide/1") != before
+        assert runner.restarts["wide/1"] == 0
+        mending.cancel()
+
+
+async def test_a_process_that_jumps_far_over_its_memory_is_killed() -> None:
+    wide = source("wide", "tflite", ODD / "any_shape.tflite")
+    async with Runners(limits=Limits(memory_mb=80, look_s=0.02)) as runner:
+        await runner.load(wide)
+        async with asyncio.TaskGroup() as group:
+            mending = group.create_task(runner.run())
+            x = np.ones((1, 10_000_000), np.float32)
+            with contextlib.suppress(BatchFailed):
+                await infer(runner, "wide", {"x": x})
+            await _until(lambda: runner.restarts["wide/1"] == 1)
+            await infer(runner, "wide", {"x": row(1, 2, 3, 4)})
+            mending.cancel()
+
+
+async def test_a_model_too_large_for_its_limit_is_refused() -> None:
+    async with Runners(limits=Limits(memory_mb=10)) as runner:
+        with pytest.raises(CannotLoad, match="over runner_memory_mb=10"):
+            await runner.load(source("line", *LINES["line_lite"]))
+
+
+async def test_a_batch_of_batches_is_answered_though_trays_are_few(
+    lite: Runners,
+) -> None:
+    signature = (("x", "float32", (1, 4)),)
+    running = [
+        lite.submit(
+            "line/1", signature, [[row(n, m, 0, 0).tobytes()] for m in range(8)]
+        )
+        for n in range(50)
+    ]
+    for n, outputs in enumerate(await asyncio.gather(*running)):
+        got = [output(outputs, m, "y")[0].tolist() for m in range(8)]
+        assert got == [[2 * n + 1, 2 * m + 1, 1, 1] for m in range(8)]
+
+
+@pytest.mark.skipif(not here("line_onnx"), reason="onnxruntime is not installed")
+async def test_batches_run_side_by_side_come_back_to_their_own_callers() -> None:
+    async with Runners(tuning=Tuning(at_once=2)) as runner:
+        await runner.load(source("line", *LINES["line_onnx"]))
+        sent = [infer(runner, "line", {"x": row(n, 0, 0, 0)}) for n in range(40)]
+        for n, outputs in enumerate(await asyncio.gather(*sent)):
+            assert output(outputs, 0, "y")[0, 0] == 2 * n + 1
+
+
+async def test_a_missing_runtime_is_named_with_the_command_that_installs_it() -> None:
+    async with Runners() as runner:
+        if not here("line_onnx"):
+            with pytest.raises(CannotLoad, match=r"pip install 'overspill\[onnx\]'"):
+                await runner.load(source("line", *LINES["line_onnx"]))
+        if not here("line_h5"):
+            with pytest.raises(CannotLoad, match="pip install --no-deps tf_keras"):
+                await runner.load(source("line", *LINES["line_h5"]))
+
+
+async def test_a_legacy_model_of_code_is_refused_before_anything_of_it_runs() -> None:
+    async with Runners() as runner:
+        code = source("code", "keras_h5", OURS / "code_h5" / "1" / "line.h5")
+        with pytest.raises(CannotLoad, match="Lambda layer, which is code"):
+            await runner.load(code)
 
 
 async def test_the_process_ends_with_the_runner() -> None:

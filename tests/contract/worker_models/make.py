@@ -1,5 +1,6 @@
 """Make the tiny model repository of the worker's tests; needs the cloud extra.
 
+    pip install onnx; pip install --no-deps tf_keras
     python tests/contract/worker_models/make.py
 
 `line_*` are one function, y = 2x + 1, in each format that a worker serves. `fragile`
@@ -19,7 +20,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras  # type: ignore[import-untyped] # it has no stubs
 import numpy as np
+import onnx
 import tensorflow as tf  # noqa: TID253 - this script is nothing without it
+import tf_keras  # noqa: TID253 - as above
+from onnx import helper
 
 HERE = Path(__file__).parent
 CRASH, REFUSE, HANG = 666.0, 13.0, 99.0
@@ -73,6 +77,34 @@ def bright(image: Any) -> dict[str, Any]:
     return {"logits": 10.0 * tf.stack([mean - 0.5, 0.5 - mean], axis=1)}
 
 
+def line_onnx() -> Any:
+    """y = 2x + 1 as a graph of two operators."""
+    kind = onnx.TensorProto.FLOAT
+
+    def constant(name: str, value: float) -> Any:
+        return helper.make_tensor(name, kind, [1], [value])
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "two"], ["doubled"]),
+            helper.make_node("Add", ["doubled", "one"], ["y"]),
+        ],
+        "line",
+        [helper.make_tensor_value_info("x", kind, ["batch", 4])],
+        [helper.make_tensor_value_info("y", kind, ["batch", 4])],
+        [constant("two", 2.0), constant("one", 1.0)],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8
+    )
+
+
+def as_h5(folder: Path, *layers: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = tf_keras.Sequential([tf_keras.Input((4,), name="x"), *layers])
+    model.save(folder / "line.h5")
+
+
 def total(x: Any) -> dict[str, Any]:
     """The sum of a row, which zeros behind it do not change."""
     return {"y": tf.reduce_sum(x, axis=1, keepdims=True)}
@@ -111,6 +143,15 @@ def main() -> None:
     dense.set_weights([2.0 * np.eye(4), np.ones(4)])
     (HERE / "line_keras" / "1").mkdir(parents=True, exist_ok=True)
     model.save(HERE / "line_keras" / "1" / "line.keras")
+
+    dense = tf_keras.layers.Dense(4, name="y")
+    dense.build((None, 4))
+    dense.set_weights([2.0 * np.eye(4), np.ones(4)])
+    as_h5(HERE / "line_h5" / "1", dense)
+    as_h5(HERE / "code_h5" / "1", tf_keras.layers.Lambda(lambda x: x, name="y"))
+
+    (HERE / "line_onnx" / "1").mkdir(parents=True, exist_ok=True)
+    onnx.save(line_onnx(), HERE / "line_onnx" / "1" / "line.onnx")
 
 
 if __name__ == "__main__":

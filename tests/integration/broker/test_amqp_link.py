@@ -10,7 +10,14 @@ from typing_extensions import override
 from yarl import URL
 
 from broker import topology
-from broker.amqp import AmqpLink, BadUrl, CannotConsume, LinkDown, NoSuchQueue
+from broker.amqp import (
+    AmqpLink,
+    BadUrl,
+    CannotConsume,
+    LinkDown,
+    NoSuchQueue,
+    QueueInUse,
+)
 from broker.backoff import Backoff
 from broker.messages import Priority
 from broker.node import Node
@@ -154,6 +161,30 @@ async def test_a_rejected_delivery_comes_again_when_it_is_requeued(
         again = await heard.delivery()
         assert again.redelivered
         again.ack()
+
+
+async def test_a_prefetch_may_follow_the_round_trip(rabbit: Node) -> None:
+    heard = Heard()
+    queue, key = norm_queue("distant")
+    asked: list[float] = []
+
+    def prefetch(round_trip_s: float) -> int:
+        asked.append(round_trip_s)
+        return 2
+
+    url = rabbit.amqp_url("worker")
+    async with amqp(
+        url, queues=[queue], consume={queue.name: prefetch}, heard=heard
+    ) as link:
+        for number in range(3):
+            await link.publish(key, b"%d" % number)
+        held = [await heard.delivery(), await heard.delivery()]
+        assert await link.depth(queue.name) == 1
+        for each in held:
+            each.ack()
+        (await heard.delivery()).ack()
+    assert len(asked) == 1
+    assert 0.0 < asked[0] < 5.0
 
 
 async def test_a_queue_that_is_deleted_is_declared_and_consumed_again(
@@ -497,3 +528,46 @@ async def test_a_link_connects_anew_for_a_queue_that_was_deleted(
 async def test_without_a_link_nothing_is_restored(free_port: int) -> None:
     link = AmqpLink(f"amqp://127.0.0.1:{free_port}", name="test")
     assert not await link.restore(time.monotonic())
+
+
+async def test_browsing_loses_nothing_and_changes_no_order(rabbit: Node) -> None:
+    heard = Heard()
+    queue, key = norm_queue("browsed")
+    url = rabbit.amqp_url("worker")
+    async with amqp(url, queues=[queue]) as link:
+        for number in range(5):
+            await link.publish(key, bytes([number]), headers={"n": number})
+        async with link.browse(queue.name) as browser:
+            assert browser.count == 5
+            seen = []
+            while (delivery := await browser.next()) is not None:
+                seen.append((delivery.body, delivery.headers["n"]))
+                if delivery.body == b"\x02":
+                    await browser.remove(delivery)
+            assert seen == [(bytes([number]), number) for number in range(5)]
+        async with link.browse(queue.name) as browser:
+            assert browser.count == 4
+    async with amqp(url, consume={queue.name: 10}, heard=heard):
+        left = [(await heard.delivery()).body for _ in range(4)]
+        assert left == [b"\x00", b"\x01", b"\x03", b"\x04"]
+
+
+async def test_a_queue_is_browsed_by_one_at_a_time(rabbit: Node) -> None:
+    queue, _ = norm_queue("browsed-by-two")
+    async with amqp(rabbit.amqp_url("worker"), queues=[queue]) as one:
+        async with (
+            amqp(rabbit.amqp_url("fleet")) as other,
+            one.browse(queue.name),
+        ):
+            with pytest.raises(QueueInUse, match=queue.name):
+                async with other.browse(queue.name):
+                    pass
+        async with amqp(rabbit.amqp_url("fleet")) as other, other.browse(queue.name):
+            pass
+
+
+async def test_a_queue_that_is_not_there_cannot_be_browsed(rabbit: Node) -> None:
+    async with amqp(rabbit.amqp_url("fleet")) as link:
+        with pytest.raises(NoSuchQueue, match=r"infer\.nobody\.norm"):
+            async with link.browse("infer.nobody.norm"):
+                pass

@@ -66,7 +66,7 @@ async def test_a_rejected_request_lands_among_the_dead_with_its_key(
 ) -> None:
     heard = Heard()
     queues = [*topology.model_queues("dying"), *topology.standing_queues()]
-    consume = {"infer.dying.norm": 1, topology.DEAD_QUEUE: 1}
+    consume = {"infer.dying.norm": 1, topology.UNANSWERED_QUEUE: 1}
     async with (
         amqp(rabbit.amqp_url("worker"), queues=queues, consume=consume, heard=heard),
         mqtt(rabbit.mqtt_url("wire-1"), "wire-1") as agent,
@@ -74,9 +74,18 @@ async def test_a_rejected_request_lands_among_the_dead_with_its_key(
         await agent.publish(topics.requests("wire-1", "dying", Priority.NORM), b"x")
         await (await heard.delivery()).reject(requeue=False)
         dead = await heard.delivery()
-        assert dead.queue == topology.DEAD_QUEUE
+        assert dead.queue == topology.UNANSWERED_QUEUE
         assert dead.routing_key == "e1.wire-1.up.req.dying.norm"
         dead.ack()
+    async with (
+        amqp(rabbit.amqp_url("fleet")) as operator,
+        operator.browse(topology.DEAD_QUEUE) as browser,
+    ):
+        # For the operators too, behind what other tests left there.
+        keys = set()
+        while (kept := await browser.next()) is not None:
+            keys.add(kept.routing_key)
+        assert "e1.wire-1.up.req.dying.norm" in keys
 
 
 async def test_results_reach_the_agent_they_are_for_and_no_other(rabbit: Node) -> None:
@@ -115,7 +124,15 @@ async def test_results_wait_for_an_agent_that_is_away(rabbit: Node) -> None:
     assert got == [bytes([number]) for number in range(50)]
 
 
-async def test_the_fleet_may_hint_but_not_answer_requests(rabbit: Node) -> None:
+async def test_a_worker_may_write_dead_letters(rabbit: Node) -> None:
+    async with amqp(rabbit.amqp_url("worker")) as worker:
+        key = "e1.wire-1.up.req.poisoned.norm"
+        await worker.publish(key, b"x", exchange=topology.DEAD_EXCHANGE)
+
+
+async def test_the_fleet_may_hint_and_send_requests_again_but_not_report(
+    rabbit: Node,
+) -> None:
     heard = Heard()
     topic = topics.downlink("wire-2")
     async with (
@@ -125,8 +142,9 @@ async def test_the_fleet_may_hint_but_not_answer_requests(rabbit: Node) -> None:
         hint = codec.encode(Command(action="desired_changed"))
         await fleet.publish("e1.wire-2.dn.cmd", hint)
         assert await heard.message() == (topics.commands("wire-2"), hint)
+        await fleet.publish("e1.wire-2.up.req.retried.norm", b"x", timeout_s=10)
         with pytest.raises(AmqpDown):
-            await fleet.publish("e1.wire-2.up.req.m.norm", b"x", timeout_s=10)
+            await fleet.publish("e1.wire-2.up.tel", b"x", timeout_s=10)
 
 
 @pytest.mark.parametrize(

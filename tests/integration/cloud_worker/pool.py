@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -228,8 +229,10 @@ class WorkerProcess:
     def model_process(self) -> int | None:
         """The process id of its child, if it has one."""
         for thread in Path(f"/proc/{self.pid}/task").iterdir():
-            for child in (thread / "children").read_text().split():
-                return int(child)
+            # A thread may end while we look.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for child in (thread / "children").read_text().split():
+                    return int(child)
         return None
 
     def signal(self, number: signal.Signals) -> None:

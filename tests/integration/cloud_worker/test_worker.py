@@ -32,6 +32,8 @@ from broker.topics import requests
 from bundle.seal import make_seal, sign_seal
 from bundle.store import BundleStore
 from bundle.trust import generate_key
+from fleet.adapters.dead_store import DeadStore, with_dead_store
+from fleet.core.letters import Filter, Letter
 from tests.integration.cloud_worker.pool import (
     Agent,
     WorkerProcess,
@@ -274,6 +276,23 @@ async def test_a_request_that_kills_tensorflow_fails_alone(
         assert first_value(await agent.result("fragile-3")) == 6.0
         refused = await agent.result("fragile-refused")
         assert "13 is refused" in (refused.reason or "")
+        kept = {each.contents[0].id: each for each in await dead_letters(rabbit)}
+        deaths = kept["fragile-crash"].death.history
+        assert [each.crashed for each in deaths] == [True] * len(deaths)
+        assert deaths[-1].requests == 1
+        assert len(deaths) <= 3
+        assert kept["fragile-refused"].death.reason in (refused.reason or "")
+        assert kept["fragile-refused"].death.worker == "w-here"
+
+
+async def dead_letters(node: Node) -> list[Letter]:
+    """What operators find of the model of this test."""
+
+    async def look(store: DeadStore) -> list[Letter]:
+        wanted = Filter(model="it-fragile")
+        return [each.letter async for each in store.chosen(wanted, now_ms=0)]
+
+    return await with_dead_store(node.amqp_url("fleet"), look, timeout_s=10)
 
 
 async def test_a_broken_newest_version_leaves_the_one_before_it_serving(

@@ -102,6 +102,33 @@ def test_each_class_of_a_model_has_a_bounded_queue_that_dead_letters() -> None:
         )
 
 
+def test_dead_letters_go_to_workers_to_answer_and_to_operators_to_keep() -> None:
+    fed = {
+        queue.name: queue.arguments
+        for queue in topology.standing_queues()
+        if queue.exchange == topology.DEAD_EXCHANGE
+    }
+
+    assert set(fed) == {"infer.unanswered", "infer.dead"}
+    kept = fed["infer.dead"]
+    assert kept["x-message-ttl"] == 7 * 24 * 3600 * 1000
+    assert {"x-max-length", "x-max-length-bytes"} <= set(kept)
+    # Full, it loses its oldest; it never refuses a letter, nor counts it as given up.
+    assert kept["x-overflow"] == "drop-head"
+    assert "x-dead-letter-exchange" not in kept
+    assert int(kept["x-delivery-limit"]) > 10_000
+
+
+def test_operators_may_send_a_dead_request_again_and_speak_as_no_agent() -> None:
+    user = topology.fleet_user()
+    assert user.topic_write is not None
+
+    assert re.search(user.topic_write, "e1.cam-1.up.req.fashion.norm")
+    assert re.search(user.configure, f"{topology.DEAD_QUEUE}.browsed")
+    for key in ("e1.cam-1.up.tel", "e1.cam-1.up.get"):
+        assert not re.search(user.topic_write, key)
+
+
 def test_every_queue_of_the_definitions_is_bound_to_an_exchange_that_exists() -> None:
     document = rendered()
     exchanges = {each["name"] for each in document["exchanges"]} | {"amq.topic"}

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from broker.messages import Status
 from cloud_worker.core.ledger import STATUS, Aside, Cause, Ledger
 from cloud_worker.loops.bookkeeping import Bookkeeping
+from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.parcels import Room
+from lifecycle.clock import FakeClock
 
 HAPPENINGS = st.lists(
     st.one_of(
@@ -70,7 +72,7 @@ def test_a_request_that_is_lost_or_ended_twice_is_cried_out(
         room.ledger.end(Cause.ANSWERED)
     room.give(2)
     with structlog.testing.capture_logs() as logs:
-        books = Bookkeeping(room)
+        books = Bookkeeping(room, Complaints(FakeClock()))
         assert not books.balanced()
         assert not books.balanced()
     assert [each["event"] for each in logs] == ["ledger_mismatch"] * 2
@@ -81,7 +83,7 @@ def test_a_request_that_is_lost_or_ended_twice_is_cried_out(
 
 async def test_the_books_are_looked_at_for_ever_and_told_at_the_end() -> None:
     room = Room(10, Ledger())
-    books = Bookkeeping(room, every_s=0.001)
+    books = Bookkeeping(room, Complaints(FakeClock()), every_s=0.001)
     with structlog.testing.capture_logs() as logs:
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(5):
             looking = tasks.create_task(books.run())

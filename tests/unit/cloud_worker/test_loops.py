@@ -12,9 +12,9 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from broker.amqp import LinkDown
 from broker.codec import decode, encode, seal_envelope
@@ -28,7 +28,7 @@ from broker.messages import (
     Tensor,
 )
 from broker.topology import DEAD_EXCHANGE
-from cloud_worker.adapters.runner import BatchFailed
+from cloud_worker.adapters.runner import BatchFailed, ModelFailed
 from cloud_worker.core.batcher import Batcher, Signature
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.ledger import Aside, Cause, Ledger
@@ -138,6 +138,7 @@ class Doubling:
 
     def __init__(self) -> None:
         self.up = True
+        self.given_up: str | None = None
         self.batches: list[list[float]] = []
         self.held: list[asyncio.Future[BatchOutputs]] | None = None
         self._open: set[asyncio.Future[BatchOutputs]] = set()
@@ -170,7 +171,9 @@ class Doubling:
         )
         self._open.add(future)
         future.add_done_callback(self._open.discard)
-        if self.held is not None:
+        if self.given_up is not None:
+            future.set_exception(ModelFailed(self.given_up))
+        elif self.held is not None:
             self.held.append(future)
         else:
             self.end(future, values, rows)
@@ -201,6 +204,7 @@ class Bench:
     infer_costs: Costs
     intake: Intake
     side_queues: SideQueues
+    books: Bookkeeping
 
     @property
     def ended(self) -> dict[Cause, int]:
@@ -220,6 +224,7 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
     broker, runner, clock, ledger = Broker(), Doubling(), FakeClock(), Ledger()
     room = Room(100, ledger)
     served = {model.name: Serving.only(model) for model in models}
+    complaints = Complaints(clock)
     replies = Replies(broker.publish, Stamps("w-1", clock), ledger=ledger)
     costs = Costs()
     infer = Infer(
@@ -228,7 +233,11 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
         costs=costs,
         replies=replies,
         dead_letters=DeadLetters(
-            broker.publish, worker="w-1", clock=clock, ledger=ledger
+            broker.publish,
+            worker="w-1",
+            clock=clock,
+            ledger=ledger,
+            complaints=complaints,
         ),
         clock=clock,
     )
@@ -240,6 +249,7 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
             clock=clock,
             room=room,
             decoder=Decoder(threads, max_pixels=1000),
+            complaints=complaints,
         )
         side_queues = SideQueues(
             served,
@@ -247,12 +257,15 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
             restore=broker.restore,
             replies=replies,
             room=room,
-            complaints=Complaints(clock),
+            complaints=complaints,
         )
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(infer.run()), group.create_task(replies.run())]
-            yield Bench(broker, runner, clock, room, infer, costs, intake, side_queues)
-            assert Bookkeeping(room).balanced()
+            books = Bookkeeping(room, complaints)
+            yield Bench(
+                broker, runner, clock, room, infer, costs, intake, side_queues, books
+            )
+            assert books.balanced()
             for task in tasks:
                 task.cancel()
 
@@ -380,20 +393,40 @@ async def test_nothing_runs_while_the_model_process_is_away() -> None:
         await until(lambda: letter.ended == "acked")
 
 
+async def test_a_model_that_is_given_up_fails_its_requests_at_once() -> None:
+    async with bench() as on:
+        on.runner.given_up = "its process died 5 times in a row"
+        letter = Letter(encode(request("r-1"), request("r-2", 2.0)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        assert on.ended == {Cause.MODEL: 2}
+        for each in on.broker.results():
+            assert each.status is Status.FAILED
+            assert (each.reason or "").endswith("its process died 5 times in a row")
+        # Nobody was tried alone, nobody is suspect.
+        assert len(on.runner.batches) == 1
+
+
 async def test_the_culprit_of_a_crash_stands_alone_and_its_neighbours_succeed() -> None:
     async with bench() as on:
-        values = [1.0, 2.0, CRASH, 4.0]
+        values = [1.0, 2.0, CRASH, 4.0, 5.0, 6.0]
         letter = Letter(encode(*[request(f"r-{v:g}", v) for v in values]))
         await on.take(letter)
         await until(lambda: letter.ended == "acked")
         results = {each.id: each for each in on.broker.results()}
-        assert len(results) == len(on.broker.results()) == 4
-        assert on.ended == {Cause.ANSWERED: 3, Cause.MODEL: 1}
+        assert len(results) == len(on.broker.results()) == 6
+        assert on.ended == {Cause.ANSWERED: 5, Cause.MODEL: 1}
         culprit = results.pop(f"r-{CRASH:g}")
         assert culprit.status is Status.FAILED
         assert culprit.reason == "model 'double' version 1: it died"
         assert all(each.status is Status.OK for each in results.values())
-        assert on.runner.batches[1:] == [[1.0, 2.0], [CRASH, 4.0], [CRASH], [4.0]]
+        assert sorted(on.runner.batches[1:]) == [
+            [1.0],
+            [1.0, 2.0, CRASH],
+            [2.0],
+            [4.0, 5.0, 6.0],
+            [CRASH],
+        ]
 
 
 async def test_a_request_that_killed_the_model_process_is_not_run_when_sent_again() -> (
@@ -651,6 +684,19 @@ async def test_a_split_request_of_a_dead_channel_is_given_back_once() -> None:
         assert on.runner.batches == []
 
 
+async def test_what_its_model_has_no_time_for_says_how_much_was_left() -> None:
+    async with bench() as on:
+        on.infer_costs.seed("double/1", [(1, 300.0), (8, 300.0)])
+        soon = FakeClock().wall_ms() + 200
+        letter = Letter(encode(request("r-1", expires_at_ms=soon)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.EXPIRED
+        assert result.left_ms == 200.0
+        assert on.runner.batches == []
+
+
 async def test_costs_are_learned_from_what_runs() -> None:
     async with bench() as on:
         on.runner.held = []
@@ -692,22 +738,28 @@ async def test_noise_goes_to_the_dead_letters_and_the_loop_goes_on() -> None:
         await until(lambda: letter.ended == "acked")
 
 
-async def test_a_flood_of_noise_leaves_room_among_the_dead_letters_and_in_the_log(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+async def test_a_flood_of_noise_leaves_room_among_the_dead_letters_and_in_the_log() -> (
+    None
+):
+    with capture_logs() as logs:
+        await _flood_with_noise(logs)
+
+
+async def _flood_with_noise(logs: Sequence[Mapping[str, Any]]) -> None:
     async with bench() as on:
         noise = [Letter(b"\xc1") for _ in range(1000)]
         await on.take(*noise)
         ended = Counter(each.ended for each in noise)
         assert ended == {"rejected": 100, "acked": 900}
         assert on.aside == {Aside.BURIED: 100, Aside.NOISE_DROPPED: 900}
-        out = capsys.readouterr().out
-        assert out.count("delivery rejected") == 10
+        assert [each["event"] for each in logs] == ["delivery rejected"] * 10
+        on.books.close()
+        assert (logs[10]["event_of"], logs[10]["times"]) == ("delivery rejected", 990)
         on.clock.advance(61)
         late = Letter(b"\xc1")
         await on.take(late)
         assert late.ended == "rejected"
-        assert "not_logged_before=990" in capsys.readouterr().out
+        assert logs[-1]["event"] == "delivery rejected"
 
 
 async def test_a_medium_for_a_model_without_a_recipe_is_refused() -> None:

@@ -118,6 +118,13 @@ def test_who_was_seen_in_two_deaths_runs_alone_and_the_rest_is_halved() -> None:
     assert judged == Apart(((1, 3), (4,), (2,), (5,)))
 
 
+def test_a_few_run_alone_after_the_first_death_as_another_would_cost_more() -> None:
+    judged = verdict([1, 2, 3], suspect=True, crashed=True, crashes=lambda _: 1)
+    assert judged == Apart(((1,), (2,), (3,)))
+    by_error = verdict([1, 2, 3], suspect=True, crashed=False)
+    assert by_error == Apart(((1, 2), (3,)))
+
+
 def test_a_request_that_ran_is_no_longer_suspect() -> None:
     culprits = Culprits()
     culprits.suspect([who(1)])

@@ -127,3 +127,23 @@ def test_batches_are_padded_to_few_sizes(max_rows: int, sizes: tuple[int, ...]) 
         padded = padded_size(rows, max_rows)
         assert padded in sizes
         assert padded == min(size for size in sizes if size >= rows)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("items", [4, 1000, 5000, 20_000])
+def test_a_nan_is_found_among_infinities_and_huge_numbers_and_they_are_no_nan(
+    dtype: str, items: int
+) -> None:
+    values = np.zeros((1, items), dtype)
+    values[0, :3] = np.inf, -np.inf, np.finfo(dtype).max
+    spec = ModelSpec((TensorSpec("x", dtype, (-1, -1)),), (), batched=True)
+    model = ServedModel("m", "1", spec, 8)
+
+    def checked() -> Inputs | Invalid:
+        data = values.tobytes()
+        tensor = Tensor(dtype=dtype, shape=list(values.shape), data=data)
+        return validate({"x": tensor}, model)
+
+    assert isinstance(checked(), Inputs)
+    values[0, items // 2 + 1] = np.nan
+    assert checked() == Invalid("input 'x' holds NaN")

@@ -100,7 +100,10 @@ class WorkerSettings(BaseSettings):
         description="The least time a batch gets before the model counts as hung.",
     )
     load_timeout_s: float = Field(
-        default=180.0, gt=0, description="Loading and warming up one model."
+        default=180.0,
+        gt=0,
+        description="Loading and warming up one model; thrice as long while "
+        "others are served, to whom the processor is left.",
     )
     intra_threads: int = Field(
         default=0, ge=0, description="Threads inside one operation; 0: the runtime's."

@@ -31,12 +31,13 @@ T = TypeVar("T")
 @contextlib.contextmanager
 def small_share() -> Iterator[None]:
     """Leave the processor to other sessions meanwhile, where the kernel knows them."""
-    lowered = _set_share(NICENESS)
+    before = _share()
+    lowered = before is not None and before < NICENESS and _set_share(NICENESS)
     try:
         yield
     finally:
         if lowered:
-            _set_share(0)
+            _set_share(before or 0)
 
 
 def in_nice_thread(work: Callable[[], T]) -> T:
@@ -45,8 +46,10 @@ def in_nice_thread(work: Callable[[], T]) -> T:
     failures: list[BaseException] = []
 
     def run() -> None:
+        thread = threading.get_native_id()
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
         try:
             results.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again below
@@ -58,6 +61,14 @@ def in_nice_thread(work: Callable[[], T]) -> T:
     if failures:
         raise failures[0]
     return results[0]
+
+
+def _share() -> int | None:
+    """The niceness of this process's group; None where there are no groups."""
+    try:
+        return int(AUTOGROUP.read_text().split()[-1])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _set_share(niceness: int) -> bool:

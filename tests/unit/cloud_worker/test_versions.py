@@ -367,9 +367,12 @@ class AnyRepository(RuleBasedStateMachine):
                     assert self.failed.get(loaded) != files
                     assert loaded not in self.in_memory
                     self.loading = each
-                case Unload(gone) | Retire(gone):
+                case Unload(gone):
                     assert gone not in self.waiting
                     self.in_memory.remove(gone)
+                case Retire(gone):
+                    assert gone not in self.waiting
+                    self.in_memory.discard(gone)  # or it was unloaded before
                 case GiveUp(lost):
                     assert lost not in self.in_memory
                     self.waiting.discard(lost)

@@ -1,0 +1,69 @@
+"""A lowered priority that anybody can give back, on the real kernel."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from cloud_worker.adapters.frames import ModelSource
+from cloud_worker.adapters.gently import (
+    AUTOGROUP,
+    NICENESS,
+    in_nice_thread,
+    small_share,
+)
+from cloud_worker.adapters.runners import Runners
+
+OURS = Path(__file__).parent / "worker_models"
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def test_work_in_a_nice_thread_is_nice_and_its_caller_is_not() -> None:
+    before = niceness()
+    assert in_nice_thread(niceness) == max(NICENESS, before)
+    assert niceness() == before
+
+
+def test_what_the_work_raises_reaches_the_caller() -> None:
+    def fail() -> None:
+        raise ValueError("as it must")
+
+    with pytest.raises(ValueError, match="as it must"):
+        in_nice_thread(fail)
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="a kernel without autogroups")
+def test_the_share_of_a_process_is_lowered_and_given_back() -> None:
+    before = AUTOGROUP.read_text()
+    with small_share():
+        assert AUTOGROUP.read_text().endswith(f"nice {NICENESS}\n")
+    assert AUTOGROUP.read_text() == before
+
+
+def priorities(pid: int | None) -> tuple[list[int], str]:
+    """The niceness of each thread of a process, and of its share if it has one."""
+    process = Path(f"/proc/{pid}")
+    nices = [
+        int((each / "stat").read_text().rpartition(")")[2].split()[16])
+        for each in (process / "task").iterdir()
+    ]
+    share = process / "autogroup"
+    return nices, share.read_text().split()[-1] if share.exists() else ""
+
+
+@pytest.mark.timeout(180)
+async def test_a_model_that_was_loaded_gently_serves_at_the_usual_priority() -> None:
+    source = ModelSource("line", "1", "saved_model", OURS / "line_saved" / "1", 2)
+    async with Runners() as runners:
+        spec = await runners.load(source, gently=True)
+        assert [size for size, _ in spec.costs_ms] == [1, 2]
+        nices, share = priorities(runners.pid(source.key))
+    # Those that compute; the few others were left by the import and the loading.
+    assert nices.count(niceness()) > len(nices) / 2
+    assert share in {"", "0"}

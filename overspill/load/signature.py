@@ -9,17 +9,22 @@ import json
 import sys
 from pathlib import Path
 
-from cloud_worker.adapters.litert import LiteRtRunner
-from cloud_worker.adapters.runtime import CannotServe, Runner
-from cloud_worker.adapters.tensorflow import open_keras, open_saved_model
+from cloud_worker.adapters.frames import ModelSource
+from cloud_worker.adapters.repository import SUFFIXES
+from cloud_worker.adapters.runner_child import open_model
+from cloud_worker.adapters.runtime import CannotServe, Runner, Tuning
 
 
 def _open(path: Path) -> Runner:
-    if path.suffix == ".tflite":
-        return LiteRtRunner(path, threads=1)
-    if path.suffix == ".keras":
-        return open_keras(path, intra_threads=1, inter_threads=1)
-    return open_saved_model(path, intra_threads=1, inter_threads=1)
+    formats = [name for name, suffix in SUFFIXES.items() if path.suffix == suffix]
+    source = ModelSource(
+        name="any",
+        version="1",
+        format=formats[0] if formats else "saved_model",
+        path=path,
+        max_batch=1,
+    )
+    return open_model(source, Tuning(intra_threads=1, inter_threads=1))
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -20,6 +21,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -61,6 +63,7 @@ __all__ = [
     "LinkDown",
     "NoSuchQueue",
     "PublishTimeout",
+    "QueueLook",
 ]
 
 log = structlog.get_logger(__name__)
@@ -87,6 +90,14 @@ class NoSuchQueue(LookupError):
     """The broker has no queue of that name."""
 
 
+@dataclass(frozen=True, slots=True)
+class QueueLook:
+    """A queue at one moment: messages ready to be delivered, and who consumes it."""
+
+    ready: int
+    consumers: int
+
+
 class _Consumer:
     """One queue being consumed on a channel of its own."""
 
@@ -96,6 +107,7 @@ class _Consumer:
         self.tag = ""
         self._acks = Acks()
         self._most_owed = max(1, prefetch // ACK_SHARE)
+        self._arrivals: deque[tuple[int, float]] = deque()
 
     @property
     def alive(self) -> bool:
@@ -106,6 +118,17 @@ class _Consumer:
     def owes_many(self) -> bool:
         """Whether acknowledgements should not wait for more company."""
         return self._acks.owed >= self._most_owed
+
+    def arrived(self, tag: int, at_s: float) -> None:
+        """A delivery is ours until it is settled."""
+        self._arrivals.append((tag, at_s))
+
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest delivery arrived that is not done; None if all are."""
+        while self._arrivals and self._arrivals[0][0] <= self._acks.floor:
+            self._arrivals.popleft()
+        return self._arrivals[0][1] if self._arrivals else None
 
     def finish(self, tag: int) -> None:
         """Owe the broker an acknowledgement."""
@@ -120,6 +143,7 @@ class _Consumer:
     async def acknowledge(self, *, written: bool) -> None:
         """Tell the broker all that is owed; with `written`, return once it is sent."""
         due = self._acks.take()
+        _ = self.oldest_s  # forgets the arrivals of what is done
         if due.up_to:
             await self.channel.basic_ack(due.up_to, multiple=True, wait=written)
         for tag in due.alone:
@@ -167,6 +191,7 @@ class Delivery:
         self._on_ack = on_ack
         self._tag = message.delivery_tag or 0
         self._settled = False
+        consumer.arrived(self._tag, self.received_at)
 
     @property
     def live(self) -> bool:
@@ -399,8 +424,26 @@ class AmqpLink:
             self._inspector = await _open_channel(connection)
         return self._inspector
 
+    def oldest_unacknowledged_s(self, now_s: float) -> float:
+        """How long the oldest delivery that is not done has been here, in seconds.
+
+        Args:
+            now_s: of `time.monotonic`.
+        """
+        oldest = [each.oldest_s for each in self._consumers]
+        return max((now_s - at_s for at_s in oldest if at_s is not None), default=0.0)
+
     async def depth(self, queue: str) -> int:
         """How many messages of `queue` are ready to be delivered.
+
+        Raises:
+            NoSuchQueue: the broker does not have it.
+            LinkDown: there is no connection.
+        """
+        return (await self.look(queue)).ready
+
+    async def look(self, queue: str) -> QueueLook:
+        """How a queue stands at the broker now.
 
         Raises:
             NoSuchQueue: the broker does not have it.
@@ -418,7 +461,7 @@ class AmqpLink:
             raise NoSuchQueue(f"{self._where} has no queue {queue!r}") from None
         except _LOST as error:
             raise LinkDown(self._down() + f" ({_text(error)})") from error
-        return found.message_count or 0
+        return QueueLook(found.message_count or 0, found.consumer_count or 0)
 
     def _down(self) -> str:
         why = self.last_error or "the connection was lost or not made yet"

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -32,15 +33,22 @@ from cloud_worker.loops.bookkeeping import Bookkeeping
 from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.intake import Intake
 from cloud_worker.loops.media import Decoder
-from cloud_worker.loops.parcels import Room
+from cloud_worker.loops.observer import Observer
+from cloud_worker.loops.overload import PoolWatch
+from cloud_worker.loops.parcels import Held, Room
 from cloud_worker.loops.replies import Replies
 from cloud_worker.loops.side_queues import SIDE_QUEUES, SideQueues
 from cloud_worker.loops.stamps import Stamps
 from cloud_worker.loops.updates import Updates
 from cloud_worker.settings import WorkerSettings
+from cloud_worker.status import Parts, RunnerLook, WorkerStatus
 from lifecycle.clock import Clock, SystemClock
+from lifecycle.health import Pulse, readiness_page
 from lifecycle.journal import NOBODY, Journal
+from lifecycle.metrics import Exposition
+from lifecycle.pages import Pages
 from lifecycle.supervisor import Supervisor
+from lifecycle.tracing import Tracing
 from lifecycle.watchdog import ServiceManager
 
 log = structlog.get_logger(__name__)
@@ -55,6 +63,7 @@ class Worker:
 
     Attributes:
         ledger: what became of the requests it has taken.
+        http_port: where health and metrics are served while it runs; None: nowhere.
 
     Args:
         settings: see `WorkerSettings`.
@@ -79,6 +88,8 @@ class Worker:
         self._journal = journal
         self._service = service or ServiceManager()
         self.ledger = Ledger()
+        self.http_port: int | None = None
+        self._status = WorkerStatus(self.ledger)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Load the models, work until `stop`, drain.
@@ -87,6 +98,8 @@ class Worker:
             NoRepository: there is no model to serve.
             BadUrl: `amqp_url` does not name a broker.
             RunnerLost: the model process cannot be kept alive.
+            CannotListen: `http_port` is taken.
+            TelemetryMissing: `traces` is set and OpenTelemetry is not installed.
         """
         # A wrong URL should be told before the models are loaded, which takes long.
         AmqpLink(self._settings.amqp_url, name=self._settings.worker_id)
@@ -94,6 +107,8 @@ class Worker:
         for refused in found.refused:
             log.warning("model passed over", path=str(refused.path), why=refused.reason)
         async with AsyncExitStack() as stack:
+            await self._serve_health(stack)
+            tracing = await self._open_traces(stack)
             process = await stack.enter_async_context(self._runner())
             runner = InlineRunner(
                 process,
@@ -117,6 +132,10 @@ class Worker:
                 readers=readers,
                 journal=self._journal,
                 ledger=self.ledger,
+                tracing=tracing,
+            )
+            self._status.parts = pool.parts(
+                lambda: (RunnerLook("0", process.pid, process.restarts, process.ready),)
             )
             process.on_ready = pool.infer.wake
             try:
@@ -125,6 +144,33 @@ class Worker:
                     await self._work(pool, process, stop)
             except* RunnerLost as lost:
                 raise lost.exceptions[0] from None
+
+    async def _serve_health(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        if settings.http_port is None:
+            return
+        pulse = stack.enter_context(Pulse(self._clock))
+        pages = Pages(
+            settings.http_host,
+            settings.http_port,
+            {
+                "/healthz": pulse.page,
+                "/readyz": partial(readiness_page, self._status.why_not_ready),
+                "/metrics": Exposition(self._status.families).page,
+            },
+        )
+        self.http_port = (await stack.enter_async_context(pages)).port
+
+    async def _open_traces(self, stack: AsyncExitStack) -> Tracing | None:
+        if self._settings.traces is None:
+            return None
+        tracing = Tracing(
+            self._settings.traces,
+            service="overspill-worker",
+            instance=self._settings.worker_id,
+        )
+        stack.push_async_callback(asyncio.to_thread, tracing.close)
+        return tracing
 
     def _runner(self) -> RunnerProcess:
         settings = self._settings
@@ -168,6 +214,7 @@ class Worker:
             tasks.append(group.create_task(self._announce(pool)))
             loops.start("link", pool.link.run)
             loops.start("bookkeeping", pool.bookkeeping.run)
+            loops.start("pool's wait", pool.watch.run)
             await stop.wait()
             await self._drain(pool)
             pool.bookkeeping.close()
@@ -183,6 +230,7 @@ class Worker:
 
     async def _drain(self, pool: _Pool) -> None:
         held = pool.room.held
+        self._status.draining = True
         log.info("stopping", held=held, within_s=self._settings.drain_s)
         try:
             async with asyncio.timeout(self._settings.drain_s):
@@ -209,6 +257,7 @@ class _Pool:
         readers: ThreadPoolExecutor,
         journal: Journal,
         ledger: Ledger,
+        tracing: Tracing | None,
     ) -> None:
         self.models = {model.name: model for model in models}
         self.room = Room(settings.max_held, ledger)
@@ -221,17 +270,29 @@ class _Pool:
             on_delivery=self._take,
         )
         timeout_s = settings.publish_timeout_s
-        stamps = Stamps(settings.worker_id, clock)
+        batcher: Batcher[Held] = Batcher(max_batch_bytes=settings.max_batch_bytes)
+        self._waiting = batcher.__len__
+        self.observer = Observer(clock, self.models, tracing)
+        for model in models:
+            self.observer.rate.seed(model.name, model.spec.costs_ms)
+        self.watch = PoolWatch(
+            self.link.look,
+            models=self.models.keys,
+            observer=self.observer,
+            waiting=self._waiting,
+        )
+        stamps = Stamps(settings.worker_id, clock, self.watch.wait_s)
         self.replies = Replies(
             self.link.publish,
             stamps,
             ledger=ledger,
             timeout_s=timeout_s,
             journal=journal,
+            observer=self.observer,
         )
         self.infer = Infer(
             runner,
-            Batcher(max_batch_bytes=settings.max_batch_bytes),
+            batcher,
             replies=self.replies,
             clock=clock,
         )
@@ -260,6 +321,17 @@ class _Pool:
                 readers=readers,
                 timeout_s=timeout_s,
             )
+
+    def parts(self, runners: Callable[[], tuple[RunnerLook, ...]]) -> Parts:
+        """What the status tells of."""
+        return Parts(
+            link=self.link,
+            room=self.room,
+            observer=self.observer,
+            watch=self.watch,
+            waiting=self._waiting,
+            runners=runners,
+        )
 
     async def _take(self, delivery: AmqpDelivery) -> None:
         if delivery.queue in SIDE_QUEUES:

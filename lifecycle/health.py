@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Self
 
 from lifecycle.clock import Clock
 from lifecycle.pages import Page
@@ -19,7 +19,7 @@ STALLED_S: Final = 10.0
 
 
 class Pulse:
-    """Beats in the event loop; a loop that stands still misses its beats.
+    """Beats in the event loop while its block lasts; one that stands still misses beats.
 
     Args:
         clock: times the beats.
@@ -30,12 +30,20 @@ class Pulse:
         self._clock = clock
         self._stalled_s = stalled_s
         self._beat_s = clock.monotonic()
+        self._next: asyncio.TimerHandle | None = None
 
-    async def run(self) -> None:
-        """Beat, for ever."""
-        while True:
-            self._beat_s = self._clock.monotonic()
-            await asyncio.sleep(BEAT_S)
+    def __enter__(self) -> Self:
+        self._beat()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._next is not None:
+            self._next.cancel()
+
+    def _beat(self) -> None:
+        self._beat_s = self._clock.monotonic()
+        # No task: it has to beat before the first loop starts and after the last ended.
+        self._next = asyncio.get_running_loop().call_later(BEAT_S, self._beat)
 
     @property
     def silent_s(self) -> float:

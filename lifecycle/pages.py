@@ -113,9 +113,7 @@ class Pages:
             writer.close()
 
     async def _reply(self, reader: asyncio.StreamReader) -> bytes:
-        peer = h11.Connection(
-            h11.SERVER, max_incomplete_event_size=MAX_REQUEST_BYTES
-        )
+        peer = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST_BYTES)
         try:
             while (event := peer.next_event()) is h11.NEED_DATA:
                 peer.receive_data(await reader.read(READ_BYTES))

@@ -83,6 +83,9 @@ class RunnerProcess:
         max_deaths: after so many deaths in a row with no batch finished, `run` ends.
         on_ready: called when the process has come back and holds every model; may
             be set later.
+
+    Attributes:
+        restarts: how often it has come back.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class RunnerProcess:
         self._child: _Child | None = None
         self._ready = False
         self._deaths = 0
+        self.restarts = 0
         self._down = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -213,6 +217,7 @@ class RunnerProcess:
             await self._ask_load(child, source)
         if self._models:
             self._ready = True
+            self.restarts += 1
             log.info("model process is back", pid=child.pid)
             self.on_ready()
         return child

@@ -68,15 +68,15 @@ class ServedRate:
             self._seeds[model] = best / 1000
 
     def batch_ended(
-        self, model: str, requests: int, ended_s: float, *, waiting: int
+        self, model: str, requests: int, ended_s: float, *, pressed: bool
     ) -> None:
-        """A batch of so many is done; `waiting` requests were left when it was taken."""
+        """A batch of so many is done; `pressed` if there is more to do at once."""
         if self._pressed and requests:
             took_s = max(ended_s - self._ended_s, 0.0)
             self._each.setdefault(model, _Decaying()).add(took_s, requests)
             self._all.add(took_s, requests)
         self._ended_s = ended_s
-        self._pressed = waiting > 0
+        self._pressed = pressed
 
     def seconds_each(self, model: str) -> float:
         """What one more request of a model costs; 0 while nothing is known."""
@@ -136,9 +136,7 @@ class Backlog:
         return sum(min(own, other) for other in self.share_s.values())
 
 
-def backlog(
-    depths: Iterable[Depth], rate: ServedRate, sizes: EnvelopeSize
-) -> Backlog:
+def backlog(depths: Iterable[Depth], rate: ServedRate, sizes: EnvelopeSize) -> Backlog:
     """What the depths of all classes of all models mean."""
     work: dict[str, float] = {}
     pool: dict[str, int] = {}

@@ -120,6 +120,7 @@ class Infer:
         batch = tuple(item for item in items if self._may_run(item))
         if not batch:
             return
+        self._replies.observer.batch_started(batch, len(self._batcher))
         first = batch[0].work
         outputs = self._runner.submit(
             f"{first.model.name}/{first.model.version}",
@@ -177,17 +178,16 @@ class Infer:
         try:
             outputs = done.result()
         except BatchFailed as error:
+            self._replies.observer.batch_failed(batch)
             self._retry_or_fail(batch, error)
             self._changed.set()
             return
         if self._culprits:
             for item in batch:
                 self._culprits.acquit(_culprit(item))
-        waited_ms = (started_s - batch[0].work.parcel.delivery.received_at) * 1000
-        self._replies.stamps.waited(max(waited_ms, 0.0))
-        self._replies.finish(
-            _results(batch, outputs, started_s, done_s, self._replies.stamps.now())
-        )
+        self._replies.observer.batch_ended(batch, started_s, done_s, outputs.infer_ms)
+        stamp = self._replies.stamps.now(batch[0].work.model.name)
+        self._replies.finish(_results(batch, outputs, started_s, done_s, stamp))
 
     def _say_expired(self, items: Batch) -> None:
         stamp = self._replies.stamps.now()

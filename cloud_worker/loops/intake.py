@@ -92,6 +92,7 @@ class Intake:
             return
         parcel = Parcel(delivery, address.agent, count, self._room)
         self._room.ledger.take(count)
+        self._replies.observer.came(model.name, count)
         stamps = self._replies.stamps
         desk = _Desk(parcel, address, model, self._clock, stamps)
         handed_over = 0
@@ -226,7 +227,7 @@ class _Desk:
                 deadline_s=self._now_s + left_s,
                 size_bytes=inputs.size_bytes,
                 rows=inputs.rows,
-                work=Held(self._parcel, subject, model, inputs),
+                work=Held(self._parcel, subject, model, inputs, request.traceparent),
             )
         )
 

@@ -146,3 +146,4 @@ class Held:
     subject: Subject
     model: ServedModel
     inputs: Inputs
+    traceparent: str | None = None

@@ -207,6 +207,14 @@ class WorkerProcess:
                 return int(child)
         return None
 
+    def stop_model(self) -> None:
+        """Let the model process stand still: what it has is in hand from now on."""
+        os.kill(self.model_process() or 0, signal.SIGSTOP)
+
+    def resume_model(self) -> None:
+        """Let the model process go on."""
+        os.kill(self.model_process() or 0, signal.SIGCONT)
+
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 

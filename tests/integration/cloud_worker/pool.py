@@ -209,11 +209,16 @@ class WorkerProcess:
 
     def stop_model(self) -> None:
         """Let the model process stand still: what it has is in hand from now on."""
-        os.kill(self.model_process() or 0, signal.SIGSTOP)
+        self._signal_model(signal.SIGSTOP)
 
     def resume_model(self) -> None:
         """Let the model process go on."""
-        os.kill(self.model_process() or 0, signal.SIGCONT)
+        self._signal_model(signal.SIGCONT)
+
+    def _signal_model(self, number: signal.Signals) -> None:
+        pid = self.model_process()
+        assert pid is not None
+        os.kill(pid, number)
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Final, Self
 
 from lifecycle.clock import Clock
-from lifecycle.pages import Page
+from lifecycle.page import Page
 
 BEAT_S: Final = 1.0
 STALLED_S: Final = 10.0

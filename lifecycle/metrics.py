@@ -13,7 +13,7 @@ from http import HTTPStatus
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Literal
 
-from lifecycle.pages import Page
+from lifecycle.page import Page
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
 from typing import Final, Self
@@ -19,27 +18,14 @@ from typing import Final, Self
 import h11
 import structlog
 
+from lifecycle.page import Page
+
 log = structlog.get_logger(__name__)
 
 MAX_REQUEST_BYTES: Final = 8 * 1024
 MAX_CONNECTIONS: Final = 16
 CONNECTION_S: Final = 5.0
 READ_BYTES: Final = 4096
-TEXT: Final = "text/plain; charset=utf-8"
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What a GET is answered with."""
-
-    status: HTTPStatus
-    body: bytes
-    content_type: str = TEXT
-
-    @classmethod
-    def text(cls, status: HTTPStatus, line: str) -> Page:
-        """One line for a person."""
-        return cls(status, f"{line}\n".encode())
 
 
 class CannotListen(OSError):

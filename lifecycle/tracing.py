@@ -11,7 +11,6 @@ OTEL_TRACES_SAMPLER says.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Literal
@@ -24,13 +23,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-__all__ = ["Parent", "TelemetryMissing", "Tracing", "read_traceparent"]
-
 EXPORT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_MS: Final = 3000
-_TRACEPARENT: Final = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)
 
 Kind = Literal["internal", "server", "consumer", "producer"]
 Attributes = Mapping[str, str | int | float | bool]
@@ -40,16 +34,6 @@ Parent = str
 
 class TelemetryMissing(Exception):
     """An endpoint is set, and OpenTelemetry is not installed."""
-
-
-def read_traceparent(value: object) -> Parent | None:
-    """A `traceparent` as its sender wrote it, or None for what is none.
-
-    The specification has a receiver begin a trace anew rather than refuse a request.
-    """
-    if isinstance(value, str) and _TRACEPARENT.fullmatch(value):
-        return value
-    return None
 
 
 class Tracing:
@@ -157,11 +141,6 @@ class Tracing:
 
     def _span_context(self, parent: Parent):  # type: ignore[no-untyped-def] # noqa: ANN202
         return self._trace.get_current_span(self._context(parent)).get_span_context()
-
-
-def sampled(traceparent: Parent | None) -> bool:
-    """Whether spans of this trace are kept."""
-    return traceparent is not None and int(traceparent[-2:], 16) & 1 == 1
 
 
 def unix_ns(monotonic_s: float, now_s: float) -> int:

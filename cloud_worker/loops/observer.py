@@ -10,13 +10,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from broker.traceparent import sampled
 from cloud_worker.core.batcher import Item
 from cloud_worker.core.overload import EnvelopeSize, ServedRate
 from cloud_worker.core.replies import Reply
 from cloud_worker.loops.parcels import Held, Parcel
 from lifecycle.clock import Clock
 from lifecycle.metrics import OTHER, SECONDS, SIZES, Histograms
-from lifecycle.tracing import Tracing, sampled, unix_ns
+from lifecycle.tracing import Tracing, unix_ns
 
 if TYPE_CHECKING:
     from collections.abc import Container

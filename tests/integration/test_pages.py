@@ -8,11 +8,11 @@ from http import HTTPStatus
 import pytest
 
 from lifecycle import pages
+from lifecycle.page import Page
 from lifecycle.pages import (
     MAX_CONNECTIONS,
     MAX_REQUEST_BYTES,
     CannotListen,
-    Page,
     Pages,
 )
 

@@ -3,7 +3,8 @@
 A payload is the bare bytes of a PNG or a JPEG, or a map in JSON or MessagePack:
 
     {"id"?: text, "inputs": {name: array} | "image": bytes,
-     "deadline_ms"?: number, "class"?: "hi" | "norm" | "bulk", "spill"?: true}
+     "deadline_ms"?: number, "class"?: "hi" | "norm" | "bulk", "spill"?: true,
+     "traceparent"?: text}
 
 An array is a nested list, or `{"dtype", "shape", "data"}` with little-endian bytes.
 Bytes are base64 in JSON. Numbers in lists become bool, int64 or float32. Unknown

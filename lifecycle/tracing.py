@@ -11,11 +11,14 @@ OTEL_TRACES_SAMPLER says.
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 EXPORT_TIMEOUT_S: Final = 5.0
-CLOSE_TIMEOUT_MS: Final = 3000
+CLOSE_TIMEOUT_S: Final = 2.0
+REASONS_KEPT: Final = 16
 
 Kind = Literal["internal", "server", "consumer", "producer"]
 Attributes = Mapping[str, str | int | float | bool]
@@ -72,11 +76,9 @@ class Tracing:
             {"service.name": service, "service.instance.id": instance}
         )
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(
-            BatchSpanProcessor(
-                OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT_S)
-            )
-        )
+        self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_TIMEOUT_S)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        _speak_as_we_do()
         self._tracer = self._provider.get_tracer("overspill")
         self._propagator = TraceContextTextMapPropagator()
         log.info("traces exported", endpoint=endpoint)
@@ -129,8 +131,11 @@ class Tracing:
 
     def close(self) -> None:
         """Send what waits, within seconds. Blocks; call it in a thread."""
-        self._provider.force_flush(CLOSE_TIMEOUT_MS)
+        # A collector that is away is tried again for as long as its exporter lives.
+        limit = threading.Timer(CLOSE_TIMEOUT_S, self._exporter.shutdown)
+        limit.start()
         self._provider.shutdown()
+        limit.cancel()
 
     def _context(self, parent: Parent | None) -> Context:
         carrier = {} if parent is None else {"traceparent": parent}
@@ -141,6 +146,28 @@ class Tracing:
 
     def _span_context(self, parent: Parent):  # type: ignore[no-untyped-def] # noqa: ANN202
         return self._trace.get_current_span(self._context(parent)).get_span_context()
+
+
+class _Said(logging.Handler):
+    """OpenTelemetry's warnings in our log, each kind of them once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._kinds: set[str] = set()
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = str(record.msg)
+        if kind not in self._kinds and len(self._kinds) < REASONS_KEPT:
+            self._kinds.add(kind)
+            log.warning("traces not exported", reason=record.getMessage()[:300])
+
+
+def _speak_as_we_do() -> None:
+    library = logging.getLogger("opentelemetry")
+    if not any(isinstance(each, _Said) for each in library.handlers):
+        library.addHandler(_Said())
+        library.propagate = False
 
 
 def unix_ns(monotonic_s: float, now_s: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from typing_extensions import override
 
 from broker.node import Node
 from broker.ports import free_port
@@ -48,7 +50,8 @@ class Collector:
                 self.send_response(200)
                 self.end_headers()
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            @override
+            def log_message(self, format: str, *args: object) -> None:
                 """Say nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -198,5 +201,9 @@ async def test_a_collector_that_is_away_costs_no_answer(
         traceparent = f"00-{7:032x}-{7:016x}-01"
         await asking.ask(pool.request("a-1", "it-away", traceparent=traceparent))
         await asking.result("a-1")
-        worker.signal(15)
+        worker.signal(signal.SIGTERM)
         assert await worker.ended() == 0
+        said = [line for line in worker.said if "traces not exported" in line]
+        assert 1 <= len(said) <= 3
+        # Not in the library's own words, which are no JSON.
+        assert not any(line.startswith("Transient") for line in worker.said)

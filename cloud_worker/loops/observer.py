@@ -16,7 +16,7 @@ from cloud_worker.core.overload import EnvelopeSize, ServedRate
 from cloud_worker.core.replies import Reply
 from cloud_worker.loops.parcels import Held, Parcel
 from lifecycle.clock import Clock
-from lifecycle.metrics import OTHER, SECONDS, SIZES, Histograms
+from lifecycle.metrics import OTHER, SECONDS, SIZES, Histogram, Histograms
 from lifecycle.tracing import Tracing, unix_ns
 
 if TYPE_CHECKING:
@@ -97,9 +97,13 @@ class Observer:
         self.busy_s[name] = self.busy_s.get(name, 0.0) + infer_s
         self.batch_size.of((name, model.version)).observe(count)
         self.infer_time.of((name, model.version)).observe(infer_s)
+        priority = batch[0].priority
+        waits = self.queue_wait.of((name, priority.value))
         for item in batch:
-            waited_s = started_s - item.work.parcel.delivery.received_at
-            self.queue_wait.of((name, item.priority.value)).observe(waited_s)
+            if item.priority is not priority:  # mostly that of its neighbour
+                priority = item.priority
+                waits = self.queue_wait.of((name, priority.value))
+            waits.observe(started_s - item.work.parcel.delivery.received_at)
         if self._spans is not None:
             self._spans.batch(
                 batch, started_s, done_s, infer_s, self._clock.monotonic()
@@ -109,13 +113,19 @@ class Observer:
         """The broker has taken an envelope of results, sent at `began_s`."""
         now_s = self._clock.monotonic()
         self.published += len(reply.results)
+        model = reply.results[0].model
+        times = self._times_of(model)
         for result, parcel in zip(reply.results, reply.settles, strict=True):
-            # A request may name any model; a label may not.
-            model = result.model if result.model in self._models else OTHER
-            whole_s = now_s - parcel.delivery.received_at
-            self.whole_time.of((model,)).observe(whole_s)
+            if result.model != model:
+                model = result.model
+                times = self._times_of(model)
+            times.observe(now_s - parcel.delivery.received_at)
         if self._spans is not None:
             self._spans.published(reply, began_s, now_s)
+
+    def _times_of(self, model: str) -> Histogram:
+        # A request may name any model; a label may not.
+        return self.whole_time.of((model if model in self._models else OTHER,))
 
 
 class _Spans:

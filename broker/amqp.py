@@ -126,8 +126,7 @@ class _Consumer:
     @property
     def oldest_s(self) -> float | None:
         """When the oldest delivery arrived that is not done; None if all are."""
-        while self._arrivals and self._arrivals[0][0] <= self._acks.floor:
-            self._arrivals.popleft()
+        self._forget_done()
         return self._arrivals[0][1] if self._arrivals else None
 
     def finish(self, tag: int) -> None:
@@ -139,15 +138,20 @@ class _Consumer:
         await self.channel.basic_reject(tag, requeue=requeue, wait=False)
         # Only now: an acknowledgement of later ones would cover it too.
         self._acks.settled(tag)
+        self._forget_done()
 
     async def acknowledge(self, *, written: bool) -> None:
         """Tell the broker all that is owed; with `written`, return once it is sent."""
         due = self._acks.take()
-        _ = self.oldest_s  # forgets the arrivals of what is done
+        self._forget_done()
         if due.up_to:
             await self.channel.basic_ack(due.up_to, multiple=True, wait=written)
         for tag in due.alone:
             await self.channel.basic_ack(tag, wait=written)
+
+    def _forget_done(self) -> None:
+        while self._arrivals and self._arrivals[0][0] <= self._acks.floor:
+            self._arrivals.popleft()
 
 
 class Delivery:

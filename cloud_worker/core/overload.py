@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-# The share of the past that each batch leaves; ten batches are half of the memory.
+# Busy time in which half of what was learned fades: longer than a hiccup of the machine,
+# shorter than a change that lasts.
+HALF_LIFE_S: Final = 10.0
+# Of the envelopes before, one more leaves this share: some ten are half of the memory.
 KEPT: Final = 0.93
 LEAST_RETRY_S: Final = 1.0
 MOST_RETRY_S: Final = 300.0
@@ -37,9 +40,9 @@ class _Decaying:
     above: float = 0.0
     below: float = 0.0
 
-    def add(self, above: float, below: float) -> None:
-        self.above = self.above * KEPT + above
-        self.below = self.below * KEPT + below
+    def add(self, above: float, below: float, kept: float) -> None:
+        self.above = self.above * kept + above
+        self.below = self.below * kept + below
 
     @property
     def quotient(self) -> float | None:
@@ -73,8 +76,9 @@ class ServedRate:
         """A batch of so many is done; `pressed` if there is more to do at once."""
         if self._pressed and requests:
             took_s = max(ended_s - self._ended_s, 0.0)
-            self._each.setdefault(model, _Decaying()).add(took_s, requests)
-            self._all.add(took_s, requests)
+            kept = 0.5 ** (took_s / HALF_LIFE_S)
+            self._each.setdefault(model, _Decaying()).add(took_s, requests, kept)
+            self._all.add(took_s, requests, kept)
         self._ended_s = ended_s
         self._pressed = pressed
 
@@ -98,7 +102,7 @@ class EnvelopeSize:
 
     def came(self, model: str, requests: int) -> None:
         """A message brought so many."""
-        self._each.setdefault(model, _Decaying()).add(requests, 1)
+        self._each.setdefault(model, _Decaying()).add(requests, 1, KEPT)
 
     def mean(self, model: str) -> float:
         """Requests in a message."""

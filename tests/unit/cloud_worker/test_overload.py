@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_worker.core.overload import (
+    HALF_LIFE_S,
     LEAST_RETRY_S,
     MOST_RETRY_S,
     Backlog,
@@ -51,7 +52,8 @@ def test_idleness_says_nothing_about_the_rate() -> None:
 def test_a_rate_that_changes_is_learned_anew() -> None:
     rate = ServedRate()
     busy(rate, "a", 8, 0.001)
-    for number in range(1, 100):
+    batches = round(6 * HALF_LIFE_S / 0.08)
+    for number in range(1, batches):
         rate.batch_ended("a", 8, 0.072 + number * 8 * 0.01, pressed=True)
     assert rate.seconds_each("a") == pytest.approx(0.01, rel=0.05)
 

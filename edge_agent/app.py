@@ -22,6 +22,7 @@ from broker import topics
 from broker.backoff import Backoff
 from broker.messages import Priority
 from broker.mqtt import LinkDown, MqttLink, MqttTarget
+from broker.traceparent import read_traceparent
 from bundle.pack import BundleRejected
 from bundle.trust import load_public_keys
 from edge_agent.adapters.control import ControlServer, only_agent_of
@@ -171,6 +172,7 @@ class Agent:
         deadline_s: float | None = None,
         priority: Priority = Priority.NORM,
         force: bool = False,
+        traceparent: str | None = None,
     ) -> Answer:
         """Answer one request, here or in the cloud.
 
@@ -183,6 +185,7 @@ class Agent:
             deadline_s: seconds until an answer is of no use any more.
             priority: its class.
             force: ask the cloud whatever the edge thinks.
+            traceparent: the caller's span, in the words of W3C; what is none is ignored.
 
         Returns:
             The final answer. A request that cannot be taken has status `refused`
@@ -192,6 +195,8 @@ class Agent:
         if isinstance(request, Answer):
             self._serving.count_refusal("bad_request")
             return request
+        if traceparent is not None:
+            request = replace(request, traceparent=read_traceparent(traceparent))
         return await self._infer(request)
 
     def _request(  # noqa: PLR0913, PLR0917 - the arguments of `infer`

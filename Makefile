@@ -40,7 +40,7 @@ check: setup ## format, lint, types and the import contracts
 	@$(BIN)/lint-imports
 
 bench: setup ## every benchmark, each beside its limit
-	@for name in path local pool outbox drain; do \
+	@for name in path local pool outbox drain batching; do \
 		echo "==> python -m benchmarks.$$name $(ARGS)"; \
 		$(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 

@@ -17,6 +17,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Iterator,
     Mapping,
     Sequence,
@@ -34,6 +35,7 @@ from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
     ChannelAccessRefused,
+    ChannelLockedResource,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     DeliveryError,
@@ -59,10 +61,13 @@ from broker.topology import TOPIC_EXCHANGE, Queue
 __all__ = [
     "AmqpLink",
     "BadUrl",
+    "Browser",
+    "CannotConsume",
     "Delivery",
     "LinkDown",
     "NoSuchQueue",
     "PublishTimeout",
+    "QueueInUse",
     "QueueLook",
 ]
 
@@ -98,15 +103,28 @@ class QueueLook:
     consumers: int
 
 
+class CannotConsume(Exception):
+    """The broker refuses a queue, or to deliver from it; says why and what to do."""
+
+
+class _Refused(LinkDown):
+    """The same, while the link is set up: without its queues it is of no use."""
+
+
+class QueueInUse(Exception):
+    """Somebody else looks at the queue."""
+
+
 class _Consumer:
     """One queue being consumed on a channel of its own."""
 
-    def __init__(self, queue: str, channel: Channel, prefetch: int) -> None:
+    def __init__(self, queue: str, channel: Channel) -> None:
         self.queue = queue
         self.channel = channel
-        self.tag = ""
+        self.prefetch = 0
+        self._tag = ""
         self._acks = Acks()
-        self._most_owed = max(1, prefetch // ACK_SHARE)
+        self._most_owed = 1
         self._arrivals: deque[tuple[int, float]] = deque()
 
     @property
@@ -128,6 +146,24 @@ class _Consumer:
         """When the oldest delivery arrived that is not done; None if all are."""
         self._forget_done()
         return self._arrivals[0][1] if self._arrivals else None
+
+    async def start(
+        self,
+        prefetch: int,
+        receive: Callable[[DeliveredMessage], Coroutine[Any, Any, None]],
+    ) -> None:
+        """Have deliveries brought; one may come before this returns."""
+        await self.channel.basic_qos(prefetch_count=prefetch)
+        self.prefetch = prefetch
+        self._most_owed = max(1, prefetch // ACK_SHARE)
+        ok = await self.channel.basic_consume(self.queue, receive)
+        self._tag = str(ok.consumer_tag)
+
+    async def stop(self) -> None:
+        """Have none brought; those that were can still be settled."""
+        tag, self._tag, self.prefetch = self._tag, "", 0
+        if tag:
+            await self.channel.basic_cancel(tag, timeout=CALL_TIMEOUT_S)
 
     def finish(self, tag: int) -> None:
         """Owe the broker an acknowledgement."""
@@ -228,6 +264,44 @@ class Delivery:
         return True
 
 
+class Browser:
+    """A look at the messages of one queue, in their order; see `AmqpLink.browse`.
+
+    Attributes:
+        count: how many messages there were when it began.
+    """
+
+    def __init__(self, queue: str, channel: Channel, count: int) -> None:
+        self.count = count
+        self._channel = channel
+        self._consumer = _Consumer(queue, channel)
+
+    async def next(self) -> Delivery | None:
+        """The next message, or None when there is no other.
+
+        Raises:
+            LinkDown: the connection was lost; what was not removed is in the queue.
+        """
+        with _translated():
+            message = await self._channel.basic_get(
+                self._consumer.queue, timeout=CALL_TIMEOUT_S
+            )
+        if isinstance(message.delivery, Basic.GetEmpty):
+            return None
+        return Delivery(self._consumer, message, lambda _: None)
+
+    async def remove(self, delivery: Delivery) -> None:
+        """Have the broker forget a message that this browser gave.
+
+        Raises:
+            LinkDown: the connection was lost; it may be in the queue or not.
+        """
+        delivery.ack()
+        with _translated():
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._consumer.acknowledge(written=True)
+
+
 class AmqpLink:
     """Two connections that consume and publish, and come back by themselves.
 
@@ -238,6 +312,7 @@ class AmqpLink:
         name: shown at the broker beside the connections.
         queues: declared and bound on each connect, before anything is consumed.
         consume: prefetch for each queue to consume; each has a channel of its own.
+            `consume_also` and `stop_consuming` change it later.
         on_delivery: takes one delivery over, and is cancelled when the channel dies:
             it should hand over and return. What it raises is logged, and the delivery
             stays unacknowledged until its connection ends.
@@ -269,7 +344,7 @@ class AmqpLink:
         )
         self._turn = 0
         self._name = name
-        self._queues = tuple(queues)
+        self._queues = {queue.name: queue for queue in queues}
         self._consume = dict(consume or {})
         if self._consume and on_delivery is None:
             raise ValueError("a link that consumes needs on_delivery")
@@ -283,8 +358,10 @@ class AmqpLink:
         self._inspector: Channel | None = None
         self._inspecting = asyncio.Lock()
         self._restored_s = -math.inf
-        self._cancelled: asyncio.Future[None] | None = None
-        self._consumers: list[_Consumer] = []
+        self._ended: asyncio.Future[None] | None = None
+        self._grown: asyncio.Future[None] | None = None
+        self._consumers: dict[str, _Consumer] = {}
+        self._changing = asyncio.Lock()
         self._owing = asyncio.Event()
         self._owing_many = asyncio.Event()
         self._stopped = False
@@ -372,12 +449,68 @@ class AmqpLink:
         except _LOST as error:
             raise LinkDown(self._down() + f" ({_text(error)})") from error
 
-    async def stop_consuming(self) -> None:
-        """Take no further deliveries, for good; those taken can still be settled."""
-        self._stopped = True
-        for each in self._consumers:
-            with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
-                await each.channel.basic_cancel(each.tag, timeout=CALL_TIMEOUT_S)
+    async def consume_also(self, queues: Sequence[Queue], prefetch: int) -> None:
+        """Declare these queues and consume them from now on, after reconnects as well.
+
+        Without a connection this takes effect with the next one. A queue that is
+        consumed already goes on with the new prefetch.
+
+        Raises:
+            CannotConsume: the broker refused one of them; none of them is consumed.
+        """
+        async with self._changing:
+            for queue in queues:
+                self._queues[queue.name] = queue
+                self._consume[queue.name] = prefetch
+            connection = self._inlet
+            if connection is None:
+                return
+            try:
+                with _only_own_cancellation():
+                    async with asyncio.timeout(SETUP_TIMEOUT_S):
+                        await self._add_consumers(connection, queues)
+            except _Refused as refusal:
+                await self._forget([queue.name for queue in queues])
+                raise CannotConsume(str(refusal)) from refusal
+            except (*_LOST, LinkDown) as error:
+                self._end_inward(f"a queue could not be consumed ({_text(error)})")
+
+    async def stop_consuming(self, queues: Sequence[str] | None = None) -> None:
+        """Take no further deliveries; those taken can still be settled.
+
+        Args:
+            queues: of these alone, until they are consumed again; None: of all, for
+                good.
+        """
+        if queues is None:
+            self._stopped = True
+        async with self._changing:
+            if queues is not None:
+                await self._forget(queues)
+                return
+            for each in self._consumers.values():
+                await _stop(each)
+
+    async def _add_consumers(
+        self, connection: aio_pika.Connection, queues: Sequence[Queue]
+    ) -> None:
+        # A refusal closes the channel, and must not take the link with it.
+        channel = await _open_channel(connection)
+        for queue in queues:
+            await self._declare(channel, queue)
+        await channel.close()
+        for queue in queues:
+            await self._start_consumer(connection, queue.name)
+        if self._grown is not None and not self._grown.done():
+            self._grown.set_result(None)
+
+    async def _forget(self, queues: Sequence[str]) -> None:
+        for name in queues:
+            self._queues.pop(name, None)
+            self._consume.pop(name, None)
+            if name in self._consumers:
+                # It stays, for what it has brought and for the next start.
+                await _stop(self._consumers[name])
 
     async def restore(self, since_s: float) -> bool:
         """See that every queue is there and bound: somebody may have deleted one.
@@ -412,14 +545,14 @@ class AmqpLink:
 
     async def _bind_again(self, connection: aio_pika.Connection) -> None:
         channel = await self._inspecting_channel(connection)
-        for queue in self._queues:
+        for queue in tuple(self._queues.values()):
             await channel.queue_declare(queue.name, passive=True)
             await channel.queue_bind(queue.name, queue.exchange, queue.routing_key)
 
     def _end_inward(self, why: str) -> None:
-        cancelled = self._cancelled
-        if cancelled is not None and not cancelled.done():
-            cancelled.set_exception(
+        ended = self._ended
+        if ended is not None and not ended.done():
+            ended.set_exception(
                 LinkDown(f"{why} at {self._where}: it will be declared again")
             )
 
@@ -434,7 +567,7 @@ class AmqpLink:
         Args:
             now_s: of `time.monotonic`.
         """
-        oldest = [each.oldest_s for each in self._consumers]
+        oldest = [each.oldest_s for each in self._consumers.values()]
         return max((now_s - at_s for at_s in oldest if at_s is not None), default=0.0)
 
     async def depth(self, queue: str) -> int:
@@ -466,6 +599,43 @@ class AmqpLink:
         except _LOST as error:
             raise LinkDown(self._down() + f" ({_text(error)})") from error
         return QueueLook(found.message_count or 0, found.consumer_count or 0)
+
+    @contextlib.asynccontextmanager
+    async def browse(self, queue: str) -> AsyncIterator[Browser]:
+        """Look at a queue's messages one after the other, and at each once.
+
+        What was not removed goes back to where it was at the end of this, and when
+        the connection or this process dies. Nobody else can browse it meanwhile.
+
+        Raises:
+            QueueInUse: somebody else does.
+            NoSuchQueue: the broker does not have it.
+            LinkDown: there is no connection.
+        """
+        connection = self._inlet
+        if connection is None:
+            raise LinkDown(self._down())
+        lock = f"{queue}.browsed"
+        with _translated():
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                door = await _open_channel(connection)
+                try:
+                    # Gone with the connection that made it, whatever ends that.
+                    await door.queue_declare(lock, exclusive=True)
+                    found = await door.queue_declare(queue, passive=True)
+                except ChannelLockedResource:
+                    raise QueueInUse(f"queue {queue!r} is in use") from None
+                except ChannelNotFoundEntity:
+                    raise NoSuchQueue(f"{self._where} has no queue {queue!r}") from None
+                channel = await _open_channel(connection)
+        try:
+            yield Browser(queue, channel, found.message_count or 0)
+        finally:
+            with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await channel.close()
+                    await door.queue_delete(lock)
+                    await door.close()
 
     def _down(self) -> str:
         why = self.last_error or "the connection was lost or not made yet"
@@ -515,27 +685,40 @@ class AmqpLink:
 
     async def _consume_once(self) -> None:
         async with self._connected("consume") as connection:
-            with _only_own_cancellation():
-                async with asyncio.timeout(SETUP_TIMEOUT_S):
-                    self._inspector = await _open_channel(connection)
-                    for queue in self._queues:
-                        await self._declare(self._inspector, queue)
-            self._inlet = connection
-            cancelled = asyncio.get_running_loop().create_future()
-            self._cancelled = cancelled
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            ended.add_done_callback(_read)  # it may end before anybody waits for it
+            self._ended = ended
             try:
-                with _only_own_cancellation():
-                    async with asyncio.timeout(SETUP_TIMEOUT_S):
-                        await self._start_consumers(connection)
+                async with self._changing:
+                    with _only_own_cancellation():
+                        async with asyncio.timeout(SETUP_TIMEOUT_S):
+                            await self._set_up(connection)
                 self._inward.rise()
-                channels = [each.channel for each in self._consumers]
-                await self._until_ended(connection, channels, cancelled)
+                await self._while_consuming(connection, ended)
             finally:
                 # Closing throws away what was not yet written.
                 await self._acknowledge(CLOSE_TIMEOUT_S, written=True)
                 self._inlet = self._inspector = None
-                self._consumers = []
+                self._consumers = {}
                 self._inward.fall()
+
+    async def _set_up(self, connection: aio_pika.Connection) -> None:
+        self._inspector = await _open_channel(connection)
+        for queue in self._queues.values():
+            await self._declare(self._inspector, queue)
+        self._inlet = connection
+        for name in self._consume:
+            await self._start_consumer(connection, name)
+
+    async def _while_consuming(
+        self, connection: aio_pika.Connection, ended: asyncio.Future[None]
+    ) -> None:
+        """Hold the connection; queues may come, as channels, while it lasts."""
+        while True:
+            grown: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._grown = grown
+            channels = [each.channel for each in self._consumers.values()]
+            await self._until_ended(connection, channels, ended, until=grown)
 
     async def _declare(self, channel: Channel, queue: Queue) -> None:
         try:
@@ -544,43 +727,46 @@ class AmqpLink:
             )
             await channel.queue_bind(queue.name, queue.exchange, queue.routing_key)
         except ChannelPreconditionFailed as error:
-            raise LinkDown(
+            raise _Refused(
                 f"queue {queue.name!r} exists at {self._where} with other arguments "
                 f"({_text(error)}): empty and delete it, then it is declared anew"
             ) from error
         except ChannelAccessRefused as error:
-            raise LinkDown(
+            raise _Refused(
                 f"user {self._url.user!r} may not declare queue {queue.name!r} at "
                 f"{self._where} ({_text(error)}): load the rendered definitions"
             ) from error
         except ChannelNotFoundEntity as error:
-            raise LinkDown(
+            raise _Refused(
                 f"{self._where} lacks the exchange {queue.exchange!r} of queue "
                 f"{queue.name!r}: load the rendered definitions"
             ) from error
 
-    async def _start_consumers(self, connection: aio_pika.Connection) -> None:
-        for queue, prefetch in self._consume.items():
-            if self._stopped:
-                return
+    async def _start_consumer(
+        self, connection: aio_pika.Connection, queue: str
+    ) -> None:
+        prefetch = self._consume[queue]
+        consumer = self._consumers.get(queue)
+        if self._stopped or (consumer is not None and consumer.prefetch == prefetch):
+            return
+        if consumer is None:
             channel = await _open_channel(connection)
             channel.on_consumer_cancel_callbacks.add(
-                partial(self._on_cancelled, queue, self._cancelled)
+                partial(self._on_cancelled, queue, self._ended)
             )
-            await channel.basic_qos(prefetch_count=prefetch)
-            consumer = _Consumer(queue, channel, prefetch)
-            self._consumers.append(consumer)  # a delivery may come before the answer
-            try:
-                ok = await channel.basic_consume(
-                    queue, partial(self._receive, consumer)
-                )
-            except (ChannelNotFoundEntity, ChannelAccessRefused) as error:
-                raise LinkDown(
-                    f"cannot consume queue {queue!r} at {self._where} "
-                    f"({_text(error)}): declare it or give user {self._url.user!r} "
-                    "permission to read it"
-                ) from error
-            consumer.tag = str(ok.consumer_tag)
+            consumer = self._consumers[queue] = _Consumer(queue, channel)
+        else:
+            # RabbitMQ applies a prefetch to consumers that start after it was set.
+            await consumer.stop()
+        try:
+            await consumer.start(prefetch, partial(self._receive, consumer))
+        except (ChannelNotFoundEntity, ChannelAccessRefused) as error:
+            del self._consumers[queue]
+            raise _Refused(
+                f"cannot consume queue {queue!r} at {self._where} "
+                f"({_text(error)}): declare it or give user {self._url.user!r} "
+                "permission to read it"
+            ) from error
 
     async def _receive(self, consumer: _Consumer, message: DeliveredMessage) -> None:
         delivery = Delivery(consumer, message, self._note_ack)
@@ -614,7 +800,7 @@ class AmqpLink:
         # A connection that is dead and does not know it may take frames for ever.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                for each in self._consumers:
+                for each in tuple(self._consumers.values()):
                     with (
                         contextlib.suppress(*_LOST, LinkDown),
                         _only_own_cancellation(),
@@ -622,22 +808,29 @@ class AmqpLink:
                         await each.acknowledge(written=written)
 
     def _on_cancelled(
-        self, queue: str, cancelled: asyncio.Future[None] | None, _: object
+        self, queue: str, ended: asyncio.Future[None] | None, _: object
     ) -> None:
-        if cancelled is self._cancelled:
+        if ended is self._ended:
             self._end_inward(f"queue {queue!r} was deleted or lost its leader")
 
     async def _until_ended(
         self,
         connection: aio_pika.Connection,
         channels: Sequence[Channel],
-        *others: asyncio.Future[None],
+        ended: asyncio.Future[None] | None = None,
+        *,
+        until: asyncio.Future[None] | None = None,
     ) -> None:
-        """Hold the connection until it or a channel ends, which raises LinkDown."""
+        """Hold the connection; returns when `until` is done.
+
+        Raises:
+            LinkDown: the connection or a channel has ended, or `ended` was set.
+        """
         transport = connection.transport
         if transport is None:
             raise LinkDown(f"{self._where} closed the connection")
         ends = [transport.connection.closing, *(each.closing for each in channels)]
+        others = [each for each in (ended, until) if each is not None]
         try:
             done, _ = await asyncio.wait(
                 [*others, *ends], return_when=asyncio.FIRST_COMPLETED
@@ -645,7 +838,8 @@ class AmqpLink:
         finally:
             for end in ends:
                 end.cancel()
-        raise LinkDown(self._why_ended(done))
+        if done != {until}:
+            raise LinkDown(self._why_ended(done))
 
     def _why_ended(self, done: set[asyncio.Future[Any]]) -> str:
         errors = [end.exception() for end in done if not end.cancelled()]
@@ -686,6 +880,16 @@ async def _endure(standing: Standing, once: Callable[[], Awaitable[None]]) -> No
         await standing.pause(reason)
 
 
+def _read(ended: asyncio.Future[None]) -> None:
+    if not ended.cancelled():
+        ended.exception()
+
+
+async def _stop(consumer: _Consumer) -> None:
+    with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
+        await consumer.stop()
+
+
 async def _open_channel(
     connection: aio_pika.Connection, *, confirms: bool = False
 ) -> Channel:
@@ -708,6 +912,17 @@ def _only_own_cancellation() -> Iterator[None]:
         if task is not None and task.cancelling():
             raise
         raise LinkDown("the connection was lost during a call") from None
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        with _only_own_cancellation():
+            yield
+    except TimeoutError:
+        raise LinkDown("the broker did not answer in time") from None
+    except _LOST as error:
+        raise LinkDown(f"the connection was lost ({_text(error)})") from error
 
 
 def _read_url(url: str) -> URL:

@@ -145,7 +145,11 @@ class Timings(Message):
 
 
 class Result(Message):
-    """The pool's word on one request; `id` and `device` are the request's own."""
+    """The pool's word on one request; `id` and `device` are the request's own.
+
+    `retry_after_s` stands beside `failed` when there was no room for the request in
+    its time: then the same may be asked again.
+    """
 
     id: Id
     device: Id
@@ -163,6 +167,7 @@ class Result(Message):
     batch_size: MonotonicCount = 0
     server_time_ms: MonotonicCount = 0
     pool_wait_ms: Milliseconds = 0.0
+    retry_after_s: Annotated[float, Field(ge=0)] | None = None
 
 
 class Get(Message):

@@ -20,6 +20,7 @@ UNROUTED_EXCHANGE: Final = "unrouted"
 UNROUTED_QUEUE: Final = "unrouted"
 DEAD_EXCHANGE: Final = "infer.dead"
 DEAD_QUEUE: Final = "infer.dead"
+UNANSWERED_QUEUE: Final = "infer.unanswered"
 GET_QUEUE: Final = "model.get"
 TELEMETRY_QUEUE: Final = "fleet.telemetry"
 
@@ -29,6 +30,11 @@ REQUEST_QUEUE_BYTES: Final = 4 * 1024**3
 SESSION_QUEUE_MESSAGES: Final = 20_000
 SESSION_QUEUE_BYTES: Final = 64 * 1024**2
 SIDE_QUEUE_MESSAGES: Final = 100_000
+DEAD_MESSAGES: Final = 10_000
+DEAD_BYTES: Final = 1024**3
+DEAD_TTL_MS: Final = 7 * 24 * 3600 * 1000
+# Whoever looks puts all back, which counts as a delivery of each.
+DEAD_LOOKS: Final = 1_000_000
 
 Arguments = Mapping[str, str | int]
 
@@ -91,8 +97,21 @@ def standing_queues() -> tuple[Queue, ...]:
     bounded = {**quorum, "x-max-length": SIDE_QUEUE_MESSAGES, "x-overflow": "drop-head"}
     return (
         Queue(UNROUTED_QUEUE, UNROUTED_EXCHANGE, "", bounded),
-        # Dead letters keep their routing key, so the agent can still be told.
-        Queue(DEAD_QUEUE, DEAD_EXCHANGE, "", bounded),
+        # Dead letters keep their routing key, so the agent can still be told: workers
+        # answer those of `infer.unanswered`, and operators keep those of `infer.dead`.
+        Queue(UNANSWERED_QUEUE, DEAD_EXCHANGE, "", bounded),
+        Queue(
+            DEAD_QUEUE,
+            DEAD_EXCHANGE,
+            "",
+            {
+                **bounded,
+                "x-max-length": DEAD_MESSAGES,
+                "x-max-length-bytes": DEAD_BYTES,
+                "x-message-ttl": DEAD_TTL_MS,
+                "x-delivery-limit": DEAD_LOOKS,
+            },
+        ),
         Queue(
             GET_QUEUE,
             TOPIC_EXCHANGE,
@@ -138,14 +157,15 @@ def worker_user(name: str = "worker") -> User:
 
 
 def fleet_user(name: str = "fleet") -> User:
-    """The operators' program: hears telemetry, sends hints."""
+    """The operators' program: hears telemetry, sends hints, retries dead letters."""
     queues = "infer\\..*|unrouted|model\\.get|fleet\\.telemetry"
     return User(
         name=name,
         configure=f"^({queues})$",
         write=f"^({queues}|amq\\.topic)$",
         read=f"^({queues}|amq\\.topic)$",
-        topic_write="^e1\\.[a-z0-9_-]+\\.dn\\.",
+        # `up.req` as well: a retried dead letter goes back to where it died.
+        topic_write="^e1\\.[a-z0-9_-]+\\.(dn\\.|up\\.req\\.)",
         topic_read="^e1\\.",
     )
 

@@ -14,8 +14,13 @@ from pydantic import ValidationError
 
 from broker.codec import explain
 from broker.link import BadUrl
-from cloud_worker.adapters.repository import Found, NoRepository, find_models
-from cloud_worker.adapters.runner import RunnerLost
+from cloud_worker.adapters.repository import (
+    Candidate,
+    Found,
+    NoRepository,
+    find_models,
+)
+from cloud_worker.core.policy import LATEST, Policy, Shares
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.settings import WorkerSettings
 from lifecycle.logs import configure_logs
@@ -37,6 +42,10 @@ Models = Annotated[
         "[env: OVERSPILL_WORKER_MODELS]"
     ),
 ]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="Serve this model and no others; may be given again."),
+]
 
 
 @app.command()
@@ -49,6 +58,7 @@ def run(  # noqa: PLR0913 - the options of a command line
         ),
     ] = None,
     models: Models = None,
+    only: Only = None,
     registry: Annotated[
         Path | None,
         typer.Option(help="The fleet's registry; then model updates are served too."),
@@ -79,6 +89,7 @@ def run(  # noqa: PLR0913 - the options of a command line
     settings = _settings(
         amqp_url=amqp_url,
         models=models,
+        only=tuple(only) if only else None,
         registry=registry,
         worker_id=id_,
         max_batch=max_batch,
@@ -87,13 +98,7 @@ def run(  # noqa: PLR0913 - the options of a command line
     )
     try:
         _run_loop(_run(settings))
-    except (
-        NoRepository,
-        BadUrl,
-        RunnerLost,
-        CannotListen,
-        TelemetryMissing,
-    ) as error:
+    except (NoRepository, BadUrl, CannotListen, TelemetryMissing) as error:
         _give_up(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -103,23 +108,22 @@ def run(  # noqa: PLR0913 - the options of a command line
 def models(
     *,
     models: Models = None,
+    only: Only = None,
     as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False,
 ) -> None:
     """List what a worker would serve, and what it would pass over and why."""
-    settings = _settings(models=models)
+    settings = _settings(models=models, only=tuple(only) if only else None)
     try:
-        found = find_models(settings.models, max_batch=settings.max_batch)
+        found = find_models(
+            settings.models, max_batch=settings.max_batch, only=settings.only
+        )
     except NoRepository as error:
         _give_up(str(error))
     if as_json:
         typer.echo(json.dumps(_listing(found), indent=2))
         return
-    for name, (newest, *older) in found.models.items():
-        rest = ", ".join(each.source.version for each in older)
-        typer.echo(
-            f"{name} {newest.source.version} ({newest.source.format})"
-            + (f"; older: {rest}" if rest else "")
-        )
+    for name, versions in found.models.items():
+        typer.echo(f"{name} {_in_words(versions, found.policies.get(name))}")
     for refused in found.refused:
         typer.echo(f"passed over {refused.path}: {refused.reason}")
 
@@ -158,16 +162,47 @@ def _settings(**given: object) -> WorkerSettings:
         _give_up(f"setting {explain(error)}")
 
 
+def _shares(versions: tuple[Candidate, ...], policy: Policy | None) -> Shares:
+    """Who would answer if all of them can be loaded."""
+    names = [each.source.version for each in versions]
+    return policy.wanted(names, names) if policy is not None else {}
+
+
+def _in_words(versions: tuple[Candidate, ...], policy: Policy | None) -> str:
+    shares = _shares(versions, policy)
+    served = [
+        (f"{100 * shares[each]:g} % " if len(shares) > 1 else "")
+        + f"{each} ({candidate.source.format})"
+        for candidate in versions
+        if (each := candidate.source.version) in shares
+    ]
+    words = [", ".join(served) or "is not served"]
+    if policy is None or policy != LATEST:
+        words.append(str(policy or "its policy.json is wrong"))
+    others = [v for each in versions if (v := each.source.version) not in shares]
+    if others:
+        words.append(f"others: {', '.join(others)}")
+    return "; ".join(words)
+
+
 def _listing(found: Found) -> dict[str, Any]:
     return {
         "models": [
             {
                 "name": name,
-                "version": versions[0].source.version,
-                "format": versions[0].source.format,
-                "path": str(versions[0].source.path),
-                "max_batch": versions[0].source.max_batch,
-                "older": [each.source.version for each in versions[1:]],
+                "policy": None
+                if (policy := found.policies.get(name)) is None
+                else str(policy),
+                "shares": _shares(versions, policy),
+                "versions": [
+                    {
+                        "version": each.source.version,
+                        "format": each.source.format,
+                        "path": str(each.source.path),
+                        "max_batch": each.source.max_batch,
+                    }
+                    for each in versions
+                ],
             }
             for name, versions in found.models.items()
         ],

@@ -6,32 +6,34 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
 
 from broker.amqp import AmqpLink
 from broker.amqp import Delivery as AmqpDelivery
 from broker.backoff import Backoff
-from broker.topology import GET_QUEUE, Queue, model_queues, standing_queues
+from broker.topology import GET_QUEUE, standing_queues
 from bundle.store import BundleStore
 from cloud_worker.adapters.inline import InlineRunner
-from cloud_worker.adapters.repository import (
-    Candidate,
-    Found,
-    NoRepository,
-    Unservable,
-    find_models,
-)
-from cloud_worker.adapters.runner import CannotLoad, RunnerLost, RunnerProcess
+from cloud_worker.adapters.library import Library
+from cloud_worker.adapters.repository import NoRepository
+from cloud_worker.adapters.runners import Limits, Runners
+from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.core.batcher import Batcher
+from cloud_worker.core.costs import Costs
 from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.spec import ServedModel
+from cloud_worker.core.versions import Versions
 from cloud_worker.loops import side_queues, updates
 from cloud_worker.loops.bookkeeping import Bookkeeping
+from cloud_worker.loops.complaints import Complaints
+from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.intake import Intake
+from cloud_worker.loops.keeping import Keeper
 from cloud_worker.loops.media import Decoder
 from cloud_worker.loops.observer import Observer
 from cloud_worker.loops.overload import PoolWatch
@@ -40,6 +42,7 @@ from cloud_worker.loops.replies import Replies
 from cloud_worker.loops.side_queues import SIDE_QUEUES, SideQueues
 from cloud_worker.loops.stamps import Stamps
 from cloud_worker.loops.updates import Updates
+from cloud_worker.loops.usage import Usage
 from cloud_worker.settings import WorkerSettings
 from cloud_worker.status import Parts, RunnerLook, WorkerStatus
 from lifecycle.clock import Clock, SystemClock
@@ -54,8 +57,6 @@ from lifecycle.watchdog import ServiceManager
 log = structlog.get_logger(__name__)
 
 UPDATE_READERS: Final = 4
-
-T = TypeVar("T")
 
 
 class Worker:
@@ -97,53 +98,49 @@ class Worker:
         Raises:
             NoRepository: there is no model to serve.
             BadUrl: `amqp_url` does not name a broker.
-            RunnerLost: the model process cannot be kept alive.
             CannotListen: `http_port` is taken.
             TelemetryMissing: `traces` is set and OpenTelemetry is not installed.
         """
         # A wrong URL should be told before the models are loaded, which takes long.
         AmqpLink(self._settings.amqp_url, name=self._settings.worker_id)
-        found = find_models(self._settings.models, max_batch=self._settings.max_batch)
-        for refused in found.refused:
-            log.warning("model passed over", path=str(refused.path), why=refused.reason)
         async with AsyncExitStack() as stack:
             await self._serve_health(stack)
             tracing = await self._open_traces(stack)
-            process = await stack.enter_async_context(self._runner())
+            runners = await stack.enter_async_context(self._runners())
             runner = InlineRunner(
-                process,
+                runners,
                 below_ms=self._settings.inline_below_ms,
                 threads=self._settings.intra_threads,
             )
-            models = await _unless(stop, self._load(found, runner))
-            if models is None:
-                log.info("stopped while loading models")
-                return
-            decoders = stack.enter_context(
-                ThreadPoolExecutor(self._settings.decode_threads, "decode")
+            threads = _Threads(
+                *(
+                    stack.enter_context(ThreadPoolExecutor(count, name))
+                    for count, name in (
+                        (self._settings.decode_threads, "decode"),
+                        (UPDATE_READERS, "update"),
+                        (1, "repository"),
+                    )
+                )
             )
-            readers = stack.enter_context(ThreadPoolExecutor(UPDATE_READERS, "update"))
             pool = _Pool(
                 self._settings,
                 self._clock,
                 runner,
-                models,
-                decoders=decoders,
-                readers=readers,
+                threads=threads,
                 journal=self._journal,
                 ledger=self.ledger,
                 tracing=tracing,
             )
+            runners.on_change = pool.infer.wake
+            if not await _unless(stop, pool.keeper.fill()):
+                log.info("stopped while loading models")
+                return
             self._status.parts = pool.parts(
-                lambda: (RunnerLook("0", process.pid, process.restarts, process.ready),)
+                partial(_look, pool.keeper, runners, runner)
             )
-            process.on_ready = pool.infer.wake
-            try:
-                # RabbitMQ may come hours later, and the watchdog watches until then.
-                async with self._service.watching("waiting for RabbitMQ"):
-                    await self._work(pool, process, stop)
-            except* RunnerLost as lost:
-                raise lost.exceptions[0] from None
+            # RabbitMQ may come hours later, and the watchdog watches until then.
+            async with self._service.watching("waiting for RabbitMQ"):
+                await self._work(pool, runners, stop)
 
     async def _serve_health(self, stack: AsyncExitStack) -> None:
         settings = self._settings
@@ -172,47 +169,36 @@ class Worker:
         stack.push_async_callback(asyncio.to_thread, tracing.close)
         return tracing
 
-    def _runner(self) -> RunnerProcess:
+    def _runners(self) -> Runners:
         settings = self._settings
-        return RunnerProcess(
-            intra_threads=settings.intra_threads,
-            inter_threads=settings.inter_threads,
-            batch_timeout_s=settings.batch_timeout_s,
-            load_timeout_s=settings.load_timeout_s,
+        return Runners(
+            tuning=Tuning(
+                intra_threads=settings.intra_threads,
+                inter_threads=settings.inter_threads,
+                xla=settings.xla,
+                mixed_precision=settings.mixed_precision,
+                at_once=settings.at_once,
+            ),
+            limits=Limits(
+                batch_s=settings.batch_timeout_s,
+                load_s=settings.load_timeout_s,
+                deaths=settings.max_deaths,
+                retry_failed_s=settings.retry_failed_s,
+                memory_mb=settings.runner_memory_mb,
+            ),
         )
 
-    async def _load(
-        self, found: Found, runner: InlineRunner
-    ) -> tuple[ServedModel, ...]:
-        """Load the newest version of each model that can be loaded.
-
-        Raises:
-            NoRepository: not one can.
-        """
-        loaded = [
-            await _load_newest(candidates, runner)
-            for candidates in found.models.values()
-        ]
-        models = tuple(model for model in loaded if model is not None)
-        if not models:
-            raise NoRepository(
-                f"none of the models in {self._settings.models} can be served: "
-                "see the reasons above"
-            )
-        return models
-
-    async def _work(
-        self, pool: _Pool, process: RunnerProcess, stop: asyncio.Event
-    ) -> None:
+    async def _work(self, pool: _Pool, runners: Runners, stop: asyncio.Event) -> None:
         async with Supervisor(Backoff) as loops, asyncio.TaskGroup() as group:
             # These hold requests, which a new start would leave in no hands. When one
             # fails the worker ends, and RabbitMQ gives all it holds to another.
             tasks = [
                 group.create_task(each)
-                for each in (process.run(), pool.infer.run(), pool.replies.run())
+                for each in (runners.run(), pool.infer.run(), pool.replies.run())
             ]
             tasks.append(group.create_task(self._announce(pool)))
             loops.start("link", pool.link.run)
+            loops.start("models", pool.keeper.run)
             loops.start("bookkeeping", pool.bookkeeping.run)
             loops.start("pool's wait", pool.watch.run)
             await stop.wait()
@@ -223,10 +209,11 @@ class Worker:
 
     async def _announce(self, pool: _Pool) -> None:
         await pool.link.wait_up()
-        shown = [f"{each.name}/{each.version}" for each in pool.models.values()]
+        models = pool.keeper.models
+        shown = [model.key for model in models]
         log.info("ready", worker=self._settings.worker_id, models=shown)
         self._service.status(f"serving {', '.join(shown)}")
-        self._on_ready(tuple(pool.models.values()))
+        self._on_ready(models)
 
     async def _drain(self, pool: _Pool) -> None:
         held = pool.room.held
@@ -243,6 +230,15 @@ class Worker:
             log.info("stopped", finished=held, given_back=0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Threads:
+    """Where what would block the event loop is done."""
+
+    decode: ThreadPoolExecutor
+    update: ThreadPoolExecutor
+    repository: ThreadPoolExecutor
+
+
 class _Pool:
     """The loops of one worker and what they share."""
 
@@ -251,33 +247,32 @@ class _Pool:
         settings: WorkerSettings,
         clock: Clock,
         runner: InlineRunner,
-        models: tuple[ServedModel, ...],
         *,
-        decoders: ThreadPoolExecutor,
-        readers: ThreadPoolExecutor,
+        threads: _Threads,
         journal: Journal,
         ledger: Ledger,
         tracing: Tracing | None,
     ) -> None:
-        self.models = {model.name: model for model in models}
         self.room = Room(settings.max_held, ledger)
         self.bookkeeping = Bookkeeping(self.room)
         self.link = AmqpLink(
             settings.amqp_url,
             name=settings.worker_id,
-            queues=_queues(models),
-            consume=_consumed(settings, models),
+            queues=standing_queues(),
+            consume=_consumed_always(settings),
             on_delivery=self._take,
         )
         timeout_s = settings.publish_timeout_s
-        batcher: Batcher[Held] = Batcher(max_batch_bytes=settings.max_batch_bytes)
+        costs = Costs(least_limit_s=settings.batch_timeout_s)
+        batcher: Batcher[Held] = Batcher(
+            costs=costs, max_batch_bytes=settings.max_batch_bytes
+        )
         self._waiting = batcher.__len__
-        self.observer = Observer(clock, self.models, tracing)
-        for model in models:
-            self.observer.rate.seed(model.name, model.spec.costs_ms)
+        self.observer = Observer(clock, tracing)
         self.watch = PoolWatch(
             self.link.look,
-            models=self.models.keys,
+            models=lambda: tuple(self.keeper.serving),
+            loaded=lambda: self.keeper.models,
             observer=self.observer,
             waiting=self._waiting,
         )
@@ -293,24 +288,54 @@ class _Pool:
         self.infer = Infer(
             runner,
             batcher,
+            costs=costs,
             replies=self.replies,
+            dead_letters=DeadLetters(
+                self.link.publish,
+                worker=settings.worker_id,
+                clock=clock,
+                ledger=ledger,
+            ),
             clock=clock,
         )
+        usage = Usage()
+        limit_mb = settings.models_memory_mb
+        self.keeper = Keeper(
+            Library(
+                settings.models,
+                max_batch=settings.max_batch,
+                only=settings.only,
+                settle_s=settings.watch_s,
+            ),
+            Versions(limit_bytes=None if limit_mb is None else limit_mb * 2**20),
+            runner=runner,
+            link=self.link,
+            infer=self.infer,
+            usage=usage,
+            costs=costs,
+            clock=clock,
+            thread=threads.repository,
+            prefetch=lambda model: settings.prefetch or 2 * model.max_batch,
+            watch_s=settings.watch_s,
+        )
+        self.observer.models = self.keeper.serving
         self._intake = Intake(
-            self.models,
+            self.keeper.serving,
             offer=self.infer.offer,
             replies=self.replies,
             clock=clock,
             room=self.room,
-            decoder=Decoder(decoders, max_pixels=settings.max_pixels),
+            decoder=Decoder(threads.decode, max_pixels=settings.max_pixels),
+            usage=usage,
             journal=journal,
         )
         self._side_queues = SideQueues(
-            self.models,
+            self.keeper.serving,
             self.link.publish,
             restore=self.link.restore,
             replies=self.replies,
             room=self.room,
+            complaints=Complaints(clock),
             timeout_s=timeout_s,
         )
         self._updates = None
@@ -318,7 +343,7 @@ class _Pool:
             self._updates = Updates(
                 BundleStore(settings.registry),
                 self.link.publish,
-                readers=readers,
+                readers=threads.update,
                 timeout_s=timeout_s,
             )
 
@@ -342,62 +367,33 @@ class _Pool:
             await self._intake.take(delivery)
 
 
-def _queues(models: tuple[ServedModel, ...]) -> tuple[Queue, ...]:
-    return (
-        *standing_queues(),
-        *(queue for model in models for queue in model_queues(model.name)),
+def _look(
+    keeper: Keeper, runners: Runners, runner: InlineRunner
+) -> tuple[RunnerLook, ...]:
+    """What runs each version that is in memory."""
+    memory = runners.memory_bytes()
+    return tuple(
+        RunnerLook(key, runner.ready(key), runners.restarts[key], memory.get(key))
+        for key in sorted(each.key for each in keeper.models)
     )
 
 
-def _consumed(
-    settings: WorkerSettings, models: tuple[ServedModel, ...]
-) -> dict[str, int]:
-    """Each queue and its prefetch: enough for the next batch to wait here already."""
+def _consumed_always(settings: WorkerSettings) -> dict[str, int]:
+    """The queues, and their prefetch, whatever models are served."""
     consumed = dict.fromkeys(SIDE_QUEUES, side_queues.PREFETCH)
     if settings.registry is not None:
         consumed[GET_QUEUE] = updates.PREFETCH
-    for model in models:
-        prefetch = settings.prefetch or 2 * model.max_batch
-        for queue in model_queues(model.name):
-            consumed[queue.name] = prefetch
     return consumed
 
 
-async def _load_newest(
-    candidates: tuple[Candidate, ...], runner: InlineRunner
-) -> ServedModel | None:
-    for candidate in candidates:
-        source = candidate.source
-        try:
-            spec = await runner.load(source)
-            model = candidate.served(spec)
-        except (CannotLoad, Unservable) as error:
-            log.error(
-                "model version passed over",
-                model=source.name,
-                version=source.version,
-                why=str(error),
-            )
-        else:
-            log.info(
-                "model loaded",
-                model=source.name,
-                version=source.version,
-                batched=spec.batched,
-                inline=runner.runs_inline(source),
-                costs_ms={size: round(ms, 2) for size, ms in spec.costs_ms},
-            )
-            return model
-    return None
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`, or None if `stop` is set before it is done."""
-    result: T | None = None
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do `work` unless `stop` is set before it is done; says whether it was done."""
+    finished = False
 
     async def watch() -> None:
-        nonlocal result
-        result = await work
+        nonlocal finished
+        await work
+        finished = True
         waiting.cancel()
 
     async def wait() -> None:
@@ -410,4 +406,4 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
             waiting = group.create_task(wait())
     except* NoRepository as failures:
         raise failures.exceptions[0] from None
-    return result
+    return finished

@@ -8,10 +8,10 @@ import socket
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, StringConstraints, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from broker.messages import ID_PATTERN
+from broker.messages import ID_PATTERN, Id
 
 
 def _own_id() -> str:
@@ -38,10 +38,34 @@ class WorkerSettings(BaseSettings):
     models: Path = Field(
         default=Path("models"), description="The repository: NAME/VERSION/ folders."
     )
+    only: Annotated[tuple[Id, ...], NoDecode] = Field(
+        default=(),
+        description="The models to serve, with commas between; none: all of them.",
+    )
+    watch_s: float = Field(
+        default=2.0,
+        gt=0,
+        description="How often the repository is looked at; a version counts when it "
+        "has not changed for that long, or was renamed into place.",
+    )
+    models_memory_mb: int | None = Field(
+        default=None,
+        ge=1,
+        description="Resident MiB of all loaded models above which those unused for "
+        "the longest time are unloaded until they are asked for. None: no limit.",
+    )
     registry: Path | None = Field(
         default=None,
         description="The fleet's published bundles; None: serve no model updates.",
     )
+
+    @field_validator("only", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(filter(None, (each.strip() for each in value.split(","))))
+        return value
+
     max_batch: int = Field(
         default=64,
         ge=1,
@@ -83,11 +107,41 @@ class WorkerSettings(BaseSettings):
     inter_threads: int = Field(
         default=0, ge=0, description="Operations at once; 0: the runtime's choice."
     )
+    at_once: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="Batches that one TensorFlow or ONNX model runs side by side.",
+    )
+    xla: bool = Field(
+        default=False,
+        description="Compile TensorFlow models with XLA for each padded batch size.",
+    )
+    mixed_precision: bool = Field(
+        default=False,
+        description="Let TensorFlow compute in float16 (accelerators) or bfloat16 "
+        "(processors that have it) where it finds that safe.",
+    )
+    runner_memory_mb: int | None = Field(
+        default=None,
+        ge=1,
+        description="Resident MiB of a model's process above which it is replaced; "
+        "at one and a half times as much it is killed. None: no limit.",
+    )
+    max_deaths: int = Field(
+        default=5,
+        ge=1,
+        description="A model whose process died so often in a row without finishing a "
+        "batch is given up: its requests are answered failed.",
+    )
+    retry_failed_s: float = Field(
+        default=60.0, gt=0, description="How often a given-up model is tried again."
+    )
     inline_below_ms: float = Field(
         default=0.5,
         ge=0,
         description="LiteRT models whose largest batch is quicker than this run in the "
-        "consumer, without the hop to the model process; 0: none do.",
+        "consumer, without the hop to a process of their own; 0: none do.",
     )
     decode_threads: int = Field(
         default=2, ge=1, le=64, description="Encoded images decoded at once."

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.amqp import AmqpLink
-from cloud_worker.adapters.memory import resident_bytes
 from cloud_worker.core.ledger import STATUS, Aside, Cause, Ledger
 from cloud_worker.loops.observer import Observer
 from cloud_worker.loops.overload import PoolWatch
@@ -25,12 +24,15 @@ PREFIX: Final = "overspill_worker_"
 
 @dataclass(frozen=True, slots=True)
 class RunnerLook:
-    """One model process: its name, id (None while it is down) and lives before."""
+    """What runs one model version.
+
+    `resident_bytes` is of its process; None for one that has none now.
+    """
 
     name: str
-    pid: int | None
-    restarts: int
     ready: bool
+    restarts: int
+    resident_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,11 @@ class WorkerStatus:
         if not parts.link.up:
             why = parts.link.last_error or "connecting"
             return f"not consuming from RabbitMQ: {why}"
-        down = [each.name for each in parts.runners() if not each.ready]
-        if down:
-            return f"the model process {', '.join(down)} is down and starts again"
+        runners = parts.runners()
+        # One model that is down costs its own requests, and the others no traffic.
+        if runners and not any(each.ready for each in runners):
+            names = ", ".join(each.name for each in runners)
+            return f"the model process of {names} is down and starts again"
         return None
 
     def families(self) -> Iterator[Family]:
@@ -195,9 +199,9 @@ def _hands(parts: Parts) -> Iterator[Family]:
 
 def _runners(runners: Sequence[RunnerLook]) -> Iterator[Family]:
     sizes: dict[Labels, float] = {
-        (each.name,): size
+        (each.name,): each.resident_bytes
         for each in runners
-        if each.pid is not None and (size := resident_bytes(each.pid)) is not None
+        if each.resident_bytes is not None
     }
     yield Family(
         f"{PREFIX}runner_restarts_total",

@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "model": "fleet.cli.model:app",
     "rollout": "fleet.cli.rollout:app",
     "device": "fleet.cli.device:app",
+    "dead": "fleet.cli.dead:app",
     "fleet": "fleet.cli.daemon:app",
 }
 # Their exceptions say what happened, to what, and what to do next.

@@ -1,7 +1,7 @@
 """Run LiteRT models that are quick enough inside the consumer, as agents do.
 
 Waking another process costs such a model many times its own run. A model gets here
-only after the model process has loaded and tried it; TensorFlow never does.
+only after a process of its own has loaded and tried it; TensorFlow never does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from cloud_worker.adapters.batches import WarmModel
 from cloud_worker.adapters.frames import ModelSource
 from cloud_worker.adapters.litert import LiteRtRunner
-from cloud_worker.adapters.runner import BatchFailed, CannotLoad, RunnerProcess
+from cloud_worker.adapters.runner import BatchFailed, CannotLoad
+from cloud_worker.adapters.runners import Runners
 from cloud_worker.adapters.runtime import CannotServe, RunFailed
 from cloud_worker.core.batcher import Signature
 from cloud_worker.core.outputs import BatchOutputs
@@ -20,41 +21,42 @@ from cloud_worker.core.spec import ModelSpec
 
 
 class InlineRunner:
-    """The model process, and beside it the models that need not go there.
+    """The models' processes, and beside them the models that need none.
 
     Args:
-        process: runs everything else.
+        runners: runs everything else.
         below_ms: a model runs inline if its largest batch took less than this at
             warm-up: the longest that it will block the event loop.
         threads: of LiteRT; 0 lets it choose.
     """
 
-    def __init__(
-        self, process: RunnerProcess, *, below_ms: float, threads: int = 0
-    ) -> None:
-        self._process = process
+    def __init__(self, runners: Runners, *, below_ms: float, threads: int = 0) -> None:
+        self._runners = runners
         self._below_ms = below_ms
         self._threads = threads
         self._models: dict[str, WarmModel] = {}
         self._unread = 0
 
     @property
-    def ready(self) -> bool:
-        """Whether batches may be submitted."""
-        return self._process.ready
-
-    @property
     def running(self) -> int:
         """Batches submitted whose outputs were not taken."""
-        return self._process.running + self._unread
+        return self._runners.running + self._unread
+
+    def ready(self, key: str) -> bool:
+        """Whether a batch of this model may be submitted now."""
+        return key in self._models or self._runners.ready(key)
+
+    def why_not_ready(self, key: str) -> str | None:
+        """Why no batch of this model can run now; None when one can."""
+        return None if key in self._models else self._runners.why_not_ready(key)
 
     async def load(self, source: ModelSource) -> ModelSpec:
-        """Load one more model, and decide where it runs.
+        """Load a model version, and decide where it runs.
 
         Raises:
-            CannotLoad: it is unreadable, unsupported, or kills or hangs the process.
+            CannotLoad: it is unreadable, unsupported, or kills or hangs its process.
         """
-        spec = await self._process.load(source)
+        spec = await self._runners.load(source)
         if source.format == "tflite" and self._is_quick(spec, source.max_batch):
             try:
                 # Some milliseconds: it has just loaded and run next door.
@@ -62,23 +64,41 @@ class InlineRunner:
                 self._models[source.key] = WarmModel(runner, source.max_batch)
             except CannotServe as error:
                 raise CannotLoad(str(error)) from error
+            finally:
+                await self._runners.unload(source.key)
+        else:
+            self._models.pop(source.key, None)
         return spec
+
+    async def unload(self, key: str) -> None:
+        """Take no more batches for a model, and forget it once it has answered all."""
+        self._models.pop(key, None)
+        await self._runners.unload(key)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """What the process of each model takes; those that have none are left out."""
+        return self._runners.memory_bytes()
 
     def runs_inline(self, source: ModelSource) -> bool:
         """Whether this model runs in the consumer."""
         return source.key in self._models
 
     def submit(
-        self, key: str, signature: Signature, requests: Sequence[Sequence[bytes]]
+        self,
+        key: str,
+        signature: Signature,
+        requests: Sequence[Sequence[bytes]],
+        *,
+        limit_s: float | None = None,
     ) -> asyncio.Future[BatchOutputs]:
-        """Run a batch here, or start it in the model process.
+        """Run a batch here, or start it in the model's process; see `Runners.submit`.
 
         Raises (through the future):
             BatchFailed: the model gave an error, or its process died or hung.
         """
         model = self._models.get(key)
         if model is None:
-            return self._process.submit(key, signature, requests)
+            return self._runners.submit(key, signature, requests, limit_s=limit_s)
         outputs: asyncio.Future[BatchOutputs] = (
             asyncio.get_running_loop().create_future()
         )

@@ -98,6 +98,11 @@ class LiteRtRunner:
         """Yes: each size has an interpreter of its own."""
         return True
 
+    @property
+    def concurrent(self) -> bool:
+        """No: an interpreter has one set of tensors."""
+        return False
+
     def run(self, inputs: Arrays) -> Arrays:
         """Call the model once with exactly these arrays.
 

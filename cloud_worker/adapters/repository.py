@@ -1,28 +1,39 @@
 """Find the models to serve in a folder `{name}/{version}/`.
 
-A version folder holds one SavedModel (`saved_model.pb`), one `.keras` or one
-`.tflite` file, and may hold `model.json`. What cannot be served is reported with its
-reason and never hides what can.
+A version folder holds one SavedModel (`saved_model.pb`) or one `.keras`, `.h5`,
+`.tflite` or `.onnx` file, and may hold `model.json`. Beside the versions may lie
+`policy.json`, which says which of them answer. What cannot be served is reported with
+its reason and never hides what can.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.codec import explain
-from broker.messages import VERSION_PATTERN
+from broker.messages import MAX_RANK, VERSION_PATTERN
 from broker.topics import BadId, check_id
 from bundle.manifest import Decision, ImageRecipe
 from cloud_worker.adapters.frames import Format, ModelSource
-from cloud_worker.core.spec import ModelSpec, ServedModel
+from cloud_worker.core.padding import check_padding
+from cloud_worker.core.policy import LATEST, Policy
+from cloud_worker.core.spec import ModelSpec, Padding, ServedModel
 
 SIDECAR: Final = "model.json"
+POLICY: Final = "policy.json"
+SUFFIXES: Final[Mapping[Format, str]] = {
+    "keras": ".keras",
+    "keras_h5": ".h5",
+    "tflite": ".tflite",
+    "onnx": ".onnx",
+}
 MAX_SIDECAR_BYTES: Final = 4 * 1024 * 1024
 _VERSION: Final = re.compile(VERSION_PATTERN.removesuffix("$") + r"\Z")
 
@@ -35,6 +46,19 @@ class Unservable(Exception):
     """This version cannot be served; says why."""
 
 
+Length = Annotated[int, Field(ge=1, le=65536)]
+
+
+class Pad(BaseModel):
+    """Which free axis of the inputs is padded to which lengths, and with what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    axis: int = Field(ge=1, le=MAX_RANK - 1)
+    sizes: list[Length] = Field(min_length=1, max_length=64)
+    value: float = Field(default=0.0, allow_inf_nan=False)
+
+
 class Sidecar(BaseModel):
     """What `model.json` beside a model says of it; unknown fields are ignored."""
 
@@ -43,7 +67,9 @@ class Sidecar(BaseModel):
     preprocess: ImageRecipe | None = None
     labels: list[str] = Field(default_factory=list)
     max_batch: int | None = Field(default=None, ge=1, le=4096)
+    max_request: int | None = Field(default=None, ge=1, le=65536)
     decision: Decision | None = None
+    pad: Pad | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +78,7 @@ class Candidate:
 
     source: ModelSource
     sidecar: Sidecar
+    folder: Path
 
     def served(self, spec: ModelSpec) -> ServedModel:
         """The model, once its signature is known.
@@ -68,7 +95,19 @@ class Candidate:
             preprocess=self.sidecar.preprocess,
             decision=self.sidecar.decision,
             labels=tuple(self.sidecar.labels),
+            max_request=self.sidecar.max_request,
+            padding=self._padding(spec),
         )
+
+    def _padding(self, spec: ModelSpec) -> Padding | None:
+        pad = self.sidecar.pad
+        if pad is None:
+            return None
+        padding = Padding(pad.axis, tuple(sorted(set(pad.sizes))), pad.value)
+        unfit = check_padding(padding, spec)
+        if unfit is not None:
+            raise Unservable(f"{SIDECAR} asks for padding, but {unfit.reason}")
+        return padding
 
     def _check_names(self, spec: ModelSpec) -> None:
         inputs = [each.name for each in spec.inputs]
@@ -95,46 +134,65 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a repository holds: for each model its versions, newest first."""
+    """What a repository holds: for each model its versions, newest first.
+
+    `policies` lacks a model whose `policy.json` is wrong.
+    """
 
     models: dict[str, tuple[Candidate, ...]]
+    policies: dict[str, Policy]
     refused: tuple[Refused, ...]
 
 
-def find_models(root: Path, *, max_batch: int) -> Found:
+def find_models(root: Path, *, max_batch: int, only: Collection[str] = ()) -> Found:
     """Look through a repository.
 
     Args:
         root: the folder of `{name}/{version}/`.
         max_batch: for models whose `model.json` does not say.
+        only: the models to look at; none: all of them.
 
     Raises:
         NoRepository: the folder is missing, unreadable, or holds no model.
     """
     candidates: list[Candidate] = []
+    policies: dict[str, Policy] = {}
     refused: list[Refused] = []
     for folder in _folders(root):
+        if only and folder.name not in only:
+            continue
         try:
             check_id("model name", folder.name)
         except BadId as error:
             refused.append(Refused(folder, str(error)))
             continue
-        for version in sorted(_folders(folder), key=_age, reverse=True):
+        for version in sorted(
+            _folders(folder), key=lambda each: version_age(each.name), reverse=True
+        ):
             try:
                 candidates.append(_candidate(folder.name, version, max_batch))
             except Unservable as error:
                 refused.append(Refused(version, str(error)))
+        try:
+            policies[folder.name] = _policy(folder)
+        except Unservable as error:
+            refused.append(Refused(folder / POLICY, str(error)))
     if not candidates:
-        why = "".join(f"; {each.path}: {each.reason}" for each in refused[:3])
-        raise NoRepository(
-            f"{root} holds no model to serve{why}. Put a SavedModel, .keras or .tflite "
-            f"into {root}/NAME/VERSION/"
-        )
+        raise NoRepository(_nothing_in(root, refused, only))
     models = {
         name: tuple(versions)
         for name, versions in groupby(candidates, lambda each: each.source.name)
     }
-    return Found(models, tuple(refused))
+    return Found(models, policies, tuple(refused))
+
+
+def _nothing_in(root: Path, refused: list[Refused], only: Collection[str]) -> str:
+    of_those = f" named {' or '.join(sorted(only))}" if only else ""
+    why = "".join(f"; {each.path}: {each.reason}" for each in refused[:3])
+    return (
+        f"{root} holds no model{of_those} to serve{why}. Put a SavedModel, .keras, .h5, "
+        f".tflite or .onnx into {root}/NAME/VERSION/"
+    )
 
 
 def _folders(root: Path) -> list[Path]:
@@ -152,9 +210,9 @@ def _folders(root: Path) -> list[Path]:
         ) from error
 
 
-def _age(version: Path) -> tuple[tuple[int, int, str], ...]:
+def version_age(version: str) -> tuple[tuple[int, int, str], ...]:
     """Order versions as people do: 10 after 9, and numbers after words."""
-    pieces = re.findall(r"\d+|\D+", version.name)
+    pieces = re.findall(r"\d+|\D+", version)
     return tuple(
         (1, int(piece), "") if piece.isdigit() else (0, 0, piece) for piece in pieces
     )
@@ -178,34 +236,57 @@ def _candidate(name: str, folder: Path, max_batch: int) -> Candidate:
         path=path.resolve(),
         max_batch=sidecar.max_batch or max_batch,
     )
-    return Candidate(source, sidecar)
+    return Candidate(source, sidecar, folder)
 
 
 def _model_file(folder: Path) -> tuple[Format, Path]:
     found: list[tuple[Format, Path]] = []
     if (folder / "saved_model.pb").is_file():
         found.append(("saved_model", folder))
-    found.extend(("keras", path) for path in sorted(folder.glob("*.keras")))
-    found.extend(("tflite", path) for path in sorted(folder.glob("*.tflite")))
+    for format_, suffix in SUFFIXES.items():
+        found.extend((format_, path) for path in sorted(folder.glob(f"*{suffix}")))
     match found:
         case [one]:
             return one
         case []:
             raise Unservable(
-                "no saved_model.pb, .keras or .tflite in it: half copied, perhaps"
+                f"no saved_model.pb, {', '.join(SUFFIXES.values())} in it: half "
+                "copied, perhaps"
             )
         case several:
             names = ", ".join(path.name for _, path in several)
             raise Unservable(f"several models in it ({names}): keep one a version")
 
 
-def _sidecar(folder: Path) -> Sidecar:
-    path = folder / SIDECAR
-    if not path.exists():
-        return Sidecar()
-    if path.stat().st_size > MAX_SIDECAR_BYTES:
-        raise Unservable(f"{SIDECAR} is over {MAX_SIDECAR_BYTES} bytes")
+def _policy(model: Path) -> Policy:
+    data = _small_file(model / POLICY)
+    if data is None:
+        return LATEST
     try:
-        return Sidecar.model_validate_json(path.read_bytes())
+        return Policy.model_validate_json(data)
+    except ValidationError as error:
+        raise Unservable(f"{POLICY}: {explain(error)}") from error
+
+
+def _sidecar(folder: Path) -> Sidecar:
+    data = _small_file(folder / SIDECAR)
+    if data is None:
+        return Sidecar()
+    try:
+        return Sidecar.model_validate_json(data)
     except ValidationError as error:
         raise Unservable(f"{SIDECAR}: {explain(error)}") from error
+
+
+def _small_file(path: Path) -> bytes | None:
+    """What a person has written into it; None when it is not there."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SIDECAR_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unservable(f"{path.name}: {error.strerror or error}") from error
+    if len(data) > MAX_SIDECAR_BYTES:
+        raise Unservable(f"{path.name} is over {MAX_SIDECAR_BYTES} bytes")
+    return data

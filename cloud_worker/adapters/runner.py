@@ -1,8 +1,8 @@
-"""The consumer's end of the model process: start it, feed it, mend it.
+"""One life of a model's process, from its start to its end; `runners.py` begins the next.
 
-The runtime is never in this process, so a crash or a hang there costs its batch a
-retry and costs the consumer nothing. Batches are answered in the order in which they
-were sent; when the process dies, only the oldest unanswered one is suspect.
+The runtime is never in the consumer, so a crash or a hang there costs its batches a
+retry and costs the consumer nothing. Only the batches that were being run when the
+process died are suspect.
 """
 
 from __future__ import annotations
@@ -16,28 +16,26 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, Final
 
-import structlog
 from typing_extensions import override
 
-from broker.backoff import Backoff
 from cloud_worker.adapters import frames
-from cloud_worker.adapters.frames import ModelSource
-from cloud_worker.core.batcher import Signature
+from cloud_worker.adapters.frames import FrameError, Loaded, ModelSource
+from cloud_worker.adapters.runtime import Tuning
+from cloud_worker.adapters.trays import Tray
+from cloud_worker.core.batcher import DEPTH, Signature
 from cloud_worker.core.outputs import BatchOutputs
-from cloud_worker.core.spec import ModelSpec, padded_size
+from cloud_worker.core.spec import ModelSpec
 
-log = structlog.get_logger(__name__)
-
-SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
 OUTPUT_TAIL_BYTES: Final = 4096
-SLOWER_THAN_WARM: Final = 20.0
-COLD_TIMEOUT_S: Final = 60.0
 EXIT_TIMEOUT_S: Final = 10.0
+CHILD: Final = "cloud_worker.adapters.runner_child"
+PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 
-Read = Callable[[dict[str, Any], memoryview], Any]
+Buffers = Sequence[Sequence[bytes]]
 
 
 class CannotLoad(Exception):
@@ -58,258 +56,98 @@ class BatchFailed(Exception):
         self.crashed = crashed
 
 
-class RunnerLost(Exception):
-    """The model process died again and again without finishing anything."""
+class ModelFailed(BatchFailed):
+    """The model is given up for now: each request of the batch fails for this reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, suspect=False, crashed=False)
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A frame that was sent and not answered; `read` makes its answer a value."""
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """A batch that was submitted and not answered."""
 
-    reply: asyncio.Future[Any]
-    timeout_s: float
-    read: Read
+    number: int
+    signature: Signature
+    requests: Buffers
+    limit_s: float
+    reply: asyncio.Future[BatchOutputs]
+    tray: int | None = None
+    timer: asyncio.TimerHandle | None = None
 
 
 class RunnerProcess:
-    """A child process that holds the models, restarted when it dies.
+    """A process that holds one model.
+
+    Made by `start`. It is of no use once `ended`.
 
     Args:
-        intra_threads: threads inside one operation; 0 lets the runtime choose.
-        inter_threads: operations at once; 0 lets the runtime choose.
-        batch_timeout_s: the least time a batch gets; a model that is slower at
-            warm-up gets twenty times its warm-up time.
-        load_timeout_s: how long loading and warming up one model may take.
-        max_deaths: after so many deaths in a row with no batch finished, `run` ends.
-        on_ready: called when the process has come back and holds every model; may
-            be set later.
-
-    Attributes:
-        restarts: how often it has come back.
+        on_death: called once with the reason when it dies and was not told to.
     """
 
-    def __init__(
-        self,
-        *,
-        intra_threads: int = 0,
-        inter_threads: int = 0,
-        batch_timeout_s: float = 5.0,
-        load_timeout_s: float = 180.0,
-        max_deaths: int = 5,
-        on_ready: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._threads = intra_threads, inter_threads
-        self._batch_timeout_s = batch_timeout_s
-        self._load_timeout_s = load_timeout_s
-        self._max_deaths = max_deaths
-        self.on_ready = on_ready
-        self._backoff = Backoff(first_s=0.2, most_s=10.0)
-        self._models: dict[str, tuple[ModelSource, ModelSpec]] = {}
-        self._child: _Child | None = None
-        self._ready = False
-        self._deaths = 0
-        self.restarts = 0
-        self._down = asyncio.Event()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ready = False
-        if self._child is not None:
-            await self._child.end()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the process is up and holds every model that was loaded."""
-        return self._ready
-
-    @property
-    def running(self) -> int:
-        """How many batches were sent and not answered."""
-        return len(self._child.pending) if self._child is not None else 0
-
-    @property
-    def pid(self) -> int | None:
-        """The process id of the model process, if there is one."""
-        return self._child.pid if self._child is not None else None
-
-    async def load(self, source: ModelSource) -> ModelSpec:
-        """Load one more model and warm it up.
-
-        Raises:
-            CannotLoad: it is unreadable, unsupported, or kills or hangs the process.
-        """
-        try:
-            child = await self._living()
-            spec = await self._ask_load(child, source)
-        except BatchFailed as error:
-            raise CannotLoad(str(error)) from error
-        self._models[source.key] = source, spec
-        self._ready = True
-        return spec
-
-    def submit(
-        self, key: str, signature: Signature, requests: Sequence[Sequence[bytes]]
-    ) -> asyncio.Future[BatchOutputs]:
-        """Send a batch at once; the future brings its outputs.
-
-        Args:
-            key: which model, as its source says.
-            signature: the names, dtypes and shapes that all the requests share.
-            requests: for each request, the buffers of its inputs.
-
-        Raises (through the future):
-            BatchFailed: the model gave an error, or its process died or hung.
-        """
-        if self._child is None or not self._ready:
-            raise RuntimeError("submit needs a runner that is ready")
-        body = [
-            buffers[index] for index in range(len(signature)) for buffers in requests
-        ]
-        header = frames.run_header(key, signature, len(requests))
-        return self._child.send(
-            frames.frame(header, body),
-            timeout_s=self._timeout_s(key, signature, len(requests)),
-            read=self._finished,
-        )
-
-    def _finished(self, header: dict[str, Any], body: memoryview) -> BatchOutputs:
-        self._deaths = 0
-        self._backoff.reset()
-        return frames.read_outputs(header, body)
-
-    async def run(self) -> None:
-        """Bring the process back whenever it has died, for ever.
-
-        Raises:
-            RunnerLost: it dies at once, again and again.
-        """
-        while True:
-            await self._down.wait()
-            self._deaths += 1
-            if self._deaths >= self._max_deaths:
-                raise RunnerLost(
-                    f"the model process died {self._deaths} times in a row without "
-                    "finishing a batch: see the reasons above"
-                )
-            await asyncio.sleep(self._backoff.next_s())
-            try:
-                await self._living()
-            except BatchFailed as error:
-                log.error("model process did not come back", reason=str(error))
-                if self._child is not None:
-                    await self._child.end()
-                self._down.set()
-
-    async def _living(self) -> _Child:
-        """The child, started and with every known model if it was not there."""
-        if self._child is not None and not self._child.ended:
-            return self._child
-        self._down.clear()
-        child = self._child = await _Child.start(self._threads, self._died)
-        for source, _ in self._models.values():
-            await self._ask_load(child, source)
-        if self._models:
-            self._ready = True
-            self.restarts += 1
-            log.info("model process is back", pid=child.pid)
-            self.on_ready()
-        return child
-
-    async def _ask_load(self, child: _Child, source: ModelSource) -> ModelSpec:
-        frame = frames.frame(frames.load_header(source))
-        spec: ModelSpec = await child.send(
-            frame, timeout_s=self._load_timeout_s, read=frames.read_spec
-        )
-        return spec
-
-    def _timeout_s(self, key: str, signature: Signature, count: int) -> float:
-        source, spec = self._models[key]
-        if not spec.costs_ms:
-            return max(self._batch_timeout_s, COLD_TIMEOUT_S)
-        if spec.batched:
-            size = padded_size(count * signature[0][2][0], source.max_batch)
-            warm_ms = dict(spec.costs_ms).get(size, spec.costs_ms[-1][1])
-        else:
-            warm_ms = count * spec.costs_ms[0][1]
-        return max(self._batch_timeout_s, SLOWER_THAN_WARM * warm_ms / 1000)
-
-    def _died(self, child: _Child, reason: str) -> None:
-        if child is not self._child:
-            return
-        self._ready = False
-        log.error("model process died", reason=reason, output=child.last_words())
-        self._down.set()
-
-
-class _Child:
-    """One life of the model process."""
-
-    def __init__(self, died: Callable[[_Child, str], None]) -> None:
+    def __init__(self, on_death: Callable[[RunnerProcess, str], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._died = died
-        self._timer: asyncio.TimerHandle | None = None
+        self._on_death = on_death
+        self._trays: list[Tray] = []
+        self._free: list[int] = []
+        self._numbers = count()
+        self._batches: dict[int, _Batch] = {}
+        self._waiting: deque[_Batch] = deque()
+        self._at_once = 1
+        self._loaded: asyncio.Future[Loaded] = self._loop.create_future()
         self._fault: str | None = None
         self._asked_to_end = False
         self._output = bytearray()
         self._exited = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._socket: asyncio.Transport | None = None
         self._process: asyncio.SubprocessTransport | None = None
-        self.pending: deque[_Pending] = deque()
+        self.finished = 0
+        self.spec = ModelSpec((), (), batched=False)
 
     @classmethod
     async def start(
-        cls, threads: tuple[int, int], died: Callable[[_Child, str], None]
-    ) -> _Child:
-        """Start the process; it answers once its imports are done."""
-        self = cls(died)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            for each in (ours, theirs):
-                # Room for the next batch to lie ready while one runs.
-                each.setsockopt(
-                    socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES
-                )
-            ours.setblocking(False)
-            self._socket, _ = await self._loop.create_connection(
-                lambda: _Frames(self._answered, self._lost), sock=ours
-            )
-            spawning = self._loop.create_task(
-                self._loop.subprocess_exec(
-                    lambda: _Output(self._said, self._gone),
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "cloud_worker.adapters.runner_child",
-                    *("--fd", str(theirs.fileno())),
-                    *("--parent", str(os.getpid())),
-                    *("--intra-threads", str(threads[0])),
-                    *("--inter-threads", str(threads[1])),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.STDOUT,
-                    pass_fds=(theirs.fileno(),),
-                    # Ctrl-C on a terminal is for the consumer, which drains.
-                    start_new_session=True,
-                )
-            )
-            try:
-                self._process, _ = await asyncio.shield(spawning)
-            except asyncio.CancelledError:
-                # The process may be there already, and somebody has to end it.
-                self._process, _ = await spawning
-                await self.end()
-                raise
+        cls,
+        source: ModelSource,
+        tuning: Tuning,
+        *,
+        timeout_s: float,
+        on_death: Callable[[RunnerProcess, str], None],
+    ) -> RunnerProcess:
+        """Start a process, load the model and warm it up.
+
+        Raises:
+            CannotLoad: the model is unreadable, unsupported, too slow to load, or
+                kills its process.
+        """
+        self = cls(on_death)
+        # A load that fails is told to the caller, and is no death.
+        self._asked_to_end = True
+        try:
+            await self._spawn(max(DEPTH, tuning.at_once + 1))
+            self._write(frames.load_header(source, tuning))
+            async with asyncio.timeout(timeout_s):
+                loaded = await self._loaded
+        except TimeoutError:
+            await self.end()
+            raise CannotLoad(
+                f"it did not load and warm up within {timeout_s:g} s: give it more "
+                "with load_timeout_s"
+            ) from None
+        except OSError as error:
+            await self.end()
+            raise CannotLoad(f"its process cannot be started: {error}") from error
+        except BaseException:
+            await self.end()
+            raise
+        self._asked_to_end = False
+        self.spec, self._at_once = loaded.spec, loaded.at_once
         return self
 
     @property
     def pid(self) -> int | None:
+        """The id of the process, if there is one."""
         return self._process.get_pid() if self._process is not None else None
 
     @property
@@ -317,25 +155,45 @@ class _Child:
         """Whether it has died, or is about to."""
         return self._exited.is_set() or self._fault is not None
 
-    def send(
-        self, frame: bytes, *, timeout_s: float, read: Read
-    ) -> asyncio.Future[Any]:
-        reply: asyncio.Future[Any] = self._loop.create_future()
+    @property
+    def running(self) -> int:
+        """How many batches were submitted and not answered."""
+        return len(self._batches)
+
+    def submit(
+        self, signature: Signature, requests: Buffers, *, limit_s: float
+    ) -> asyncio.Future[BatchOutputs]:
+        """Run a batch; see `Runners.submit`.
+
+        Args:
+            signature: the names, dtypes and shapes that all the requests share.
+            requests: for each request, the buffers of its inputs.
+            limit_s: once it runs, it may take so long before the process is killed.
+        """
+        reply: asyncio.Future[BatchOutputs] = self._loop.create_future()
         if self.ended or self._socket is None:
-            failure = BatchFailed("the model process died", suspect=False, crashed=True)
+            failure = BatchFailed(
+                "the model's process died", suspect=False, crashed=True
+            )
             reply.set_exception(failure)
             return reply
-        self.pending.append(_Pending(reply, timeout_s, read))
-        if len(self.pending) == 1:
-            self._time_the_oldest()
-        self._socket.write(frame)
+        batch = _Batch(next(self._numbers), signature, requests, limit_s, reply)
+        self._batches[batch.number] = batch
+        self._idle.clear()
+        if self._free:
+            self._send(batch)
+        else:
+            self._waiting.append(batch)
         return reply
+
+    async def end_when_idle(self) -> None:
+        """End once every batch that was submitted is answered."""
+        await self._idle.wait()
+        await self.end()
 
     async def end(self) -> None:
         """Kill it and wait until it is gone."""
         self._asked_to_end = True
-        if self._timer is not None:
-            self._timer.cancel()
         if self._process is not None:
             self._kill()
             async with asyncio.timeout(EXIT_TIMEOUT_S):
@@ -343,39 +201,108 @@ class _Child:
             self._process.close()
         if self._socket is not None:
             self._socket.abort()
-        self._fail_pending("the worker is stopping")
+        self._fail_batches("the worker is stopping", suspects=())
+        while self._trays:
+            self._trays.pop().close()
+
+    def kill(self, reason: str) -> None:
+        """Kill it as one that went wrong; what it was running is suspect."""
+        if self._fault is None:
+            self._fault = reason
+        self._kill()
 
     def last_words(self) -> str:
         """The end of what it wrote, for a log."""
         return self._output.decode(errors="replace").strip()
 
-    def _answered(self, header: dict[str, Any], body: memoryview) -> None:
-        pending = self.pending.popleft()
-        self._time_the_oldest()
-        if pending.reply.done():
+    def _send(self, batch: _Batch) -> None:
+        tray = batch.tray = self._free.pop()
+        parts = [
+            buffers[index]
+            for index in range(len(batch.signature))
+            for buffers in batch.requests
+        ]
+        try:
+            size = self._trays[tray].put(parts)
+        except OSError as error:
+            self._free.append(tray)
+            self._forget(batch)
+            failure = BatchFailed(
+                f"no memory for its inputs: {error}", suspect=True, crashed=False
+            )
+            batch.reply.set_exception(failure)
             return
+        count_ = len(batch.requests)
+        # The tray holds them now; a long queue need not hold them twice.
+        batch.requests = ((),) * count_
+        self._write(
+            frames.run_header(batch.number, tray, size, batch.signature, count_)
+        )
+        self._time_those_running()
+
+    def _write(self, header: dict[str, Any]) -> None:
+        if self._socket is not None:
+            self._socket.write(frames.frame(header))
+
+    def _answered(self, header: dict[str, Any]) -> None:
+        if not self._loaded.done():
+            self._take_loaded(header)
+            return
+        batch = self._batches.get(header.get("batch", -1))
+        if batch is None or batch.tray is None:
+            raise FrameError("an answer to no batch")
+        tray = self._trays[batch.tray]
+        outputs: BatchOutputs | BatchFailed
         if "error" in header:
-            failure = BatchFailed(header["error"], suspect=True, crashed=False)
-            pending.reply.set_exception(failure)
+            outputs = BatchFailed(str(header["error"]), suspect=True, crashed=False)
         else:
-            pending.reply.set_result(pending.read(header, body))
+            outputs = frames.read_outputs(header, tray.take, len(batch.requests))
+        self._forget(batch)
+        tray.clear()
+        self._free.append(batch.tray)
+        if self._waiting:
+            self._send(self._waiting.popleft())
+        self._time_those_running()
+        self.finished += 1
+        if batch.reply.done():
+            return
+        if isinstance(outputs, BatchFailed):
+            batch.reply.set_exception(outputs)
+        else:
+            batch.reply.set_result(outputs)
 
-    def _time_the_oldest(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self.pending:
-            self._timer = self._loop.call_later(self.pending[0].timeout_s, self._hung)
+    def _take_loaded(self, header: dict[str, Any]) -> None:
+        if "error" in header:
+            self._loaded.set_exception(CannotLoad(str(header["error"])))
+        else:
+            self._loaded.set_result(frames.read_loaded(header))
 
-    def _hung(self) -> None:
-        seconds = self.pending[0].timeout_s
-        self._fault = f"the model did not answer within {seconds:g} s"
+    def _forget(self, batch: _Batch) -> None:
+        if batch.timer is not None:
+            batch.timer.cancel()
+        del self._batches[batch.number]
+        if not self._batches:
+            self._idle.set()
+
+    def _running_now(self) -> list[_Batch]:
+        """Those that it is working on: it takes them in order."""
+        return list(islice(self._batches.values(), self._at_once))
+
+    def _time_those_running(self) -> None:
+        for batch in islice(self._batches.values(), self._at_once):
+            if batch.timer is None and batch.tray is not None:
+                batch.timer = self._loop.call_later(batch.limit_s, self._hung, batch)
+
+    def _hung(self, batch: _Batch) -> None:
+        self._fault = f"the model did not answer within {batch.limit_s:g} s"
+        # Others that run beside it have shown nothing yet.
+        self._fail_batches(self._fault, suspects=(batch,))
         self._kill()
 
     def _lost(self, error: BaseException | None) -> None:
         """The socket is gone; the exit code, a moment later, says why."""
-        if error is not None and not isinstance(error, ConnectionError):
-            self._fault = f"the model process said what is no frame: {error}"
+        if isinstance(error, FrameError):
+            self.kill(f"the model's process said what is no frame: {error}")
         self._kill()
 
     def _kill(self) -> None:
@@ -391,27 +318,66 @@ class _Child:
 
     def _gone(self) -> None:
         self._exited.set()
-        if self._timer is not None:
-            self._timer.cancel()
+        code = self._process.get_returncode() if self._process is not None else None
+        cause = f"the model's process {_cause(code)}"
+        reason = self._fault or cause
         if self._socket is not None:
             self._socket.abort()
-        if self._asked_to_end or self._process is None:
-            return
-        self._process.close()
-        code = self._process.get_returncode()
-        self._fault = self._fault or f"the model process {_cause(code)}"
-        self._fail_pending(self._fault)
-        self._died(self, self._fault)
+        if not self._loaded.done():
+            words = self.last_words()
+            reason = f"{reason}: {words.splitlines()[-1][:300]}" if words else reason
+            self._loaded.set_exception(CannotLoad(reason))
+        self._fail_batches(reason, suspects=self._running_now())
+        if not self._asked_to_end:
+            self._on_death(self, reason)
 
-    def _fail_pending(self, reason: str) -> None:
-        suspect = True
-        while self.pending:
-            pending = self.pending.popleft()
-            if not pending.reply.done():
-                failure = BatchFailed(reason, suspect=suspect, crashed=True)
-                pending.reply.set_exception(failure)
-            # Only the oldest was being worked on.
-            suspect = False
+    def _fail_batches(self, reason: str, *, suspects: Sequence[_Batch]) -> None:
+        self._waiting.clear()
+        for batch in list(self._batches.values()):
+            self._forget(batch)
+            if not batch.reply.done():
+                failure = BatchFailed(reason, suspect=batch in suspects, crashed=True)
+                batch.reply.set_exception(failure)
+
+    async def _spawn(self, trays: int) -> None:
+        self._trays = [Tray() for _ in range(trays)]
+        self._free = list(range(trays))
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            self._socket, _ = await self._loop.create_connection(
+                lambda: _Frames(self._answered, self._lost), sock=ours
+            )
+            inherited = [tray.fd for tray in self._trays]
+            spawning = self._loop.create_task(
+                self._loop.subprocess_exec(
+                    lambda: _Output(self._said, self._gone),
+                    *(sys.executable, "-P", "-m", CHILD),
+                    *("--fd", str(theirs.fileno())),
+                    *(f"--tray={fd}" for fd in inherited),
+                    *("--parent", str(os.getpid())),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    pass_fds=(theirs.fileno(), *inherited),
+                    # Ctrl-C on a terminal is for the consumer, which drains.
+                    start_new_session=True,
+                )
+            )
+            try:
+                self._process, _ = await asyncio.shield(spawning)
+            except asyncio.CancelledError:
+                # The process may be there already, and somebody has to end it.
+                self._process, _ = await spawning
+                raise
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory of a process that is in RAM now; 0 when there is no telling."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
 
 
 def _cause(code: int | None) -> str:
@@ -430,26 +396,33 @@ class _Frames(asyncio.Protocol):
 
     def __init__(
         self,
-        on_frame: Callable[[dict[str, Any], memoryview], None],
+        on_frame: Callable[[dict[str, Any]], None],
         on_lost: Callable[[BaseException | None], None],
     ) -> None:
         self._on_frame = on_frame
         self._on_lost = on_lost
         self._data = bytearray()
+        self._lost = False
 
     @override
     def data_received(self, data: bytes) -> None:
+        if self._lost:
+            return
         self._data += data
+        try:
+            self._take_frames()
+        except FrameError as error:
+            self._lost = True
+            self._on_lost(error)
+
+    def _take_frames(self) -> None:
         while len(self._data) >= frames.PREFIX.size:
-            header_bytes, body_bytes = frames.read_prefix(self._data)
-            start = frames.PREFIX.size + header_bytes
-            end = start + body_bytes
+            end = frames.PREFIX.size + frames.read_prefix(self._data)
             if len(self._data) < end:
                 return
-            whole = memoryview(bytes(self._data[:end]))
+            packed = bytes(self._data[frames.PREFIX.size : end])
             del self._data[:end]
-            header = frames.read_header(whole[frames.PREFIX.size : start])
-            self._on_frame(header, whole[start:])
+            self._on_frame(frames.read_header(packed))
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:

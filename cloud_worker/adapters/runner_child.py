@@ -1,8 +1,8 @@
-"""The model process: load models, run batches, one frame at a time, until the socket ends.
+"""A model's process: load one model, run its batches, until the socket ends.
 
 `python -m cloud_worker.adapters.runner_child --fd N` is started by `runner.py` and by
-nobody else. It answers frames in the order in which they come, so the next batch may
-lie in the socket while this one runs. It ends with its parent and ignores signals,
+nobody else. It takes batches in the order in which they come, so the next one may lie
+ready on its tray while this one runs. It ends with its parent and ignores signals,
 because the parent drains first.
 """
 
@@ -14,91 +14,131 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, Final
-
-import numpy as np
 
 from cloud_worker.adapters import frames
 from cloud_worker.adapters.batches import WarmModel
-from cloud_worker.adapters.frames import ModelSource
+from cloud_worker.adapters.frames import Loaded, ModelSource
 from cloud_worker.adapters.litert import LiteRtRunner
-from cloud_worker.adapters.runtime import CannotServe, RunFailed, Runner
-from cloud_worker.adapters.tensorflow import open_keras, open_saved_model
-from cloud_worker.core.spec import ModelSpec
+from cloud_worker.adapters.onnx import OnnxRunner
+from cloud_worker.adapters.runtime import CannotServe, RunFailed, Runner, Tuning
+from cloud_worker.adapters.tensorflow import (
+    open_keras,
+    open_keras_h5,
+    open_saved_model,
+)
+from cloud_worker.adapters.trays import MappedTray
 
 PR_SET_PDEATHSIG: Final = 1
 
 
-class ModelProcess:
-    """The models of this process and what may be asked of them."""
+class Connection:
+    """Frames from and to the parent."""
 
-    def __init__(self, *, intra_threads: int, inter_threads: int) -> None:
-        self._intra_threads = intra_threads
-        self._inter_threads = inter_threads
-        self._models: dict[str, WarmModel] = {}
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._sending = threading.Lock()
 
-    def answer(self, header: dict[str, Any], body: memoryview) -> bytes:
-        """Carry out one frame and return the frame that answers it."""
-        try:
-            if header["op"] == "load":
-                spec = self._load(frames.read_source(header))
-                return frames.frame(frames.spec_header(spec))
-            model = self._models[header["key"]]
-            outputs = model.run(header["inputs"], header["count"], body)
-            return frames.frame(
-                frames.outputs_header(outputs), [each.data for each in outputs.blocks]
-            )
-        except (CannotServe, RunFailed) as error:
-            return frames.frame({"error": str(error)})
-        except MemoryError:
-            return frames.frame({"error": "the model process is out of memory"})
+    def receive(self) -> dict[str, Any] | None:
+        """The next frame; None when the parent is gone."""
+        prefix = self._exactly(frames.PREFIX.size)
+        if prefix is None:
+            return None
+        packed = self._exactly(frames.read_prefix(prefix))
+        return None if packed is None else frames.read_header(packed)
 
-    def _load(self, source: ModelSource) -> ModelSpec:
-        model = WarmModel(self._open(source), source.max_batch)
-        self._models[source.key] = model
-        return model.spec
+    def send(self, header: dict[str, Any]) -> None:
+        """Send a frame, from any thread; it is lost when the parent is gone."""
+        with self._sending:
+            try:
+                self._socket.sendall(frames.frame(header))
+            except (BrokenPipeError, ConnectionResetError):
+                # The next frame that is waited for says so, too.
+                return
 
-    def _open(self, source: ModelSource) -> Runner:
-        threads = {
-            "intra_threads": self._intra_threads,
-            "inter_threads": self._inter_threads,
-        }
-        # The runtimes are imported by these calls only, so `.tflite` models start
-        # without TensorFlow.
-        match source.format:
-            case "tflite":
-                return LiteRtRunner(source.path, threads=self._intra_threads)
-            case "saved_model":
-                return open_saved_model(source.path, **threads)
-            case "keras":
-                return open_keras(source.path, **threads)
+    def _exactly(self, size: int) -> bytes | None:
+        data = b""
+        while len(data) < size:
+            try:
+                got = self._socket.recv(size - len(data))
+            except ConnectionError:
+                return None
+            if not got:
+                return None
+            data += got
+        return data
 
 
-def serve(connection: socket.socket, process: ModelProcess) -> None:
-    """Answer frames until the parent closes the socket."""
-    prefix = bytearray(frames.PREFIX.size)
-    while _fill(connection, memoryview(prefix)):
-        header_bytes, body_bytes = frames.read_prefix(prefix)
-        # A fresh buffer each time: a runtime may keep the last one's memory in use.
-        data = np.empty(header_bytes + body_bytes, np.uint8).data
-        if not _fill(connection, data):
-            return
-        header = frames.read_header(data[:header_bytes])
-        connection.sendall(process.answer(header, data[header_bytes:]))
+def open_model(source: ModelSource, tuning: Tuning) -> Runner:
+    """Load a model into its runtime, which is imported only now.
+
+    Raises:
+        CannotServe: it cannot be served; says why.
+    """
+    match source.format:
+        case "tflite":
+            return LiteRtRunner(source.path, threads=tuning.intra_threads)
+        case "onnx":
+            return OnnxRunner(source.path, tuning)
+        case "saved_model":
+            return open_saved_model(source.path, tuning)
+        case "keras":
+            return open_keras(source.path, tuning)
+        case "keras_h5":
+            return open_keras_h5(source.path, tuning)
 
 
-def _fill(connection: socket.socket, buffer: memoryview) -> bool:
-    """Read exactly this much; False if the parent is gone."""
-    while buffer.nbytes:
-        try:
-            got = connection.recv_into(buffer)
-        except ConnectionError:
-            return False
-        if not got:
-            return False
-        buffer = buffer[got:]
-    return True
+def serve(connection: Connection, trays: Sequence[MappedTray]) -> None:
+    """Load what the first frame names, then run batches until the parent is gone."""
+    asked = connection.receive()
+    if asked is None:
+        return
+    source, tuning = frames.read_source(asked)
+    try:
+        runner = open_model(source, tuning)
+        model = WarmModel(runner, source.max_batch)
+    except (CannotServe, MemoryError) as error:
+        connection.send({"error": str(error) or "there is no memory to load it"})
+        return
+    at_once = tuning.at_once if runner.concurrent else 1
+    connection.send(frames.loaded_header(Loaded(model.spec, at_once)))
+
+    def run(header: dict[str, Any]) -> None:
+        connection.send(_ran(model, header, trays[header["tray"]]))
+
+    with ThreadPoolExecutor(at_once, "batch") if at_once > 1 else nullcontext() as pool:
+        while (header := connection.receive()) is not None:
+            if pool is None:
+                run(header)
+            else:
+                pool.submit(_or_die, run, header)
+
+
+def _ran(model: WarmModel, header: dict[str, Any], tray: MappedTray) -> dict[str, Any]:
+    number, size = header["batch"], header["size"]
+    try:
+        outputs = model.run(header["inputs"], header["count"], tray.inputs(size))
+        start = tray.put_behind(size, [each.data for each in outputs.blocks])
+    except RunFailed as error:
+        return {"batch": number, "error": str(error)}
+    except MemoryError:
+        return {"batch": number, "error": "the model's process is out of memory"}
+    return frames.outputs_header(number, outputs, start)
+
+
+def _or_die(run: Callable[[dict[str, Any]], None], header: dict[str, Any]) -> None:
+    """A fault of ours must not leave the batch unanswered until it counts as hung."""
+    try:
+        run(header)
+    except BaseException:  # noqa: BLE001 - it ends the process
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _end_with_parent(parent: int) -> None:
@@ -113,22 +153,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve on the socket that was inherited as file descriptor `--fd`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--tray", type=int, action="append", required=True)
     parser.add_argument("--parent", type=int, required=True)
-    parser.add_argument("--intra-threads", type=int, default=0)
-    parser.add_argument("--inter-threads", type=int, default=0)
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent(options.parent)
-    process = ModelProcess(
-        intra_threads=options.intra_threads, inter_threads=options.inter_threads
-    )
-    with socket.socket(fileno=options.fd) as connection:
-        try:
-            serve(connection, process)
-        except BrokenPipeError:
-            # The parent went away while its batch ran.
-            return
+    # Closed by the end of the process only, or the parent would hear of the end before
+    # it has read why.
+    connection = Connection(socket.socket(fileno=options.fd))
+    serve(connection, [MappedTray(fd) for fd in options.tray])
 
 
 if __name__ == "__main__":

@@ -1,20 +1,30 @@
-"""Run SavedModels and `.keras` files. The only user of TensorFlow here.
+"""Run SavedModels and Keras models, new and legacy. The only user of TensorFlow here.
 
-Runs in the model process only, so that neither its start (seconds), its memory nor
+Runs in a model's process only, so that neither its start (seconds), its memory nor
 its faults are the consumer's.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from broker.messages import ITEM_BYTES
-from cloud_worker.adapters.runtime import Arrays, CannotServe, RunFailed, Runner
+from cloud_worker.adapters.runtime import (
+    Arrays,
+    CannotServe,
+    RunFailed,
+    Runner,
+    Tuning,
+)
 from cloud_worker.core.spec import ANY, ModelSpec, TensorSpec
 
 SIGNATURE: Final = "serving_default"
+MIXED_ON_ACCELERATOR: Final = "auto_mixed_precision"
+MIXED_ON_PROCESSOR: Final = "auto_mixed_precision_onednn_bfloat16"
 _WHERE: Final = ("Graph execution error", "Detected at node", "<stack", "File ", "[[")
 
 
@@ -26,11 +36,11 @@ class TensorFlowRunner:
     """One loaded signature of a SavedModel or a Keras model."""
 
     def __init__(
-        self, function: _Function, spec: ModelSpec, *, keep: object, accelerated: bool
+        self, function: _Function, spec: ModelSpec, *, keep: object, tuned: bool
     ) -> None:
         self._function = function
         self._spec = spec
-        self._accelerated = accelerated
+        self._tuned = tuned
         # The signature holds its variables only weakly.
         self._keep = keep
 
@@ -41,12 +51,17 @@ class TensorFlowRunner:
 
     @property
     def wants_padding(self) -> bool:
-        """Only on an accelerator, whose kernels are tuned for each shape anew.
+        """Only where each shape is tuned or compiled anew: accelerators and XLA.
 
         On two cores a ResNet takes 20 to 25 % longer over random batch sizes when they
         are padded, and a new size costs nothing.
         """
-        return self._accelerated
+        return self._tuned
+
+    @property
+    def concurrent(self) -> bool:
+        """Yes: a traced function has no state."""
+        return True
 
     def run(self, inputs: Arrays) -> Arrays:
         """Call the model once with exactly these arrays.
@@ -65,14 +80,14 @@ class TensorFlowRunner:
             raise RunFailed(_one_line(error)) from error
 
 
-def open_saved_model(path: Path, *, intra_threads: int, inter_threads: int) -> Runner:
+def open_saved_model(path: Path, tuning: Tuning) -> Runner:
     """Load the serving signature of the SavedModel in the folder `path`.
 
     Raises:
         CannotServe: it is unreadable, has no such signature, or takes or gives
             something that is not a numeric tensor.
     """
-    tf = _tensorflow(intra_threads, inter_threads)
+    tf = _tensorflow(tuning)
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
@@ -89,24 +104,82 @@ def open_saved_model(path: Path, *, intra_threads: int, inter_threads: int) -> R
     function = signatures.get(SIGNATURE) or next(iter(signatures.values()))
     inputs = function.structured_input_signature[1]
     spec = _spec(inputs, function.structured_outputs)
-    return TensorFlowRunner(
-        function, spec, keep=loaded, accelerated=_has_accelerator(tf)
-    )
+    if tuning.xla:
+        function = tf.function(function, jit_compile=True)
+    return TensorFlowRunner(function, spec, keep=loaded, tuned=_is_tuned(tf, tuning))
 
 
-def open_keras(path: Path, *, intra_threads: int, inter_threads: int) -> Runner:
+def open_keras(path: Path, tuning: Tuning) -> Runner:
     """Load the `.keras` file `path`.
 
     Raises:
         CannotServe: it is unreadable, holds code (a Lambda layer), or takes or gives
             something that is not a numeric tensor.
     """
-    tf = _tensorflow(intra_threads, inter_threads)
+    tf = _tensorflow(tuning)
     try:
         model = tf.keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         # Keras raises a dozen kinds for a damaged file.
         raise CannotServe(f"Keras cannot load {path}: {_one_line(error)}") from error
+    return _keras_runner(tf, model, tuning)
+
+
+def open_keras_h5(path: Path, tuning: Tuning) -> Runner:
+    """Load the `.h5` file `path`, which Keras 2 wrote.
+
+    Raises:
+        CannotServe: `tf_keras` is not installed, or the file is unreadable, holds
+            code, or takes or gives something that is not a numeric tensor.
+    """
+    _refuse_code(path)
+    tf = _tensorflow(tuning)
+    try:
+        import tf_keras
+    except ImportError as error:
+        raise CannotServe(
+            f"{path.name} needs Keras 2: pip install --no-deps tf_keras, of the version "
+            "that TensorFlow has, or save the model as .keras"
+        ) from error
+    try:
+        model = tf_keras.models.load_model(path, compile=False)
+    except Exception as error:
+        # As for Keras 3.
+        raise CannotServe(f"Keras 2 cannot load {path}: {_one_line(error)}") from error
+    return _keras_runner(tf, model, tuning)
+
+
+def _refuse_code(path: Path) -> None:
+    """A layer of Python code in an `.h5` would run with the worker's rights."""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            config = json.loads(file.attrs["model_config"])
+    except (OSError, KeyError, ValueError) as error:
+        raise CannotServe(
+            f"{path.name} is no Keras model, or only its weights: {_one_line(error)}"
+        ) from error
+    if any(each.get("class_name") == "Lambda" for each in _maps(config)):
+        raise CannotServe(
+            f"{path.name} has a Lambda layer, which is code: write it as a layer"
+        )
+
+
+def _maps(config: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - JSON
+    match config:
+        case dict():
+            yield config
+            for each in config.values():
+                yield from _maps(each)
+        case list():
+            for each in config:
+                yield from _maps(each)
+        case _:
+            pass
+
+
+def _keras_runner(tf: Any, model: Any, tuning: Tuning) -> Runner:  # noqa: ANN401 - untyped
     signature = {
         each.name: tf.TensorSpec(each.shape, each.dtype, name=each.name)
         for each in model.inputs
@@ -114,7 +187,7 @@ def open_keras(path: Path, *, intra_threads: int, inter_threads: int) -> Runner:
     names = list(model.output_names)
 
     def call(inputs: dict[str, Any]) -> dict[str, Any]:
-        ordered = [inputs[each.name] for each in model.inputs]
+        ordered = [inputs[name] for name in signature]
         outputs = model(ordered if len(ordered) > 1 else ordered[0], training=False)
         if isinstance(outputs, dict):
             return outputs
@@ -122,36 +195,38 @@ def open_keras(path: Path, *, intra_threads: int, inter_threads: int) -> Runner:
             outputs = [outputs]
         return dict(zip(names, outputs, strict=True))
 
-    traced = tf.function(call, input_signature=[signature])
+    traced = tf.function(
+        call, input_signature=[signature], jit_compile=tuning.xla or None
+    )
     concrete = traced.get_concrete_function()
     spec = _spec(signature, concrete.structured_outputs)
     return TensorFlowRunner(
         lambda **given: traced(given),
         spec,
         keep=model,
-        accelerated=_has_accelerator(tf),
+        tuned=_is_tuned(tf, tuning),
     )
 
 
-def _tensorflow(intra_threads: int, inter_threads: int) -> Any:  # noqa: ANN401 - TensorFlow is untyped
+def _tensorflow(tuning: Tuning) -> Any:  # noqa: ANN401 - TensorFlow is untyped
     # Before the import: its C++ speaks up while loading.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(intra_threads)
-        tf.config.threading.set_inter_op_parallelism_threads(inter_threads)
-        for device in tf.config.list_physical_devices("GPU"):
-            # Else the first process takes all of the accelerator's memory.
-            tf.config.experimental.set_memory_growth(device, True)
-    except RuntimeError:
-        # Already started by an earlier model of this process, with these settings.
-        pass
+    tf.config.threading.set_intra_op_parallelism_threads(tuning.intra_threads)
+    tf.config.threading.set_inter_op_parallelism_threads(tuning.inter_threads)
+    accelerators = tf.config.list_physical_devices("GPU")
+    for device in accelerators:
+        # Else the first process takes all of the accelerator's memory.
+        tf.config.experimental.set_memory_growth(device, True)
+    if tuning.mixed_precision:
+        rewrite = MIXED_ON_ACCELERATOR if accelerators else MIXED_ON_PROCESSOR
+        tf.config.optimizer.set_experimental_options({rewrite: True})
     return tf
 
 
-def _has_accelerator(tf: Any) -> bool:  # noqa: ANN401 - as above
-    return bool(tf.config.list_physical_devices("GPU"))
+def _is_tuned(tf: Any, tuning: Tuning) -> bool:  # noqa: ANN401 - as above
+    return tuning.xla or bool(tf.config.list_physical_devices("GPU"))
 
 
 def _spec(inputs: dict[str, Any], outputs: dict[str, Any]) -> ModelSpec:

@@ -25,33 +25,33 @@ class Culprits:
 
     def __init__(self, most: int = REMEMBERED) -> None:
         self._most = most
-        self._suspects: OrderedDict[Culprit, None] = OrderedDict()
+        self._crashes: OrderedDict[Culprit, int] = OrderedDict()
         self._reasons: OrderedDict[Culprit, str] = OrderedDict()
 
     def __bool__(self) -> bool:
-        return bool(self._suspects or self._reasons)
+        return bool(self._crashes or self._reasons)
 
     def suspect(self, several: Iterable[Culprit]) -> None:
-        """One of these has killed the process: each should run by itself."""
+        """One of these has killed the process."""
         for each in several:
-            self._suspects[each] = None
-        while len(self._suspects) > self._most:
-            self._suspects.popitem(last=False)
+            self._crashes[each] = self._crashes.pop(each, 0) + 1
+        while len(self._crashes) > self._most:
+            self._crashes.popitem(last=False)
 
     def acquit(self, who: Culprit) -> None:
         """It ran, and the process lives."""
-        self._suspects.pop(who, None)
+        self._crashes.pop(who, None)
+        self._reasons.pop(who, None)
 
     def convict(self, who: Culprit, reason: str) -> None:
         """It has killed the process by itself, as `reason` says."""
-        self.acquit(who)
         self._reasons[who] = reason
         while len(self._reasons) > self._most:
             self._reasons.popitem(last=False)
 
-    def is_suspect(self, who: Culprit) -> bool:
-        """Whether it should run by itself."""
-        return who in self._suspects
+    def crashes(self, who: Culprit) -> int:
+        """In how many deaths of the process it was seen since it last ran."""
+        return self._crashes.get(who, 0)
 
     def reason(self, who: Culprit) -> str | None:
         """What it did; None when nothing is proved against it."""

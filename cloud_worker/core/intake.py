@@ -116,10 +116,10 @@ def _rows(signature: Signature, model: ServedModel) -> int | Invalid:
     if len(lengths) != 1:
         return Invalid(f"the inputs differ in their first axis: {sorted(lengths)}")
     rows = lengths.pop()
-    if rows > model.max_batch:
+    if rows > model.most_rows:
         return Invalid(
             f"{rows} rows in one request, model {model.name!r} takes at most "
-            f"{model.max_batch}: send several requests"
+            f"{model.most_rows}: send several requests"
         )
     return rows
 

@@ -74,10 +74,21 @@ def answered(
 
 
 def failed(
-    subject: Subject, reason: str, stamp: Stamp, served: Served | None = None
+    subject: Subject,
+    reason: str,
+    stamp: Stamp,
+    served: Served | None = None,
+    *,
+    retry_after_s: float | None = None,
 ) -> Result:
-    """The request cannot be answered, and `reason` says why."""
-    return _ended(Status.FAILED, subject, reason, stamp, served)
+    """The request cannot be answered, and `reason` says why.
+
+    `retry_after_s` is when the same request may fare better; None: it would not.
+    """
+    result = _ended(Status.FAILED, subject, reason, stamp, served)
+    if retry_after_s is None:
+        return result
+    return result.model_copy(update={"retry_after_s": retry_after_s})
 
 
 def expired(subject: Subject, reason: str, stamp: Stamp) -> Result:

@@ -8,6 +8,7 @@ from typing import Final
 from bundle.manifest import Decision, ImageRecipe
 
 ANY: Final = -1
+MAX_PARTS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,27 @@ class ModelSpec:
     batched: bool
     costs_ms: tuple[tuple[int, float], ...] = ()
 
+    @property
+    def sized_by_item(self) -> bool:
+        """Whether items differ in size: an input has a free axis beside the batch."""
+        return any(each.shape is None or ANY in each.shape[1:] for each in self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Pad a free axis of the inputs with `value` to the next of `sizes`, ascending."""
+
+    axis: int
+    sizes: tuple[int, ...]
+    value: float = 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as the pool serves it: its signature and what `model.json` adds."""
+    """A model as the pool serves it: its signature and what `model.json` adds.
+
+    A request of more than `max_batch` rows is split, up to `max_request` of them.
+    """
 
     name: str
     version: str
@@ -49,6 +67,18 @@ class ServedModel:
     preprocess: ImageRecipe | None = None
     decision: Decision | None = None
     labels: tuple[str, ...] = ()
+    max_request: int | None = None
+    padding: Padding | None = None
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that one request may have."""
+        return self.max_request or MAX_PARTS * self.max_batch
+
+    @property
+    def key(self) -> str:
+        """What runners and costs know it by."""
+        return f"{self.name}/{self.version}"
 
 
 def padded_sizes(max_rows: int) -> tuple[int, ...]:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
-from broker.messages import Result, Timings
-from cloud_worker.adapters.runner import BatchFailed
+from broker.dead_letters import MAX_MISHAPS, Mishap, times_retried
+from broker.messages import Result, Tensor, Timings
+from cloud_worker.adapters.runner import BatchFailed, ModelFailed
 from cloud_worker.core.batcher import (
-    DEPTH,
     Batcher,
     Expire,
     Flush,
     Idle,
     Item,
+    Shed,
     Signature,
     WaitUntil,
 )
+from cloud_worker.core.costs import Costs
 from cloud_worker.core.culprits import Culprit, Culprits
 from cloud_worker.core.ledger import Cause
 from cloud_worker.core.outputs import BatchOutputs
-from cloud_worker.core.reading import Unreadable, read
+from cloud_worker.core.reading import Reading, Unreadable, read
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Served, Stamp, answered, expired, failed
-from cloud_worker.core.retry import Verdict, verdict
+from cloud_worker.core.retry import Again, Apart, Guilty, Verdict, verdict
+from cloud_worker.core.spec import padded_size
+from cloud_worker.core.split import Unjoinable
+from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.parcels import Held, Parcel
 from cloud_worker.loops.replies import Replies
 from lifecycle.clock import Clock
@@ -37,43 +44,69 @@ Batch = tuple[Item[Held], ...]
 
 
 class BatchRunner(Protocol):
-    """What runs batches, as `adapters.runner.RunnerProcess` does."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether batches may be submitted."""
-        ...
+    """What runs batches, as `adapters.runners.Runners` does."""
 
     @property
     def running(self) -> int:
         """Batches submitted and not finished."""
         ...
 
+    def ready(self, key: str) -> bool:
+        """Whether a batch of this model may be submitted."""
+        ...
+
     def submit(
-        self, key: str, signature: Signature, requests: list[tuple[bytes, ...]]
+        self,
+        key: str,
+        signature: Signature,
+        requests: list[tuple[bytes, ...]],
+        *,
+        limit_s: float | None = None,
     ) -> asyncio.Future[BatchOutputs]:
         """Start a batch; the future raises BatchFailed."""
         ...
 
 
 class Infer:
-    """The loop between what waits and what is answered."""
+    """The loop between what waits and what is answered.
+
+    Args:
+        runner: runs batches.
+        batcher: decides which.
+        costs: told what each batch took; the batcher decides by it.
+        replies: takes the results.
+        dead_letters: keeps the requests that broke their batches.
+        clock: for deadlines and costs.
+    """
 
     def __init__(
         self,
         runner: BatchRunner,
         batcher: Batcher[Held],
         *,
+        costs: Costs,
         replies: Replies,
+        dead_letters: DeadLetters,
         clock: Clock,
     ) -> None:
         self._runner = runner
         self._batcher = batcher
+        self._costs = costs
         self._replies = replies
+        self._dead_letters = dead_letters
         self._clock = clock
         self._culprits = Culprits()
         self._changed = asyncio.Event()
         self._batches: asyncio.TaskGroup | None = None
+        self._last_done_s = 0.0
+        self._submitted: Counter[str] = Counter()
+        self._given_up: dict[str, str] = {}
+
+    @property
+    def in_use(self) -> set[str]:
+        """The model versions that requests wait for or run on."""
+        running = {key for key, count in self._submitted.items() if count}
+        return self._batcher.keys | running
 
     def offer(self, items: Iterable[Item[Held]]) -> None:
         """Let requests wait for their batch, which may start before this returns."""
@@ -83,7 +116,17 @@ class Infer:
             self._changed.set()
 
     def wake(self) -> None:
-        """Look again: the runner has come back."""
+        """Look again: a model is ready again, or was given up."""
+        self._changed.set()
+
+    def give_up(self, key: str, why: str) -> None:
+        """Answer `failed` to those that wait for a version that will not come."""
+        self._given_up[key] = why
+        self._changed.set()
+
+    def expect(self, key: str) -> None:
+        """A version is in memory: those that wait for it run."""
+        self._given_up.pop(key, None)
         self._changed.set()
 
     async def run(self) -> None:
@@ -105,27 +148,38 @@ class Infer:
         """Do all that is due; say in how many seconds there is more."""
         while True:
             now = self._clock.monotonic()
-            running = self._runner.running if self._runner.ready else DEPTH
-            match self._batcher.next_step(now, running=running):
+            running = self._runner.running
+            step = self._batcher.next_step(now, running=running, ready=self._ready)
+            match step:
                 case Flush(items):
                     self._start(batches, items, now)
                 case Expire(items):
                     self._say_expired(items)
+                case Shed(items, retry_after_s):
+                    self._say_shed(items, retry_after_s)
                 case WaitUntil(at_s):
                     return max(at_s - now, 0.0)
                 case Idle():
                     return None
 
+    def _ready(self, key: str) -> bool:
+        return self._runner.ready(key) or key in self._given_up
+
     def _start(self, batches: asyncio.TaskGroup, items: Batch, now: float) -> None:
         batch = tuple(item for item in items if self._may_run(item))
         if not batch:
             return
+        group = batch[0].group
+        if (why := self._given_up.get(group.key)) is not None:
+            self._replies.finish(self._failed(item, why) for item in batch)
+            return
+        self._submitted[group.key] += 1
         self._replies.observer.batch_started(batch, len(self._batcher))
-        first = batch[0].work
         outputs = self._runner.submit(
-            f"{first.model.name}/{first.model.version}",
-            first.inputs.signature,
+            group.key,
+            group.signature,
             [item.work.inputs.buffers for item in batch],
+            limit_s=self._costs.limit_s(group.key, _size(batch), group.size_bucket),
         )
         if outputs.done():
             # It ran inline, where nothing idles while its results are written up.
@@ -137,18 +191,23 @@ class Infer:
 
     def _may_run(self, item: Item[Held]) -> bool:
         """Whether a request should run; one that should not is dealt with here."""
+        if item.work.over:
+            return False
         if not item.work.parcel.live:
-            item.work.parcel.drop()
+            if item.work.end():
+                item.work.parcel.drop()
             return False
         if not self._culprits:
             return True
         who = _culprit(item)
-        if (reason := self._culprits.reason(who)) is not None:
-            self._replies.finish((self._failed(item, reason),))
+        reason = self._culprits.reason(who)
+        if reason is not None and not times_retried(item.work.parcel.delivery.headers):
+            self._fail((item,), reason)
             return False
-        if item.group.alone == 0 and self._culprits.is_suspect(who):
-            # A copy of one that is to run by itself must not take others with it.
-            self._batcher.add_alone(item)
+        accused = reason is not None or self._culprits.crashes(who) > 0
+        if accused and item.group.part == 0:
+            # A copy of one that may kill the process must not take others with it.
+            self._batcher.add_apart((item,))
             return False
         return True
 
@@ -176,12 +235,30 @@ class Infer:
     ) -> None:
         """Write up what the runner made of a batch."""
         try:
+            self._write_up(batch, done, started_s, done_s)
+        finally:
+            self._submitted[batch[0].group.key] -= 1
+
+    def _write_up(
+        self,
+        batch: Batch,
+        done: asyncio.Future[BatchOutputs],
+        started_s: float,
+        done_s: float,
+    ) -> None:
+        try:
             outputs = done.result()
+        except ModelFailed as error:
+            # No request is to blame, and none can be helped by another try.
+            self._replies.observer.batch_failed(batch)
+            self._fail(batch, str(error))
+            return
         except BatchFailed as error:
             self._replies.observer.batch_failed(batch)
             self._retry_or_fail(batch, error)
             self._changed.set()
             return
+        self._learn(batch, outputs, started_s, done_s)
         if self._culprits:
             for item in batch:
                 self._culprits.acquit(_culprit(item))
@@ -189,48 +266,104 @@ class Infer:
         stamp = self._replies.stamps.now(batch[0].work.model.name)
         self._replies.finish(_results(batch, outputs, started_s, done_s, stamp))
 
+    def _learn(
+        self, batch: Batch, outputs: BatchOutputs, started_s: float, done_s: float
+    ) -> None:
+        """Note for how long the batch kept the accelerator."""
+        group = batch[0].group
+        # It may have lain ready behind another, which is no cost of its own.
+        alone_s = done_s - max(started_s, self._last_done_s)
+        took_s = max(alone_s, outputs.infer_ms / 1000)
+        self._last_done_s = done_s
+        self._costs.note(group.key, _size(batch), took_s, group.size_bucket)
+
+    def _say_shed(self, items: Batch, retry_after_s: float) -> None:
+        stamp = self._replies.stamps.now()
+        reason = (
+            "overloaded: more waits here than can be answered in time; "
+            f"try again in {retry_after_s:g} s"
+        )
+        log.warning(
+            "overloaded",
+            model=items[0].group.model,
+            shed=len(items),
+            retry_after_s=retry_after_s,
+        )
+        self._replies.finish(
+            _finished(
+                item,
+                failed(item.work.subject, reason, stamp, retry_after_s=retry_after_s),
+                Cause.OVERLOADED,
+            )
+            for item in items
+            if item.work.end()
+        )
+
     def _say_expired(self, items: Batch) -> None:
         stamp = self._replies.stamps.now()
         reason = "its time was over before a batch had room for it"
         self._replies.finish(
             _finished(item, expired(item.work.subject, reason, stamp), Cause.WAITED)
             for item in items
+            if item.work.end()
         )
 
     def _retry_or_fail(self, batch: Batch, error: BatchFailed) -> None:
-        judged = verdict(
-            suspect=error.suspect,
-            crashed=error.crashed,
-            apart=batch[0].group.alone > 0,
-            requests=len(batch),
-        )
-        report = log.debug if judged is Verdict.AGAIN else log.warning
+        judged = self._judge(batch, error)
+        report = log.warning if error.suspect else log.debug
         report(
             "batch failed",
             model=batch[0].group.model,
             requests=len(batch),
-            verdict=judged.name.lower(),
+            verdict=type(judged).__name__.lower(),
             reason=str(error),
         )
-        if error.crashed:
-            self._blame(batch, judged, str(error))
         match judged:
-            case Verdict.AGAIN:
-                for item in batch:
+            case Again(items):
+                for item in items:
                     self._batcher.add(item)
-            case Verdict.APART:
-                for item in batch:
-                    self._batcher.add_alone(item)
-            case Verdict.FAILED:
-                self._replies.finish(self._failed(item, str(error)) for item in batch)
+            case Apart(parts):
+                for part in parts:
+                    self._batcher.add_apart(part)
+            case Guilty(culprit):
+                if error.crashed:
+                    self._culprits.convict(_culprit(culprit), str(error))
+                self._give_up(culprit, str(error))
 
-    def _blame(self, batch: Batch, judged: Verdict, reason: str) -> None:
-        """Remember who may have killed the model process, or has."""
-        if judged is Verdict.APART:
-            self._culprits.suspect(map(_culprit, batch))
-        elif judged is Verdict.FAILED:
-            for item in batch:
-                self._culprits.convict(_culprit(item), reason)
+    def _judge(self, batch: Batch, error: BatchFailed) -> Verdict[Item[Held]]:
+        if error.suspect:
+            at_ms = self._clock.wall_ms()
+            mishap = Mishap(at_ms, len(batch), error.crashed, str(error))
+            batch = tuple(_struck(item, mishap) for item in batch)
+            if error.crashed:
+                self._culprits.suspect(map(_culprit, batch))
+        return verdict(
+            batch,
+            suspect=error.suspect,
+            crashed=error.crashed,
+            crashes=lambda item: self._culprits.crashes(_culprit(item)),
+        )
+
+    def _give_up(self, item: Item[Held], reason: str) -> None:
+        """Answer `failed` once the request is among the dead letters, if it can be."""
+        if not item.work.end():
+            return
+        finished = self._failed(item, reason)
+
+        async def keep_and_finish() -> None:
+            await self._dead_letters.keep(item.work, reason)
+            self._replies.finish((finished,))
+
+        if self._batches is not None and self._dead_letters.roomy:
+            self._batches.create_task(keep_and_finish())
+        else:
+            self._dead_letters.lose(item.work)
+            self._replies.finish((finished,))
+
+    def _fail(self, items: Iterable[Item[Held]], reason: str) -> None:
+        self._replies.finish(
+            self._failed(item, reason) for item in items if item.work.end()
+        )
 
     def _failed(self, item: Item[Held], reason: str) -> Finished[Parcel]:
         model = item.work.model
@@ -254,7 +387,8 @@ def _results(
     model = batch[0].work.model
     finished = []
     for index, reading in enumerate(read(outputs, model)):
-        held = batch[index].work
+        item = batch[index]
+        held = item.work
         waited_s = started_s - held.parcel.delivery.received_at
         timings = Timings(
             queue_ms=max(waited_s * 1000, 0.0),
@@ -262,15 +396,45 @@ def _results(
             infer_ms=outputs.infer_ms,
         )
         served = Served(model.version, len(batch), timings)
-        if isinstance(reading, Unreadable):
-            result = failed(held.subject, reading.reason, stamp, served)
+        whole = _whole(held, outputs, index, reading)
+        if whole is None:
+            continue
+        gave, meaning = whole
+        if isinstance(meaning, Unreadable):
+            result = failed(held.subject, meaning.reason, stamp, served)
             cause = Cause.MODEL
         else:
-            parts = outputs.part(index)
-            result = answered(held.subject, parts, reading, served, stamp)
+            result = answered(held.subject, gave, meaning, served, stamp)
             cause = Cause.ANSWERED
-        finished.append(_finished(batch[index], result, cause))
+        finished.append(_finished(item, result, cause))
     return finished
+
+
+def _whole(
+    held: Held, outputs: BatchOutputs, index: int, reading: Reading | Unreadable
+) -> tuple[Mapping[str, Tensor], Reading | Unreadable] | None:
+    """What a request gave and means; None while parts of it are missing."""
+    if held.joint is None:
+        gave = {} if isinstance(reading, Unreadable) else outputs.part(index)
+        return gave, reading
+    try:
+        joined = held.joint.put(held.part, outputs.part(index), outputs.infer_ms)
+    except Unjoinable as error:
+        return ({}, Unreadable(str(error))) if held.end() else None
+    if joined is None or not held.end():
+        return None
+    (reading,) = read(joined, held.model)
+    return joined.part(0), reading
+
+
+def _size(batch: Batch) -> int:
+    rows = sum(item.rows for item in batch)
+    return padded_size(rows, batch[0].group.max_rows)
+
+
+def _struck(item: Item[Held], mishap: Mishap) -> Item[Held]:
+    mishaps = (*item.work.mishaps, mishap)[-MAX_MISHAPS:]
+    return replace(item, work=replace(item.work, mishaps=mishaps))
 
 
 def _culprit(item: Item[Held]) -> Culprit:

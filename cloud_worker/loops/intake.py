@@ -8,30 +8,41 @@ read from the routing key, which the broker enforced, never from the payload.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
-
-import structlog
 
 from broker.codec import BadItem, Envelope, WireError, decode
 from broker.messages import Medium, Request, Result, Tensor
 from broker.topics import RequestAddress, read_request_key
+from broker.topology import request_queue
+from cloud_worker.core.allowance import Allowance
 from cloud_worker.core.batcher import Group, Item
-from cloud_worker.core.intake import Invalid, validate
+from cloud_worker.core.costs import size_bucket
+from cloud_worker.core.intake import Inputs, Invalid, validate
 from cloud_worker.core.ledger import Aside, Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
+from cloud_worker.core.padding import pad
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Subject, expired, failed
+from cloud_worker.core.serving import Serving
 from cloud_worker.core.spec import ServedModel
+from cloud_worker.core.split import Joint, split
+from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.media import Decoder
 from cloud_worker.loops.parcels import Delivery, Held, Parcel, Room
 from cloud_worker.loops.replies import Replies
 from cloud_worker.loops.stamps import Stamps
+from cloud_worker.loops.usage import Usage
 from lifecycle.clock import Clock
 from lifecycle.journal import NOBODY, Event, Journal
 
-log = structlog.get_logger(__name__)
-
+# A worker serves one vhost, which is one tenant.
+TENANT: Final = ""
 EXPIRED_ON_ARRIVAL: Final = "its time was over when it reached the worker"
+# What nobody can be told of is kept for the operators, but a flood of it would push
+# out everything else that they keep.
+BURIED_AT_MOST: Final = 100
+BURIED_EVERY_S: Final = 60.0
 
 
 class Intake:
@@ -39,22 +50,26 @@ class Intake:
 
     def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
-        models: Mapping[str, ServedModel],
+        models: Mapping[str, Serving],
         *,
         offer: Callable[[Iterable[Item[Held]]], None],
         replies: Replies,
         clock: Clock,
         room: Room,
         decoder: Decoder,
+        usage: Usage | None = None,
         journal: Journal = NOBODY,
     ) -> None:
         self._models = models
+        self._usage = usage or Usage()
         self._offer = offer
         self._replies = replies
         self._clock = clock
         self._room = room
         self._decoder = decoder
         self._journal = journal
+        self._complaints = Complaints(clock)
+        self._burials = Allowance(BURIED_AT_MOST, BURIED_EVERY_S)
 
     async def take(self, delivery: Delivery) -> None:
         """Take one delivery of a request queue over."""
@@ -62,12 +77,12 @@ class Intake:
         if address is None:
             await self._bury(delivery, "its routing key names no agent")
             return
-        model = self._models.get(address.model)
-        if model is None:
-            await self._bury(delivery, f"this worker does not serve {address.model!r}")
-            return
         await self._room.wait()
         if not delivery.live:
+            return
+        model = self._models.get(address.model)
+        if model is None:
+            await self._turn_away(delivery, address)
             return
         try:
             envelope = decode(delivery.body, Request)
@@ -82,7 +97,7 @@ class Intake:
         self,
         delivery: Delivery,
         address: RequestAddress,
-        model: ServedModel,
+        model: Serving,
         envelope: Envelope[Request],
     ) -> None:
         bad = list(self._answerable(envelope.bad, address.model))
@@ -92,21 +107,25 @@ class Intake:
             return
         parcel = Parcel(delivery, address.agent, count, self._room)
         self._room.ledger.take(count)
-        self._replies.observer.came(model.name, count)
+        self._replies.observer.came(address.model, count)
         stamps = self._replies.stamps
-        desk = _Desk(parcel, address, model, self._clock, stamps)
+        desk = _Desk(parcel, address, model, self._clock, stamps, self._usage)
         handed_over = 0
+        decoding: list[str] = []
         try:
             for subject, reason in bad:
                 desk.fail(subject, reason, Cause.UNREADABLE)
             media = desk.sort(envelope.items)
             handed_over += self._hand_over(desk)
-            for request, medium in media:
+            decoding = [version.key for _, _, version in media]
+            self._usage.begin(decoding)
+            for request, medium, version in media:
                 # What needs no decoding has gone ahead.
-                read = await self._decoder.decode(medium, model)
-                desk.check(request, read)
+                read = await self._decoder.decode(medium, version)
+                desk.check(request, read, version)
                 handed_over += self._hand_over(desk)
         finally:
+            self._usage.end(decoding)
             # Cancelled when its channel dies: the broker delivers it again.
             for _ in range(count - handed_over):
                 parcel.drop()
@@ -117,7 +136,8 @@ class Intake:
             self._replies.finish(finished)
         if ready:
             self._offer(ready)
-        return len(finished) + len(ready)
+        # The parts of a split request count as the one that it is.
+        return len(finished) + sum(item.work.part == 0 for item in ready)
 
     async def _refuse(
         self, delivery: Delivery, address: RequestAddress, reason: str
@@ -127,7 +147,7 @@ class Intake:
         if not subjects:
             await self._bury(delivery, reason)
             return
-        log.warning("envelope refused", agent=address.agent, reason=reason)
+        self._complaints.say("envelope refused", agent=address.agent, reason=reason)
         parcel = Parcel(delivery, address.agent, len(subjects), self._room)
         self._room.ledger.take(len(subjects))
         stamp = self._replies.stamps.now()
@@ -148,23 +168,35 @@ class Intake:
             subject = legible_subject(item.id, item.device, model)
             if subject is None:
                 self._room.ledger.put_aside(Aside.ILLEGIBLE)
-                log.warning(
+                self._complaints.say(
                     "item has no legible id", index=item.index, reason=item.reason
                 )
             else:
                 yield subject, item.reason
 
+    async def _turn_away(self, delivery: Delivery, address: RequestAddress) -> None:
+        """Leave a model that is no longer served to the workers that serve it."""
+        own = request_queue(address.model, address.priority).name
+        if delivery.queue == own:
+            await delivery.reject(requeue=True)
+        else:
+            await self._bury(delivery, f"this worker does not serve {address.model!r}")
+
     async def _bury(self, delivery: Delivery, reason: str) -> None:
-        """Dead-letter what nobody can be told of."""
-        self._room.ledger.put_aside(Aside.BURIED)
-        log.warning(
+        """Dead-letter what nobody can be told of, unless there is plenty of it."""
+        self._complaints.say(
             "delivery rejected",
             queue=delivery.queue,
             routing_key=delivery.routing_key[:200],
             size_bytes=len(delivery.body),
             reason=reason,
         )
-        await delivery.reject(requeue=False)
+        if self._burials.admits(self._clock.monotonic()):
+            self._room.ledger.put_aside(Aside.BURIED)
+            await delivery.reject(requeue=False)
+        else:
+            self._room.ledger.put_aside(Aside.NOISE_DROPPED)
+            delivery.ack()
 
 
 class _Desk:
@@ -174,14 +206,16 @@ class _Desk:
         self,
         parcel: Parcel,
         address: RequestAddress,
-        model: ServedModel,
+        model: Serving,
         clock: Clock,
         stamps: Stamps,
+        usage: Usage,
     ) -> None:
         self._parcel = parcel
         self._address = address
         self._model = model
         self._stamps = stamps
+        self._usage = usage
         self._now_s = clock.monotonic()
         self._wall_ms = clock.wall_ms()
         self._finished: list[Finished[Parcel]] = []
@@ -193,42 +227,63 @@ class _Desk:
         self._finished, self._ready = [], []
         return cleared
 
-    def sort(self, requests: Iterable[Request]) -> list[tuple[Request, Medium]]:
+    def sort(
+        self, requests: Iterable[Request]
+    ) -> list[tuple[Request, Medium, ServedModel]]:
         """Sort what can be sorted now; give back what must be decoded first."""
         media = []
         for request in requests:
             if self._turned_away(request):
                 continue
+            version = self._model.choose(request.id)
             if request.medium is not None:
-                media.append((request, request.medium))
+                media.append((request, request.medium, version))
             else:
-                self.check(request, request.tensors or {})
+                self.check(request, request.tensors or {}, version)
         return media
 
     def fail(self, subject: Subject, reason: str, cause: Cause) -> None:
         """Answer `failed`."""
         self._finish(failed(subject, reason, self._stamps.now()), cause)
 
-    def check(self, request: Request, tensors: Mapping[str, Tensor] | Invalid) -> None:
+    def check(
+        self,
+        request: Request,
+        tensors: Mapping[str, Tensor] | Invalid,
+        model: ServedModel,
+    ) -> None:
         """Take a request whose inputs are known, if they fit the model."""
-        inputs = (
-            tensors if isinstance(tensors, Invalid) else validate(tensors, self._model)
-        )
+        inputs = tensors if isinstance(tensors, Invalid) else validate(tensors, model)
         subject = Subject.of(request)
         if isinstance(inputs, Invalid):
             self.fail(subject, inputs.reason, Cause.INVALID)
             return
+        self._usage.ask(model.key, self._now_s)
+        if model.padding is not None:
+            inputs = pad(inputs, model.padding, model.spec.inputs)
+        held = Held(
+            self._parcel, subject, model, inputs, traceparent=request.traceparent
+        )
+        if inputs.rows <= model.max_batch:
+            self._ready.append(self._item(request, held))
+            return
+        parts = list(split(inputs, model.max_batch))
+        joint = Joint(len(parts))
+        self._ready.extend(
+            self._item(request, replace(held, inputs=part, joint=joint, part=index))
+            for index, part in enumerate(parts)
+        )
+
+    def _item(self, request: Request, held: Held) -> Item[Held]:
         left_s = (request.expires_at_ms - self._wall_ms) / 1000
-        model = self._model
-        self._ready.append(
-            Item(
-                group=Group(model.name, inputs.signature, model.max_batch),
-                priority=self._address.priority,
-                deadline_s=self._now_s + left_s,
-                size_bytes=inputs.size_bytes,
-                rows=inputs.rows,
-                work=Held(self._parcel, subject, model, inputs, request.traceparent),
-            )
+        return Item(
+            group=_group(held.model, held.inputs),
+            priority=self._address.priority,
+            deadline_s=self._now_s + left_s,
+            size_bytes=held.inputs.size_bytes,
+            rows=held.inputs.rows,
+            flow=(TENANT, self._parcel.agent, request.device),
+            work=held,
         )
 
     def _turned_away(self, request: Request) -> bool:
@@ -251,3 +306,14 @@ class _Desk:
     def _finish(self, result: Result, cause: Cause) -> None:
         parcel = self._parcel
         self._finished.append(Finished(parcel.agent, result, parcel, cause))
+
+
+def _group(model: ServedModel, inputs: Inputs) -> Group:
+    bucket = size_bucket(inputs.size_bytes // inputs.rows)
+    return Group(
+        model.name,
+        inputs.signature,
+        model.max_batch,
+        version=model.version,
+        size_bucket=bucket if model.spec.sized_by_item else 0,
+    )

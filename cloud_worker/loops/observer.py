@@ -33,10 +33,10 @@ class Observer:
 
     Args:
         clock: the loops' own.
-        models: the names that may be labels.
         tracing: None: no spans.
 
     Attributes:
+        models: the names that may be labels: those that are served now.
         rate: what a request costs this worker.
         sizes: how many requests a message holds.
         busy_s: seconds that the models ran, by model.
@@ -47,7 +47,6 @@ class Observer:
     def __init__(
         self,
         clock: Clock,
-        models: Container[str] = (),
         tracing: Tracing | None = None,
     ) -> None:
         self.rate = ServedRate()
@@ -61,7 +60,7 @@ class Observer:
         self.running = 0
         self.published = 0
         self._clock = clock
-        self._models = models
+        self.models: Container[str] = ()
         self._spans = None if tracing is None else _Spans(tracing)
         self._waiting_then = 0
 
@@ -125,7 +124,7 @@ class Observer:
 
     def _times_of(self, model: str) -> Histogram:
         # A request may name any model; a label may not.
-        return self.whole_time.of((model if model in self._models else OTHER,))
+        return self.whole_time.of((model if model in self.models else OTHER,))
 
 
 class _Spans:

@@ -11,6 +11,7 @@ import structlog
 from broker.amqp import LinkDown, NoSuchQueue, QueueLook
 from broker.topology import model_queues
 from cloud_worker.core.overload import Backlog, Depth, backlog, retry_after_s
+from cloud_worker.core.spec import ServedModel
 from cloud_worker.loops.observer import Observer
 
 log = structlog.get_logger(__name__)
@@ -26,6 +27,7 @@ class PoolWatch:
     Args:
         look: how a queue stands, as `AmqpLink.look`.
         models: the names whose queues this worker consumes now.
+        loaded: the models in memory, whose warm-up is the first guess at their cost.
         observer: what requests cost.
         waiting: how many requests wait in this worker for a batch.
         every_s: how often to look.
@@ -40,12 +42,14 @@ class PoolWatch:
         look: Look,
         *,
         models: Callable[[], Iterable[str]],
+        loaded: Callable[[], Iterable[ServedModel]] = tuple,
         observer: Observer,
         waiting: Callable[[], int],
         every_s: float = LOOK_EVERY_S,
     ) -> None:
         self._look = look
         self._models = models
+        self._loaded = loaded
         self._observer = observer
         self._waiting = waiting
         self._every_s = every_s
@@ -61,6 +65,8 @@ class PoolWatch:
     async def look_once(self) -> None:
         """See how long the line is now; what is not seen is taken to be empty."""
         depths: list[Depth] = []
+        for each in self._loaded():
+            self._observer.rate.seed(each.name, each.spec.costs_ms)
         try:
             for model in tuple(self._models()):
                 for queue in model_queues(model):

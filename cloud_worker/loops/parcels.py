@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from broker.dead_letters import Mishap
 from cloud_worker.core.intake import Inputs
 from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.results import Subject
 from cloud_worker.core.spec import ServedModel
+from cloud_worker.core.split import Joint
 
 
 class Delivery(Protocol):
@@ -140,10 +142,26 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """A valid request on its way through the worker."""
+    """A valid request on its way through the worker.
+
+    `mishaps` are the batches that failed with it, oldest first. `joint` is set on a
+    part of a request that was split, and `part` is its place there.
+    """
 
     parcel: Parcel
     subject: Subject
     model: ServedModel
     inputs: Inputs
+    mishaps: tuple[Mishap, ...] = ()
+    joint: Joint | None = None
+    part: int = 0
     traceparent: str | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether another part has ended the request."""
+        return self.joint is not None and self.joint.ended
+
+    def end(self) -> bool:
+        """End the request; False when another part of it has."""
+        return self.joint is None or self.joint.end()

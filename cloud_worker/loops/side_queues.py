@@ -6,33 +6,29 @@ if nobody told it. What can be served after all is sent on its way again.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
 
-import structlog
-
 from broker.codec import WireError, decode
+from broker.dead_letters import read_death
 from broker.messages import Request, Result
 from broker.topics import RequestAddress, read_request_key
-from broker.topology import DEAD_QUEUE, UNROUTED_QUEUE
+from broker.topology import UNANSWERED_QUEUE, UNROUTED_QUEUE
 from cloud_worker.core.dead_letters import (
     MAX_REPUBLISHED,
     REPUBLISHED,
-    read_death,
     times_republished,
 )
 from cloud_worker.core.ledger import Aside, Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Subject, expired, failed
-from cloud_worker.core.spec import ServedModel
+from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.parcels import Delivery, Parcel, Room
 from cloud_worker.loops.replies import Replies, publish_while
 
-log = structlog.get_logger(__name__)
-
-SIDE_QUEUES: Final = (UNROUTED_QUEUE, DEAD_QUEUE)
+SIDE_QUEUES: Final = (UNROUTED_QUEUE, UNANSWERED_QUEUE)
 PREFETCH: Final = 32
 
 Ending = Callable[[Subject], Result]
@@ -58,7 +54,7 @@ class Republish(Protocol):
 
 
 class SideQueues:
-    """The loop over `unrouted` and `infer.dead`.
+    """The loop over `unrouted` and `infer.unanswered`.
 
     Args:
         models: what this worker serves.
@@ -66,17 +62,19 @@ class SideQueues:
         restore: sees that queues and bindings are there, as `AmqpLink.restore` does.
         replies: where answers leave.
         room: how much may be in hand.
+        complaints: where what nobody can be told of is said.
         timeout_s: until a publish is confirmed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
-        models: Mapping[str, ServedModel],
+        models: Container[str],
         publish: Republish,
         *,
         restore: Callable[[float], Awaitable[bool]],
         replies: Replies,
         room: Room,
+        complaints: Complaints,
         timeout_s: float = 10.0,
     ) -> None:
         self._models = models
@@ -86,10 +84,11 @@ class SideQueues:
         self._room = room
         self._timeout_s = timeout_s
         self._ledger = room.ledger
+        self._complaints = complaints
 
     async def take(self, delivery: Delivery) -> None:
         """Take one delivery of a side queue over."""
-        dead = delivery.queue == DEAD_QUEUE
+        dead = delivery.queue == UNANSWERED_QUEUE
         self._ledger.put_aside(Aside.DEAD_LETTERS if dead else Aside.UNROUTED)
         address = read_request_key(delivery.routing_key)
         if address is None:
@@ -105,15 +104,13 @@ class SideQueues:
     async def _drop(self, delivery: Delivery) -> None:
         if ".dn." in delivery.routing_key:
             self._ledger.put_aside(Aside.RESULTS_DROPPED)
-            report = log.debug
         else:
             self._ledger.put_aside(Aside.STRAYS_DROPPED)
-            report = log.warning
-        report(
-            "unrouted message dropped",
-            routing_key=delivery.routing_key[:200],
-            size_bytes=len(delivery.body),
-        )
+            self._complaints.say(
+                "unrouted message dropped",
+                routing_key=delivery.routing_key[:200],
+                size_bytes=len(delivery.body),
+            )
         delivery.ack()
 
     def _may_go_again(self, delivery: Delivery, address: RequestAddress) -> bool:
@@ -140,6 +137,10 @@ class SideQueues:
 
     async def _answer_dead(self, delivery: Delivery, address: RequestAddress) -> None:
         death = read_death(delivery.headers)
+        if death.answered:
+            self._ledger.put_aside(Aside.ANSWERED_ALREADY)
+            delivery.ack()
+            return
         stamps = self._replies.stamps
 
         def expiring(subject: Subject) -> Result:
@@ -164,7 +165,7 @@ class SideQueues:
         subjects = _subjects(delivery, address.model)
         if not subjects:
             self._ledger.put_aside(Aside.UNTELLABLE)
-            log.error(
+            self._complaints.say(
                 "a message that nobody can be told of is dropped",
                 queue=delivery.queue,
                 routing_key=delivery.routing_key[:200],

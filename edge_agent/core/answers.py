@@ -47,8 +47,9 @@ class Answer:
         reason: why it spilled, failed, expired or was refused.
         ms: milliseconds from the request's arrival at the agent to this answer.
         outputs: the model's outputs by name, batch first.
-        retry_after_s: on a refusal for want of room, when to send again; None when
-            sending the same again would not help.
+        retry_after_s: on a refusal for want of room, when to send again; on a failure
+            because the pool is overloaded, when to ask the same under a new id. None
+            when sending the same again would not help.
     """
 
     id: str | None

@@ -181,7 +181,11 @@ def conclude(spill: Spill, result: Result, now_ms: float) -> Ending | Retry:
             if spill.edge is not None:
                 fallen = _fall_back(spill, spill.edge, f"cloud failed: {why}", now_ms)
                 return Ending(Outcome.ANSWERED, fallen, Why.POOL_FAILED)
-            return _fail(spill, why, Why.POOL_FAILED, now_ms)
+            failed = _fail(spill, why, Why.POOL_FAILED, now_ms)
+            # An overloaded pool says when to ask again; sending it now would only
+            # add to the load, and the pool has seen that its time will not do.
+            answer = replace(failed.answer, retry_after_s=result.retry_after_s)
+            return replace(failed, answer=answer)
 
 
 def expire(spill: Spill, now_ms: float) -> Ending:

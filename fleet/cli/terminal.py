@@ -22,13 +22,16 @@ from bundle.pack import BundleRejected
 from bundle.seal import SealRejected
 from bundle.store import AlreadyPublished
 from bundle.trust import KeyRejected
+from fleet.adapters.dead_store import StoreUnavailable
 from fleet.adapters.registry_db import DatabaseUnavailable
 from fleet.app import Fleet
+from fleet.core.letters import BadChoice
 from fleet.core.orders import BadOrder
 from fleet.settings import FleetSettings
 
 EXPECTED: Final = (
     AlreadyPublished,
+    BadChoice,
     BadOrder,
     BadUrl,
     BundleRejected,
@@ -36,6 +39,7 @@ EXPECTED: Final = (
     KeyRejected,
     OSError,
     SealRejected,
+    StoreUnavailable,
 )
 
 Home = Annotated[

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloud_worker.adapters.repository import (
-    Candidate,
     NoRepository,
     Sidecar,
     Unservable,
@@ -126,6 +126,8 @@ def test_model_json_says_what_a_model_file_does_not(tmp_path: Path) -> None:
         ("[]", "model.json: "),
         ('{"max_batch": 0}', "max_batch"),
         ('{"preprocess": {"input": "x"}}', "preprocess.width"),
+        ('{"pad": {"axis": 0, "sizes": [4]}}', "pad.axis"),
+        ('{"pad": {"axis": 1, "sizes": []}}', "pad.sizes"),
         ('{"decision": {"output": "y", "score": "luck"}}', "decision.score"),
     ],
 )
@@ -141,6 +143,7 @@ def test_a_wrong_model_json_costs_that_version_only(
     ("said", "reason"),
     [
         ({"decision": {"output": "z"}}, "decides by output 'z'"),
+        ({"pad": {"axis": 1, "sizes": [4]}}, "no input has a free axis 1"),
         (
             {"preprocess": {"input": "z", "width": 1, "height": 1, "channels": 1}},
             "makes the input 'z'",
@@ -151,8 +154,8 @@ def test_model_json_must_speak_of_the_model_beside_it(
     tmp_path: Path, said: dict[str, Any], reason: str
 ) -> None:
     put(tmp_path, "m/1/m.tflite")
-    source = find_models(tmp_path, max_batch=8).models["m"][0].source
-    candidate = Candidate(source, Sidecar.model_validate(said))
+    found = find_models(tmp_path, max_batch=8).models["m"][0]
+    candidate = replace(found, sidecar=Sidecar.model_validate(said))
     x = TensorSpec("x", "float32", (-1, 1))
     with pytest.raises(Unservable, match=reason):
         candidate.served(ModelSpec((x,), (x,), batched=True))

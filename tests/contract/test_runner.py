@@ -1,4 +1,4 @@
-"""Every format goes through one suite, in the real model process."""
+"""Every format goes through one suite, in real processes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,8 @@ from numpy.typing import NDArray
 
 from cloud_worker.adapters.frames import Format, ModelSource
 from cloud_worker.adapters.inline import InlineRunner
-from cloud_worker.adapters.runner import (
-    BatchFailed,
-    CannotLoad,
-    RunnerLost,
-    RunnerProcess,
-)
+from cloud_worker.adapters.runner import BatchFailed, CannotLoad, ModelFailed
+from cloud_worker.adapters.runners import Limits, Runners
 from cloud_worker.core.outputs import BatchOutputs
 from cloud_worker.core.spec import ModelSpec, TensorSpec
 
@@ -54,7 +50,7 @@ def odd(name: str) -> ModelSource:
 
 
 async def infer(
-    runner: RunnerProcess | InlineRunner, model: str, *requests: dict[str, NDArray[Any]]
+    runner: Runners | InlineRunner, model: str, *requests: dict[str, NDArray[Any]]
 ) -> BatchOutputs:
     first = requests[0]
     signature = tuple(
@@ -79,26 +75,26 @@ def row(*values: float) -> NDArray[np.float32]:
 class Lines:
     """One function in each format, and where it runs."""
 
-    process: RunnerProcess
+    runners: Runners
     inline: InlineRunner
     specs: dict[str, ModelSpec]
 
-    def of(self, model: str) -> RunnerProcess | InlineRunner:
-        return self.inline if model == "line_inline" else self.process
+    def of(self, model: str) -> Runners | InlineRunner:
+        return self.inline if model == "line_inline" else self.runners
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lines() -> AsyncIterator[Lines]:
-    async with RunnerProcess() as process:
-        lines = Lines(process, InlineRunner(process, below_ms=1000.0), {})
+    async with Runners() as runners:
+        lines = Lines(runners, InlineRunner(runners, below_ms=1000.0), {})
         for name, where in LINES.items():
             lines.specs[name] = await lines.of(name).load(source(name, *where))
         yield lines
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def lite() -> AsyncIterator[RunnerProcess]:
-    async with RunnerProcess() as runner:
+async def lite() -> AsyncIterator[Runners]:
+    async with Runners() as runner:
         await runner.load(source("line", *LINES["line_lite"]))
         yield runner
 
@@ -150,23 +146,23 @@ async def test_an_error_of_the_model_is_told_and_the_process_goes_on(
     lines: Lines, model: str
 ) -> None:
     runner = lines.of(model)
-    before = lines.process.pid
+    before = lines.runners.pid(f"{model}/1")
     with pytest.raises(BatchFailed) as failure:
         await infer(runner, model, {"x": np.zeros((1, 4), np.int64)})
     assert not failure.value.crashed
     assert failure.value.suspect
     await infer(runner, model, {"x": row(1, 2, 3, 4)})
-    assert lines.process.pid == before
+    assert lines.runners.pid(f"{model}/1") == before
 
 
-async def test_batches_sent_together_are_answered_in_order(lite: RunnerProcess) -> None:
+async def test_batches_sent_together_are_answered_in_order(lite: Runners) -> None:
     sent = [infer(lite, "line", {"x": row(n, 0, 0, 0)}) for n in range(20)]
     for n, outputs in enumerate(await asyncio.gather(*sent)):
         assert output(outputs, 0, "y")[0, 0] == 2 * n + 1
 
 
 async def test_a_batch_larger_than_the_socket_buffers_passes(
-    lite: RunnerProcess,
+    lite: Runners,
 ) -> None:
     await lite.load(source("wide", "tflite", ODD / "any_shape.tflite"))
     x = np.random.default_rng(0).random((1, 4_000_000), np.float32)
@@ -174,8 +170,8 @@ async def test_a_batch_larger_than_the_socket_buffers_passes(
     np.testing.assert_allclose(output(outputs, 0, "y"), x * 2)
 
 
-async def test_tflite_models_run_without_tensorflow(lite: RunnerProcess) -> None:
-    maps = await asyncio.to_thread(Path(f"/proc/{lite.pid}/maps").read_text)
+async def test_tflite_models_run_without_tensorflow(lite: Runners) -> None:
+    maps = await asyncio.to_thread(Path(f"/proc/{lite.pid('line/1')}/maps").read_text)
     assert "ai_edge_litert" in maps
     assert "/tensorflow/" not in maps
 
@@ -190,17 +186,17 @@ async def test_tflite_models_run_without_tensorflow(lite: RunnerProcess) -> None
     ],
 )
 async def test_a_model_that_cannot_run_is_refused_with_its_reason(
-    lite: RunnerProcess, name: str, names_in_reason: str
+    lite: Runners, name: str, names_in_reason: str
 ) -> None:
-    before = lite.pid
+    before = lite.pid("line/1")
     with pytest.raises(CannotLoad, match=names_in_reason):
         await lite.load(odd(name))
-    assert lite.pid == before
+    assert lite.pid("line/1") == before
     await infer(lite, "line", {"x": row(1, 2, 3, 4)})
 
 
 async def test_a_model_that_folds_its_batch_runs_one_by_one(
-    lite: RunnerProcess,
+    lite: Runners,
 ) -> None:
     spec = await lite.load(odd("folds_batch"))
     assert not spec.batched
@@ -214,7 +210,7 @@ async def test_a_model_that_folds_its_batch_runs_one_by_one(
 
 
 async def test_a_model_with_a_hidden_state_answers_the_same_twice(
-    lite: RunnerProcess,
+    lite: Runners,
 ) -> None:
     await lite.load(odd("remembering"))
     request = {"x": row(5)}
@@ -227,7 +223,7 @@ async def test_a_model_with_a_hidden_state_answers_the_same_twice(
 
 
 async def test_a_quantised_model_takes_and_gives_real_values(
-    lite: RunnerProcess,
+    lite: Runners,
 ) -> None:
     await lite.load(odd("any_batch"))
     request = {"x": row(0.5, -0.5, 0.25, 1.0)}
@@ -239,7 +235,7 @@ async def test_a_quantised_model_takes_and_gives_real_values(
         np.testing.assert_allclose(got, expected, atol=0.05)
 
 
-async def test_several_inputs_and_outputs_go_by_name(lite: RunnerProcess) -> None:
+async def test_several_inputs_and_outputs_go_by_name(lite: Runners) -> None:
     await lite.load(odd("two"))
     outputs = await infer(
         lite, "two", {"a": row(5, 6), "b": row(1, 2)}, {"a": row(0, 0), "b": row(3, 4)}
@@ -252,7 +248,7 @@ async def test_several_inputs_and_outputs_go_by_name(lite: RunnerProcess) -> Non
 async def test_a_damaged_saved_model_is_refused_and_the_others_serve_on(
     lines: Lines, tmp_path: Path
 ) -> None:
-    runner = lines.process
+    runner = lines.runners
     shutil.copytree(LINES["line_saved"][1], tmp_path / "1")
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"half a mod")
     with pytest.raises(CannotLoad, match="cannot load"):
@@ -266,7 +262,7 @@ async def test_only_quick_lite_models_run_inline(lines: Lines) -> None:
     saved = source("quick", *LINES["line_saved"])
     await lines.inline.load(saved)
     assert not lines.inline.runs_inline(saved)
-    never = InlineRunner(lines.process, below_ms=0.0)
+    never = InlineRunner(lines.runners, below_ms=0.0)
     lite = source("line_again", *LINES["line_lite"])
     await never.load(lite)
     assert not never.runs_inline(lite)
@@ -283,10 +279,10 @@ async def test_the_loop_turns_between_inline_batches(lines: Lines) -> None:
 
 
 async def test_a_killed_process_costs_its_batch_and_comes_back() -> None:
-    async with RunnerProcess() as runner, asyncio.TaskGroup() as group:
+    async with Runners() as runner, asyncio.TaskGroup() as group:
         await runner.load(source("line", *LINES["line_lite"]))
         mending = group.create_task(runner.run())
-        pid = runner.pid
+        pid = runner.pid("line/1")
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         running = runner.submit(*_batch(1.0))
@@ -300,7 +296,7 @@ async def test_a_killed_process_costs_its_batch_and_comes_back() -> None:
         assert first.value.crashed
         assert not second.value.suspect
         await _until_ready(runner)
-        assert runner.pid != pid
+        assert runner.pid("line/1") != pid
         outputs = await infer(runner, "line", {"x": row(1, 2, 3, 4)})
         assert output(outputs, 0, "y").tolist() == [[3, 5, 7, 9]]
         mending.cancel()
@@ -308,12 +304,12 @@ async def test_a_killed_process_costs_its_batch_and_comes_back() -> None:
 
 async def test_a_process_that_hangs_is_killed_and_comes_back() -> None:
     async with (
-        RunnerProcess(batch_timeout_s=0.3) as runner,
+        Runners(limits=Limits(batch_s=0.3)) as runner,
         asyncio.TaskGroup() as group,
     ):
         await runner.load(source("line", *LINES["line_lite"]))
         mending = group.create_task(runner.run())
-        pid = runner.pid
+        pid = runner.pid("line/1")
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(BatchFailed, match=r"did not answer within 0\.3 s") as hung:
@@ -324,27 +320,10 @@ async def test_a_process_that_hangs_is_killed_and_comes_back() -> None:
         mending.cancel()
 
 
-async def test_a_process_that_only_ever_dies_ends_the_worker() -> None:
-    async with RunnerProcess(max_deaths=2) as runner:
-        await runner.load(source("line", *LINES["line_lite"]))
-
-        async def kill_each() -> None:
-            while True:
-                await _until_ready(runner)
-                os.kill(runner.pid or 0, signal.SIGKILL)
-                await _until(lambda: not runner.ready)
-
-        async with asyncio.TaskGroup() as group:
-            killing = group.create_task(kill_each())
-            with pytest.raises(RunnerLost, match="2 times in a row"):
-                await asyncio.wait_for(runner.run(), 60)
-            killing.cancel()
-
-
 async def test_the_process_ends_with_the_runner() -> None:
-    async with RunnerProcess() as runner:
+    async with Runners() as runner:
         await runner.load(source("line", *LINES["line_lite"]))
-        pid = runner.pid
+        pid = runner.pid("line/1")
     assert pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -355,8 +334,8 @@ def _batch(value: float) -> tuple[str, Any, Sequence[Sequence[bytes]]]:
     return "line/1", signature, [[row(value, 0, 0, 0).tobytes()]]
 
 
-async def _until_ready(runner: RunnerProcess) -> None:
-    await _until(lambda: runner.ready)
+async def _until_ready(runner: Runners) -> None:
+    await _until(lambda: runner.ready("line/1"))
 
 
 async def _until(condition: Callable[[], bool]) -> None:

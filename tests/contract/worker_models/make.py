@@ -4,7 +4,7 @@
 
 `line_*` are one function, y = 2x + 1, in each format that a worker serves. `fragile`
 breaks in every way there is, on inputs that ask for it. `copy` copies 1 KB. `bright`
-takes an image. They are committed, so that most tests need no TensorFlow; only this script and those models do.
+takes an image. `total` sums rows of any length. They are committed, so that most tests need no TensorFlow; only this script and those models do.
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ def bright(image: Any) -> dict[str, Any]:
     return {"logits": 10.0 * tf.stack([mean - 0.5, 0.5 - mean], axis=1)}
 
 
+def total(x: Any) -> dict[str, Any]:
+    """The sum of a row, which zeros behind it do not change."""
+    return {"y": tf.reduce_sum(x, axis=1, keepdims=True)}
+
+
 def main() -> None:
     save(line, HERE / "line_saved" / "1", spec(4))
     save(fragile, HERE / "fragile" / "1", spec(4))
@@ -86,6 +91,12 @@ def main() -> None:
         (HERE / "copy" / "1").mkdir(parents=True, exist_ok=True)
         copy = as_tflite(Path(folder))
         (HERE / "copy" / "1" / "copy.tflite").write_bytes(copy)
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(total, Path(folder), tf.TensorSpec([None, None], tf.float32, name="x"))
+        (HERE / "total" / "1").mkdir(parents=True, exist_ok=True)
+        lite = as_tflite(Path(folder))
+        (HERE / "total" / "1" / "total.tflite").write_bytes(lite)
 
     with tempfile.TemporaryDirectory() as folder:
         image = tf.TensorSpec([None, 2, 2, 1], tf.float32, name="image")

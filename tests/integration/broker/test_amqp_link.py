@@ -10,7 +10,7 @@ from typing_extensions import override
 from yarl import URL
 
 from broker import topology
-from broker.amqp import AmqpLink, BadUrl, LinkDown, NoSuchQueue
+from broker.amqp import AmqpLink, BadUrl, CannotConsume, LinkDown, NoSuchQueue
 from broker.backoff import Backoff
 from broker.messages import Priority
 from broker.node import Node
@@ -216,6 +216,119 @@ async def test_after_stop_consuming_what_is_held_can_still_be_settled(
         left = await heard.delivery()
         assert left.body == b"left"
         left.ack()
+
+
+async def test_a_queue_that_is_added_is_consumed_and_still_is_after_a_reconnect(
+    rabbit: Node,
+) -> None:
+    heard = Heard()
+    first, first_key = norm_queue("there-first")
+    later, later_key = norm_queue("comes-later")
+    async with amqp(
+        rabbit.amqp_url("worker"), queues=[first], consume={first.name: 5}, heard=heard
+    ) as link:
+        await link.consume_also([later], 1)
+        await link.publish(later_key, b"new")
+        new = await heard.delivery()
+        assert (new.queue, new.body) == (later.name, b"new")
+        await link.publish(first_key, b"old")
+        assert (await heard.delivery()).body == b"old"
+        assert heard.changes == [True]
+        # The prefetch is that of the call, and a later call changes it.
+        await link.publish(later_key, b"second")
+        assert await link.depth(later.name) == 1
+        await link.consume_also([later], 2)
+        second = await heard.delivery()
+        assert second.body == b"second"
+        # A channel that dies, this one, too, takes the link with it.
+        await second._consumer.channel.basic_ack(99)
+        await until(lambda: heard.changes == [True, False, True])
+        again = {(await heard.delivery()).body for _ in range(3)}
+        assert again == {b"new", b"second", b"old"}
+
+
+async def test_a_queue_is_stopped_and_consumed_again_while_others_go_on(
+    rabbit: Node,
+) -> None:
+    heard = Heard()
+    one, one_key = norm_queue("goes-on")
+    other, other_key = norm_queue("pauses")
+    async with amqp(
+        rabbit.amqp_url("worker"),
+        queues=[one, other],
+        consume={one.name: 5, other.name: 5},
+        heard=heard,
+    ) as link:
+        await link.publish(other_key, b"held")
+        held = await heard.delivery()
+        await link.stop_consuming([other.name])
+        await link.publish(other_key, b"stays")
+        await link.publish(one_key, b"comes")
+        comes = await heard.delivery()
+        assert comes.body == b"comes"
+        held.ack()
+        assert await link.depth(other.name) == 1
+        # Nor is it consumed by the next connection.
+        await comes._consumer.channel.basic_ack(99)
+        await until(lambda: heard.changes == [True, False, True])
+        assert (await heard.delivery()).body == b"comes"
+        assert await link.depth(other.name) == 1
+        await link.consume_also([other], 5)
+        stayed = await heard.delivery()
+        assert stayed.body == b"stays"
+        stayed.ack()
+
+
+async def test_an_added_queue_that_is_refused_costs_the_others_nothing(
+    rabbit: Node,
+) -> None:
+    heard = Heard()
+    good, good_key = norm_queue("accepted")
+    odd, odd_key = norm_queue("odd-later")
+    foreign = topology.Queue("mqtt-subscription-agent-1qos1", "amq.topic", "e1.#")
+    async with (
+        await aio_pika.connect(rabbit.amqp_url("admin")) as admin,
+        amqp(
+            rabbit.amqp_url("worker"),
+            queues=[good],
+            consume={good.name: 5},
+            heard=heard,
+        ) as link,
+    ):
+        channel = await admin.channel()
+        await channel.declare_queue(odd.name, durable=True)
+        with pytest.raises(CannotConsume, match=r"odd-later.*delete it"):
+            await link.consume_also([odd], 5)
+        with pytest.raises(CannotConsume, match="may not declare"):
+            await link.consume_also([foreign], 5)
+        await link.publish(good_key, b"fine")
+        fine = await heard.delivery()
+        assert fine.body == b"fine"
+        await fine._consumer.channel.basic_ack(99)
+        await until(lambda: heard.changes == [True, False, True])
+        await channel.queue_delete(odd.name)
+        await link.consume_also([odd], 5)
+        assert (await heard.delivery()).body == b"fine"
+        await link.publish(odd_key, b"at last")
+        assert (await heard.delivery()).body == b"at last"
+
+
+async def test_a_queue_that_is_added_without_a_connection_comes_with_it(
+    rabbit: Node,
+) -> None:
+    heard = Heard()
+    queue, key = norm_queue("foreseen")
+    link = AmqpLink(
+        rabbit.amqp_url("worker"),
+        name="test",
+        on_delivery=heard.on_delivery,
+        backoff=quick(),
+    )
+    await link.consume_also([queue], 5)
+    async with running(link.run):
+        await link.wait_up()
+        await link.publish(key, b"there")
+        assert (await heard.delivery()).body == b"there"
 
 
 async def test_the_depth_of_a_queue_that_is_not_there_is_no_number(

@@ -27,6 +27,8 @@ from broker.messages import (
 from broker.mqtt import MqttLink, MqttTarget
 from broker.node import Node
 from broker.topics import blobs, downlink, gets, requests, results
+from cloud_worker.app import Worker
+from cloud_worker.settings import WorkerSettings
 from lifecycle.clock import SystemClock
 
 MODELS = Path(__file__).parents[2] / "contract" / "worker_models"
@@ -139,6 +141,29 @@ async def _running(link: MqttLink) -> AsyncIterator[None]:
             yield
         finally:
             task.cancel()
+
+
+@asynccontextmanager
+async def worker(node: Node, models: Path, **settings: object) -> AsyncIterator[None]:
+    """A worker in this process, ready to serve."""
+    stop, ready = asyncio.Event(), asyncio.Event()
+    configured = WorkerSettings(
+        **{  # type: ignore[arg-type] # validated there
+            "worker_id": "w-here",
+            "amqp_url": node.amqp_url("worker"),
+            "models": models,
+            **settings,
+        }
+    )
+    running = Worker(configured, on_ready=lambda _: ready.set())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(running.run(stop))
+        async with asyncio.timeout(120):
+            await ready.wait()
+        try:
+            yield
+        finally:
+            stop.set()
 
 
 class WorkerProcess:

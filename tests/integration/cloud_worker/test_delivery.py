@@ -92,7 +92,10 @@ async def test_two_workers_share_the_load_and_a_killed_one_loses_nothing(
     options = ("--max-batch", "2")
     async with (
         Agent(rabbit) as agent,
-        WorkerProcess(url, models, "--id", "w-1", *options) as first,
+        # In a process of its own, which has to end with the worker's.
+        WorkerProcess(
+            url, models, "--id", "w-1", *options, OVERSPILL_WORKER_INLINE_BELOW_MS="0"
+        ) as first,
         WorkerProcess(url, models, "--id", "w-2", *options) as second,
     ):
         await first.ready()
@@ -131,4 +134,4 @@ async def test_killing_the_model_process_under_load_fails_no_request(
         ids = sending.result()
         await agent.all_results(ids)
         check_answers(agent, "child", ids)
-        assert any("model process is back" in line for line in process.said)
+        assert any("model is back" in line for line in process.said)

@@ -168,7 +168,7 @@ async def test_the_metrics_tell_what_was_done_and_what_waits(
             key("overspill_worker_request_seconds_count", **name): 9,
             key("overspill_worker_held"): 0,
             key("overspill_worker_acknowledgement_lag_seconds"): 0,
-            key("overspill_worker_runner_restarts_total", runner="0"): 0,
+            key("overspill_worker_runner_restarts_total", runner="it-metrics/1"): 0,
             key("overspill_pool_workers", **name): 1,
             key("overspill_pool_queue_messages", **name): 0,
             key("overspill_pool_drain_seconds"): 0,
@@ -179,7 +179,9 @@ async def test_the_metrics_tell_what_was_done_and_what_waits(
                 if all(said.get(each) == value for each, value in wanted.items()):
                     break
                 await asyncio.sleep(0.05)
-        memory = said[key("overspill_worker_runner_resident_memory_bytes", runner="0")]
+        memory = said[
+            key("overspill_worker_runner_resident_memory_bytes", runner="it-metrics/1")
+        ]
         assert memory > 10_000_000
         assert said[key("process_resident_memory_bytes")] > 10_000_000
         assert 0 < said[key("overspill_worker_busy_seconds_total", **name)] < 5

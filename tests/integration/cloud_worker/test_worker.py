@@ -32,8 +32,6 @@ from broker.topics import requests
 from bundle.seal import make_seal, sign_seal
 from bundle.store import BundleStore
 from bundle.trust import generate_key
-from cloud_worker.app import Worker
-from cloud_worker.settings import WorkerSettings
 from tests.integration.cloud_worker.pool import (
     Agent,
     WorkerProcess,
@@ -41,6 +39,7 @@ from tests.integration.cloud_worker.pool import (
     repository,
     request,
     until,
+    worker,
 )
 
 pytestmark = [
@@ -48,27 +47,6 @@ pytestmark = [
     # A RabbitMQ and, in some, a TensorFlow start first.
     pytest.mark.timeout(180),
 ]
-
-
-@asynccontextmanager
-async def worker(node: Node, models: Path, **settings: object) -> AsyncIterator[None]:
-    """A worker in this process, ready to serve."""
-    stop, ready = asyncio.Event(), asyncio.Event()
-    configured = WorkerSettings(
-        worker_id="w-here",
-        amqp_url=node.amqp_url("worker"),
-        models=models,
-        **settings,  # type: ignore[arg-type] # validated there
-    )
-    running = Worker(configured, on_ready=lambda _: ready.set())
-    async with asyncio.TaskGroup() as group:
-        group.create_task(running.run(stop))
-        async with asyncio.timeout(120):
-            await ready.wait()
-        try:
-            yield
-        finally:
-            stop.set()
 
 
 def png(grey: int) -> bytes:
@@ -147,6 +125,55 @@ async def test_an_envelope_is_one_batch_and_one_bad_item_costs_nothing(
             assert result.status is Status.FAILED
             assert words in (result.reason or "")
         assert all(len(each) == 1 for each in agent.results.values())
+
+
+async def test_a_request_too_big_for_one_batch_comes_back_whole(
+    rabbit: Node, tmp_path: Path
+) -> None:
+    models = repository(tmp_path, it_big="line_lite")
+    rows = np.arange(100 * 4, dtype=np.float32).reshape(100, 4)
+    big = Tensor(dtype="float32", shape=[100, 4], data=rows.tobytes())
+    async with worker(rabbit, models, max_batch=32), Agent(rabbit) as agent:
+        await agent.ask(
+            request("big", "it-big", tensors={"x": big}), request("small", "it-big")
+        )
+        result = await agent.result("big")
+        assert first_value(await agent.result("small")) == 3
+        (output,) = result.outputs.values()
+        assert output.shape == [100, 4]
+        given = np.frombuffer(output.data, np.float32).reshape(100, 4)
+        assert np.array_equal(given, 2 * rows + 1)
+        assert len(agent.results["big"]) == 1
+
+
+async def test_inputs_of_any_length_share_batches_where_the_model_allows_padding(
+    rabbit: Node, tmp_path: Path
+) -> None:
+    models = repository(tmp_path, it_total="total")
+    lengths = (1, 2, 3, 4, 5, 16, 17, 64, 65)
+    items = [
+        request(
+            f"total-{length}",
+            "it-total",
+            tensors={
+                "x": Tensor(
+                    dtype="float32",
+                    shape=[1, length],
+                    data=np.ones(length, np.float32).tobytes(),
+                )
+            },
+        )
+        for length in lengths
+    ]
+    async with worker(rabbit, models), Agent(rabbit) as agent:
+        await agent.ask(*items)
+        for length in lengths:
+            result = await agent.result(f"total-{length}")
+            assert first_value(result) == length
+            # 1 to 4 are padded to 4; 65 is longer than any size, and alone.
+            assert result.batch_size == {5: 2, 16: 2, 17: 2, 64: 2, 65: 1}.get(
+                length, 4
+            )
 
 
 async def test_what_is_no_envelope_costs_the_worker_nothing(

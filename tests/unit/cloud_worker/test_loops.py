@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,11 +12,13 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.amqp import LinkDown
 from broker.codec import decode, encode, seal_envelope
+from broker.dead_letters import RETRIED, Mishap, read_death
 from broker.messages import (
     Medium,
     Reason,
@@ -24,12 +27,17 @@ from broker.messages import (
     Status,
     Tensor,
 )
+from broker.topology import DEAD_EXCHANGE
 from cloud_worker.adapters.runner import BatchFailed
 from cloud_worker.core.batcher import Batcher, Signature
+from cloud_worker.core.costs import Costs
 from cloud_worker.core.ledger import Aside, Cause, Ledger
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
+from cloud_worker.core.serving import Serving
 from cloud_worker.core.spec import ModelSpec, ServedModel, TensorSpec
 from cloud_worker.loops.bookkeeping import Bookkeeping
+from cloud_worker.loops.complaints import Complaints
+from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.intake import Intake
 from cloud_worker.loops.media import Decoder
@@ -84,7 +92,9 @@ class Broker:
 
     def __init__(self) -> None:
         self.published: list[tuple[str, bytes, Mapping[str, Any] | None]] = []
+        self.dead: list[tuple[str, bytes, Mapping[str, Any]]] = []
         self.down = False
+        self.full = False
         self.restored = 0
         self.gate = asyncio.Event()
         self.gate.set()
@@ -95,6 +105,7 @@ class Broker:
         routing_key: str,
         body: bytes,
         *,
+        exchange: str = "amq.topic",
         headers: Mapping[str, Any] | None = None,
         timeout_s: float,
     ) -> None:
@@ -103,6 +114,11 @@ class Broker:
         await self.gate.wait()
         if self.down:
             raise LinkDown("down, says the test")
+        if exchange == DEAD_EXCHANGE:
+            if self.full:
+                raise LinkDown("full, says the test")
+            self.dead.append((routing_key, body, headers or {}))
+            return
         self.published.append((routing_key, body, headers))
 
     async def restore(self, _since_s: float) -> bool:
@@ -121,7 +137,7 @@ class Doubling:
     """A runner that doubles, and crashes or refuses when it is asked to."""
 
     def __init__(self) -> None:
-        self.ready = True
+        self.up = True
         self.batches: list[list[float]] = []
         self.held: list[asyncio.Future[BatchOutputs]] | None = None
         self._open: set[asyncio.Future[BatchOutputs]] = set()
@@ -130,12 +146,24 @@ class Doubling:
     def running(self) -> int:
         return len(self._open)
 
+    def ready(self, key: str) -> bool:
+        assert key == "double/1"
+        return self.up
+
     def submit(
-        self, key: str, signature: Signature, requests: list[tuple[bytes, ...]]
+        self,
+        key: str,
+        signature: Signature,
+        requests: list[tuple[bytes, ...]],
+        *,
+        limit_s: float | None = None,
     ) -> asyncio.Future[BatchOutputs]:
         assert key == "double/1"
-        assert signature == (("x", "float32", (1, 1)),)
-        values = [float(np.frombuffer(each[0], np.float32)[0]) for each in requests]
+        assert limit_s is None or limit_s >= 5.0
+        ((name, dtype, (rows, columns)),) = signature
+        assert (name, dtype, columns) == ("x", "float32", 1)
+        values = np.frombuffer(b"".join(each[0] for each in requests), dtype).tolist()
+        assert len(values) == rows * len(requests) <= 8
         self.batches.append(values)
         future: asyncio.Future[BatchOutputs] = (
             asyncio.get_running_loop().create_future()
@@ -145,18 +173,20 @@ class Doubling:
         if self.held is not None:
             self.held.append(future)
         else:
-            self.end(future, values)
+            self.end(future, values, rows)
         return future
 
-    def end(self, future: asyncio.Future[BatchOutputs], values: list[float]) -> None:
+    def end(
+        self, future: asyncio.Future[BatchOutputs], values: list[float], rows: int = 1
+    ) -> None:
         if CRASH in values:
             future.set_exception(BatchFailed("it died", suspect=True, crashed=True))
         elif REFUSE in values:
             future.set_exception(BatchFailed("13?", suspect=True, crashed=False))
         else:
             data = memoryview((np.array(values, np.float32) * 2).tobytes())
-            block = OutputBlock("y", "float32", ((1, 1),), data)
-            future.set_result(BatchOutputs(len(values), (block,), 1.0))
+            block = OutputBlock("y", "float32", ((rows, 1),), data)
+            future.set_result(BatchOutputs(len(values) // rows, (block,), 1.0))
 
 
 @dataclass
@@ -168,6 +198,7 @@ class Bench:
     clock: FakeClock
     room: Room
     infer: Infer
+    infer_costs: Costs
     intake: Intake
     side_queues: SideQueues
 
@@ -188,9 +219,19 @@ class Bench:
 async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench]:
     broker, runner, clock, ledger = Broker(), Doubling(), FakeClock(), Ledger()
     room = Room(100, ledger)
-    served = {model.name: model for model in models}
+    served = {model.name: Serving.only(model) for model in models}
     replies = Replies(broker.publish, Stamps("w-1", clock), ledger=ledger)
-    infer = Infer(runner, Batcher[Held](), replies=replies, clock=clock)
+    costs = Costs()
+    infer = Infer(
+        runner,
+        Batcher[Held](costs=costs),
+        costs=costs,
+        replies=replies,
+        dead_letters=DeadLetters(
+            broker.publish, worker="w-1", clock=clock, ledger=ledger
+        ),
+        clock=clock,
+    )
     with ThreadPoolExecutor(1) as threads:
         intake = Intake(
             served,
@@ -201,11 +242,16 @@ async def bench(models: Iterable[ServedModel] = (MODEL,)) -> AsyncIterator[Bench
             decoder=Decoder(threads, max_pixels=1000),
         )
         side_queues = SideQueues(
-            served, broker.publish, restore=broker.restore, replies=replies, room=room
+            served,
+            broker.publish,
+            restore=broker.restore,
+            replies=replies,
+            room=room,
+            complaints=Complaints(clock),
         )
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(infer.run()), group.create_task(replies.run())]
-            yield Bench(broker, runner, clock, room, infer, intake, side_queues)
+            yield Bench(broker, runner, clock, room, infer, costs, intake, side_queues)
             assert Bookkeeping(room).balanced()
             for task in tasks:
                 task.cancel()
@@ -229,6 +275,13 @@ def request(id_: str, value: float = 1.0, **changes: Any) -> Request:
         },
     }
     return Request(**{**fields, **changes})
+
+
+def many(id_: str, values: Sequence[float], **changes: Any) -> Request:
+    """A request of several rows."""
+    data = np.array(values, np.float32).tobytes()
+    tensor = Tensor(dtype="float32", shape=[len(values), 1], data=data)
+    return request(id_, tensors={"x": tensor}, **changes)
 
 
 def doubled(result: Result) -> float:
@@ -300,14 +353,14 @@ async def test_results_of_a_dead_channel_are_dropped_as_the_broker_redelivers() 
 
 async def test_what_waits_for_a_batch_on_a_dead_channel_is_not_run() -> None:
     async with bench() as on:
-        on.runner.ready = False
+        on.runner.up = False
         gone, here = (
             Letter(encode(request("r-1", 1))),
             Letter(encode(request("r-2", 2))),
         )
         await on.take(gone, here)
         gone.channel_open = False
-        on.runner.ready = True
+        on.runner.up = True
         on.infer.wake()
         await until(lambda: here.ended == "acked")
         assert on.runner.batches == [[2.0]]
@@ -316,13 +369,13 @@ async def test_what_waits_for_a_batch_on_a_dead_channel_is_not_run() -> None:
 
 async def test_nothing_runs_while_the_model_process_is_away() -> None:
     async with bench() as on:
-        on.runner.ready = False
+        on.runner.up = False
         letter = Letter(encode(request("r-1")))
         await on.take(letter)
         for _ in range(5):
             await asyncio.sleep(0)
         assert on.runner.batches == []
-        on.runner.ready = True
+        on.runner.up = True
         on.infer.wake()
         await until(lambda: letter.ended == "acked")
 
@@ -340,12 +393,7 @@ async def test_the_culprit_of_a_crash_stands_alone_and_its_neighbours_succeed() 
         assert culprit.status is Status.FAILED
         assert culprit.reason == "model 'double' version 1: it died"
         assert all(each.status is Status.OK for each in results.values())
-        assert sorted(map(tuple, on.runner.batches[1:])) == [
-            (1.0,),
-            (2.0,),
-            (4.0,),
-            (CRASH,),
-        ]
+        assert on.runner.batches[1:] == [[1.0, 2.0], [CRASH, 4.0], [CRASH], [4.0]]
 
 
 async def test_a_request_that_killed_the_model_process_is_not_run_when_sent_again() -> (
@@ -383,6 +431,70 @@ async def test_copies_of_a_suspect_run_by_themselves_and_kill_the_process_once()
         assert deaths == [[CRASH, 2.0], [CRASH]]
         ended = {each.id: each.status for each in on.broker.results()}
         assert ended == {"r-1": Status.FAILED, "r-2": Status.OK, "r-3": Status.OK}
+
+
+async def test_a_request_that_breaks_its_model_is_kept_with_its_history() -> None:
+    async with bench() as on:
+        values = [1.0, REFUSE, 3.0, 4.0]
+        letter = Letter(encode(*[request(f"r-{v:g}", v) for v in values]))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        ((key, body, headers),) = on.broker.dead
+        assert key == letter.routing_key
+        assert [each.id for each in decode(body, Request).items] == ["r-13"]
+        death = read_death(headers)
+        assert death.answered
+        assert death.reason == "13?"
+        assert (death.model, death.version, death.worker) == ("double", "1", "w-1")
+        at_ms = on.clock.wall_ms()
+        assert death.history == tuple(
+            Mishap(at_ms, requests, False, "13?") for requests in (4, 2, 1)
+        )
+        assert on.aside == {Aside.LETTERS_KEPT: 1}
+
+
+async def test_an_answer_does_not_depend_on_its_dead_letter() -> None:
+    async with bench() as on:
+        on.broker.full = True
+        letter = Letter(encode(request("r-1", REFUSE)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.FAILED
+        assert on.aside == {Aside.LETTERS_LOST: 1}
+
+
+async def test_dead_letters_are_bounded_in_flight_and_the_answers_go_on() -> None:
+    async with bench() as on:
+        on.broker.gate.clear()
+        letters = [Letter(encode(request(f"r-{n}", REFUSE))) for n in range(90)]
+        await on.take(*letters)
+        await until(lambda: on.aside.get(Aside.LETTERS_LOST, 0) >= 90 - 64)
+        on.broker.gate.set()
+        await until(lambda: all(each.ended == "acked" for each in letters))
+        assert on.aside == {Aside.LETTERS_KEPT: 64, Aside.LETTERS_LOST: 26}
+        assert len(on.broker.results()) == 90
+
+
+async def test_an_operator_may_have_a_convicted_request_run_again_alone() -> None:
+    async with bench() as on:
+        first = Letter(encode(request("r-1", CRASH)))
+        await on.take(first)
+        await until(lambda: first.ended == "acked")
+        runs = len(on.runner.batches)
+        retried = Letter(encode(request("r-1", 5.0)), headers={RETRIED: 1})
+        copy = Letter(encode(request("r-1", 6.0)))
+        other = Letter(encode(request("r-2", 2.0)))
+        on.runner.up = False
+        await on.take(retried, other)
+        on.runner.up = True
+        on.infer.wake()
+        await until(lambda: retried.ended == other.ended == "acked")
+        assert sorted(on.runner.batches[runs:]) == [[2.0], [5.0]]
+        # It ran, and the process lives: nothing is held against it any more.
+        await on.take(copy)
+        await until(lambda: copy.ended == "acked")
+        assert on.runner.batches[-1] == [6.0]
 
 
 async def test_a_lone_request_that_the_model_refuses_is_not_tried_again() -> None:
@@ -458,6 +570,99 @@ async def test_a_request_that_expires_while_it_waits_costs_no_work() -> None:
         on.runner.end(on.runner.held.pop(), [1.0])
 
 
+async def test_what_would_be_late_for_certain_is_shed_with_a_time_to_come_back() -> (
+    None
+):
+    async with bench() as on:
+        on.infer_costs.seed("double/1", [(1, 40.0), (8, 80.0)])
+        on.runner.held = []
+        soon = FakeClock().wall_ms() + 100
+        items = [request(f"r-{n}", n, expires_at_ms=soon) for n in range(40)]
+        letter = Letter(encode(*items))
+        await on.take(letter)
+        await until(on.broker.results)
+        shed = on.broker.results()
+        assert {each.status for each in shed} == {Status.FAILED}
+        assert all((each.reason or "").startswith("overloaded:") for each in shed)
+        assert all(each.retry_after_s and each.retry_after_s > 0 for each in shed)
+        # 10 ms a row: ten at most could have been done.
+        assert len(shed) == 30
+        on.clock.advance(0.2)
+        while on.runner.held:
+            on.runner.end(on.runner.held.pop(), on.runner.batches[-1])
+        on.infer.wake()
+        await until(lambda: letter.ended == "acked")
+        assert on.ended[Cause.OVERLOADED] == 30
+
+
+async def test_a_request_of_many_rows_runs_in_parts_and_is_answered_once() -> None:
+    async with bench() as on:
+        letter = Letter(encode(many("r-1", range(100, 120)), request("r-2", 7.0)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        results = {each.id: each for each in on.broker.results()}
+        assert len(on.broker.results()) == 2
+        output = results["r-1"].outputs["y"]
+        assert output.shape == [20, 1]
+        values = np.frombuffer(output.data, np.float32)
+        assert values.tolist() == [2.0 * n for n in range(100, 120)]
+        assert on.ended == {Cause.ANSWERED: 2}
+        assert sorted(map(len, on.runner.batches)) == [1, 4, 8, 8]
+
+
+async def test_one_part_that_fails_fails_the_request_once() -> None:
+    async with bench() as on:
+        values = [float(n) for n in range(100, 120)]
+        values[10] = REFUSE
+        letter = Letter(encode(many("r-1", values), request("r-2", 7.0)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        statuses = {each.id: each.status for each in on.broker.results()}
+        assert statuses == {"r-1": Status.FAILED, "r-2": Status.OK}
+        assert len(on.broker.results()) == 2
+
+
+async def test_a_request_whose_parts_expire_is_expired_once() -> None:
+    async with bench() as on:
+        on.runner.held = []
+        soon = FakeClock().wall_ms() + 50
+        letter = Letter(encode(many("r-1", range(40), expires_at_ms=soon)))
+        await on.take(letter)
+        await until(lambda: on.runner.batches)
+        on.clock.advance(0.1)
+        on.infer.wake()
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.EXPIRED
+        for future, values in zip(on.runner.held, on.runner.batches, strict=True):
+            on.runner.end(future, values, len(values))
+
+
+async def test_a_split_request_of_a_dead_channel_is_given_back_once() -> None:
+    async with bench() as on:
+        on.runner.up = False
+        letter = Letter(encode(many("r-1", range(40))))
+        await on.take(letter)
+        letter.channel_open = False
+        on.runner.up = True
+        on.infer.wake()
+        await until(lambda: on.room.held == 0)
+        assert on.room.ledger.given_back == 1
+        assert on.runner.batches == []
+
+
+async def test_costs_are_learned_from_what_runs() -> None:
+    async with bench() as on:
+        on.runner.held = []
+        letter = Letter(encode(request("r-1")))
+        await on.take(letter)
+        await until(lambda: on.runner.batches)
+        on.clock.advance(0.25)
+        on.runner.end(on.runner.held.pop(), [1.0])
+        await until(lambda: letter.ended == "acked")
+        assert on.infer_costs.cost_s("double/1", 1) == 0.25
+
+
 async def test_an_envelope_of_another_version_is_answered_to_its_requests() -> None:
     async with bench() as on:
         item = pack({"id": "r-1", "device": "cam1"})
@@ -487,6 +692,24 @@ async def test_noise_goes_to_the_dead_letters_and_the_loop_goes_on() -> None:
         await until(lambda: letter.ended == "acked")
 
 
+async def test_a_flood_of_noise_leaves_room_among_the_dead_letters_and_in_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with bench() as on:
+        noise = [Letter(b"\xc1") for _ in range(1000)]
+        await on.take(*noise)
+        ended = Counter(each.ended for each in noise)
+        assert ended == {"rejected": 100, "acked": 900}
+        assert on.aside == {Aside.BURIED: 100, Aside.NOISE_DROPPED: 900}
+        out = capsys.readouterr().out
+        assert out.count("delivery rejected") == 10
+        on.clock.advance(61)
+        late = Letter(b"\xc1")
+        await on.take(late)
+        assert late.ended == "rejected"
+        assert "not_logged_before=990" in capsys.readouterr().out
+
+
 async def test_a_medium_for_a_model_without_a_recipe_is_refused() -> None:
     async with bench() as on:
         medium = Medium(media_type="image/png", data=b"png")
@@ -500,7 +723,7 @@ async def test_a_medium_for_a_model_without_a_recipe_is_refused() -> None:
 
 async def test_deliveries_wait_undecoded_while_too_much_is_held() -> None:
     async with bench() as on:
-        on.runner.ready = False
+        on.runner.up = False
         await on.take(Letter(encode(*[request(f"r-{n}") for n in range(100)])))
         assert on.room.held == 100
         letter = Letter(encode(request("r-late")))
@@ -508,7 +731,7 @@ async def test_deliveries_wait_undecoded_while_too_much_is_held() -> None:
             taking = group.create_task(on.intake.take(letter))
             await asyncio.sleep(0)
             assert not taking.done()
-            on.runner.ready = True
+            on.runner.up = True
             on.infer.wake()
         await until(lambda: letter.ended == "acked")
 
@@ -577,7 +800,7 @@ async def test_dead_letters_are_answered_with_their_cause() -> None:
         letters = [
             Letter(
                 encode(request(reason.replace("_", "-"))),
-                queue="infer.dead",
+                queue="infer.unanswered",
                 headers={"x-death": [{"reason": reason, "queue": "infer.double.norm"}]},
             )
             for reason in ("delivery_limit", "expired")
@@ -594,9 +817,22 @@ async def test_dead_letters_are_answered_with_their_cause() -> None:
         assert on.aside == {Aside.DEAD_LETTERS: 2}
 
 
+async def test_what_a_worker_has_answered_is_not_answered_again() -> None:
+    async with bench() as on:
+        poison = Letter(encode(request("r-1", REFUSE)))
+        await on.take(poison)
+        await until(lambda: poison.ended == "acked")
+        ((key, body, headers),) = on.broker.dead
+        dead = Letter(body, routing_key=key, queue="infer.unanswered", headers=headers)
+        await on.side_queues.take(dead)
+        assert dead.ended == "acked"
+        assert len(on.broker.results()) == 1
+        assert on.aside[Aside.ANSWERED_ALREADY] == 1
+
+
 async def test_a_dead_letter_that_nobody_can_be_told_of_is_let_go() -> None:
     async with bench() as on:
-        letter = Letter(b"\xc1", queue="infer.dead")
+        letter = Letter(b"\xc1", queue="infer.unanswered")
         await on.side_queues.take(letter)
         assert letter.ended == "acked"
         assert on.aside == {Aside.DEAD_LETTERS: 1, Aside.UNTELLABLE: 1}
@@ -622,7 +858,7 @@ async def _all_accounted_for(
 ) -> None:
     async with bench() as on:
         on.broker.down = down
-        on.runner.ready = not down
+        on.runner.up = not down
         sent = []
         for number, (kinds, dies) in enumerate(letters):
             items = [_item(kind, f"r-{number}-{n}") for n, kind in enumerate(kinds)]
@@ -632,7 +868,7 @@ async def _all_accounted_for(
         for letter, dies in sent:
             if dies:
                 letter.channel_open = False
-        on.broker.down, on.runner.ready = False, True
+        on.broker.down, on.runner.up = False, True
         on.infer.wake()
         await until(lambda: on.room.held == 0)
         assert all(letter.ended or dies for letter, dies in sent)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from broker.codec import decode
 from broker.messages import Result, Status, Tensor, Timings
 from bundle.manifest import Decision
-from cloud_worker.core.dead_letters import Death, read_death, times_republished
+from cloud_worker.core.dead_letters import own_envelope, times_republished
 from cloud_worker.core.ledger import Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
@@ -22,7 +22,6 @@ from cloud_worker.core.replies import (
     group_replies,
 )
 from cloud_worker.core.results import Served, Stamp, Subject, answered, expired, failed
-from cloud_worker.core.retry import Verdict, verdict
 from cloud_worker.core.spec import ModelSpec, ServedModel, TensorSpec
 
 STAMP = Stamp("w-1", 1_700_000_000_000, 2.5)
@@ -188,27 +187,6 @@ def test_an_empty_detection_is_an_answer_of_no_confidence() -> None:
     assert readings == [Reading(None, 0.0)]
 
 
-@pytest.mark.parametrize(
-    ("suspect", "crashed", "apart", "requests", "expected"),
-    [
-        (False, True, False, 8, Verdict.AGAIN),
-        (False, True, True, 1, Verdict.AGAIN),
-        (True, False, False, 8, Verdict.APART),
-        (True, True, False, 8, Verdict.APART),
-        # An error repeats, a death may have come from outside.
-        (True, False, False, 1, Verdict.FAILED),
-        (True, True, False, 1, Verdict.APART),
-        (True, False, True, 1, Verdict.FAILED),
-        (True, True, True, 1, Verdict.FAILED),
-    ],
-)
-def test_the_culprit_of_a_failed_batch_ends_up_alone(
-    suspect: bool, crashed: bool, apart: bool, requests: int, expected: Verdict
-) -> None:
-    judged = verdict(suspect=suspect, crashed=crashed, apart=apart, requests=requests)
-    assert judged is expected
-
-
 def test_whom_to_answer_is_found_in_an_envelope_of_another_version() -> None:
     item = msgpack.packb({"id": "r-1", "device": "cam1", "new": [1]})
     body = msgpack.packb({"v": 9, "kind": "req", "items": [item, b"\xc1", 5]})
@@ -233,28 +211,21 @@ def test_an_id_that_could_not_be_a_topic_is_not_answered(id_: object) -> None:
     assert legible_subject(id_, "cam1", "m") is None
 
 
+def test_a_dead_request_leaves_its_envelope_as_it_was_sent() -> None:
+    mine = msgpack.packb({"id": "r-1", "device": "cam1", "of a newer wire": [1]})
+    other = msgpack.packb({"id": "r-1", "device": "cam2"})
+    body = msgpack.packb({"v": 1, "kind": "req", "items": [b"\xc1", other, mine]})
+    own = own_envelope(body, Subject("r-1", "cam1", "m"))
+    assert own is not None
+    assert own == msgpack.packb({"v": 1, "kind": "req", "items": [mine]})
+    assert own_envelope(own, Subject("r-1", "cam1", "m")) is own
+
+
 @pytest.mark.parametrize(
-    ("reason", "expired_", "words"),
-    [
-        ("expired", True, "longer than"),
-        ("maxlen", False, "queue full"),
-        ("delivery_limit", False, "too many deliveries"),
-        ("rejected", False, "could not read"),
-        ("quota", False, "quota"),
-    ],
+    "body", [b"", b"\xc1", msgpack.packb([1]), msgpack.packb({"items": [b"", 7]})]
 )
-def test_dead_letters_say_why_they_died(
-    reason: str, expired_: bool, words: str
-) -> None:
-    death = read_death({"x-death": [{"reason": reason, "queue": "infer.m.norm"}]})
-    assert death.expired is expired_
-    assert words in death.reason
-
-
-@pytest.mark.parametrize("headers", [{}, {"x-death": []}, {"x-death": "no"}])
-def test_a_dead_letter_without_a_cause_is_a_failure(headers: dict[str, object]) -> None:
-    assert isinstance(read_death(headers), Death)
-    assert not read_death(headers).expired
+def test_a_request_that_is_in_no_envelope_cannot_leave_it(body: bytes) -> None:
+    assert own_envelope(body, Subject("r-1", "cam1", "m")) is None
 
 
 @pytest.mark.parametrize(

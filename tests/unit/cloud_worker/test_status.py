@@ -57,11 +57,11 @@ def test_a_worker_that_drains_says_how_much_it_holds() -> None:
 
 
 def test_a_model_process_that_is_gone_costs_only_its_memory_s_sample() -> None:
-    gone = RunnerLook("0", pid=None, restarts=3, ready=False)
+    gone = RunnerLook("a/1", ready=False, restarts=3, resident_bytes=None)
     families = {each.name: each for each in status(gone).families()}
     assert families["overspill_worker_runner_resident_memory_bytes"].values == {}
     restarts = families["overspill_worker_runner_restarts_total"]
-    assert restarts.values == {("0",): 3}
+    assert restarts.values == {("a/1",): 3}
 
 
 def test_every_cause_is_there_from_the_start() -> None:

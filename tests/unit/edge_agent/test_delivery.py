@@ -103,6 +103,22 @@ def test_a_failure_of_the_cloud_falls_back_to_the_edges_own_answer() -> None:
     assert end.answer.ms == 100.0
 
 
+def test_an_overloaded_pool_tells_the_device_when_to_ask_again() -> None:
+    shed = result(Status.FAILED, reason="overloaded: try later", retry_after_s=2.5)
+    end = ending(conclude(SPILL, shed, 1_100.0))
+    assert end.outcome is Outcome.FAILED
+    assert end.answer.retry_after_s == 2.5
+    assert (end.answer.reason or "").startswith("overloaded:")
+
+
+def test_the_edges_own_answer_is_better_than_being_told_to_come_back() -> None:
+    shed = result(Status.FAILED, reason="overloaded: try later", retry_after_s=2.5)
+    end = ending(conclude(DOUBTED, shed, 1_100.0))
+    assert end.outcome is Outcome.ANSWERED
+    assert end.answer.source is Source.EDGE_FALLBACK
+    assert end.answer.retry_after_s is None
+
+
 @pytest.mark.parametrize(
     ("reason", "told"),
     [("wrong shape", "wrong shape"), (None, "the pool gave no reason")],

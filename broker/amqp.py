@@ -66,12 +66,16 @@ __all__ = [
     "Delivery",
     "LinkDown",
     "NoSuchQueue",
+    "Prefetch",
     "PublishTimeout",
     "QueueInUse",
     "QueueLook",
 ]
 
 log = structlog.get_logger(__name__)
+
+Prefetch = int | Callable[[float], int]
+"""Deliveries to hold unacknowledged, or how many for a round trip of some seconds."""
 
 CONNECT_TIMEOUT_S: Final = 10.0
 SETUP_TIMEOUT_S: Final = 60.0
@@ -312,7 +316,8 @@ class AmqpLink:
         name: shown at the broker beside the connections.
         queues: declared and bound on each connect, before anything is consumed.
         consume: prefetch for each queue to consume; each has a channel of its own.
-            `consume_also` and `stop_consuming` change it later.
+            `consume_also` and `stop_consuming` change it later. A function is asked
+            at each connect, with the round trip to the broker in seconds.
         on_delivery: takes one delivery over, and is cancelled when the channel dies:
             it should hand over and return. What it raises is logged, and the delivery
             stays unacknowledged until its connection ends.
@@ -332,7 +337,7 @@ class AmqpLink:
         *,
         name: str,
         queues: Sequence[Queue] = (),
-        consume: Mapping[str, int] | None = None,
+        consume: Mapping[str, Prefetch] | None = None,
         on_delivery: Callable[[Delivery], Awaitable[None]] | None = None,
         on_change: Callable[[bool], None] | None = None,
         heartbeat_s: int = 4,
@@ -345,7 +350,8 @@ class AmqpLink:
         self._turn = 0
         self._name = name
         self._queues = {queue.name: queue for queue in queues}
-        self._consume = dict(consume or {})
+        self._consume: dict[str, Prefetch] = dict(consume or {})
+        self._round_trip_s = 0.0
         if self._consume and on_delivery is None:
             raise ValueError("a link that consumes needs on_delivery")
         self._on_delivery = on_delivery
@@ -449,7 +455,7 @@ class AmqpLink:
         except _LOST as error:
             raise LinkDown(self._down() + f" ({_text(error)})") from error
 
-    async def consume_also(self, queues: Sequence[Queue], prefetch: int) -> None:
+    async def consume_also(self, queues: Sequence[Queue], prefetch: Prefetch) -> None:
         """Declare these queues and consume them from now on, after reconnects as well.
 
         Without a connection this takes effect with the next one. A queue that is
@@ -706,6 +712,7 @@ class AmqpLink:
         self._inspector = await _open_channel(connection)
         for queue in self._queues.values():
             await self._declare(self._inspector, queue)
+        self._round_trip_s = await _round_trip_s(self._inspector)
         self._inlet = connection
         for name in self._consume:
             await self._start_consumer(connection, name)
@@ -745,7 +752,8 @@ class AmqpLink:
     async def _start_consumer(
         self, connection: aio_pika.Connection, queue: str
     ) -> None:
-        prefetch = self._consume[queue]
+        wanted = self._consume[queue]
+        prefetch = wanted if isinstance(wanted, int) else wanted(self._round_trip_s)
         consumer = self._consumers.get(queue)
         if self._stopped or (consumer is not None and consumer.prefetch == prefetch):
             return
@@ -896,6 +904,16 @@ async def _open_channel(
     channel = connection.channel(publisher_confirms=confirms)
     await channel.initialize()
     return await channel.get_underlay_channel()
+
+
+async def _round_trip_s(channel: Channel) -> float:
+    """The quickest of a few calls that cost the broker nothing."""
+    took_s = []
+    for _ in range(3):
+        began_s = time.monotonic()
+        await channel.basic_qos(prefetch_count=1)
+        took_s.append(time.monotonic() - began_s)
+    return min(took_s)
 
 
 @contextlib.contextmanager

@@ -148,7 +148,8 @@ class Result(Message):
     """The pool's word on one request; `id` and `device` are the request's own.
 
     `retry_after_s` stands beside `failed` when there was no room for the request in
-    its time: then the same may be asked again.
+    its time: then the same may be asked again. `left_ms` stands beside `expired` when
+    the request had so much time left, which is less than its model needs.
     """
 
     id: Id
@@ -168,6 +169,7 @@ class Result(Message):
     server_time_ms: MonotonicCount = 0
     pool_wait_ms: Milliseconds = 0.0
     retry_after_s: Annotated[float, Field(ge=0)] | None = None
+    left_ms: Milliseconds = 0.0
 
 
 class Get(Message):

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from broker.amqp import AmqpLink
+from broker.amqp import AmqpLink, Prefetch
 from broker.amqp import Delivery as AmqpDelivery
 from broker.backoff import Backoff
 from broker.topology import GET_QUEUE, standing_queues
@@ -25,6 +25,8 @@ from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.core.batcher import Batcher
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.ledger import Ledger
+from cloud_worker.core.prefetch import prefetch
+from cloud_worker.core.serving import Serving
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.core.versions import Versions
 from cloud_worker.loops import side_queues, updates
@@ -315,7 +317,7 @@ class _Pool:
             costs=costs,
             clock=clock,
             thread=threads.repository,
-            prefetch=lambda model: settings.prefetch or 2 * model.max_batch,
+            prefetch=partial(_prefetch, settings, costs),
             watch_s=settings.watch_s,
         )
         self.observer.models = self.keeper.serving
@@ -384,6 +386,21 @@ def _consumed_always(settings: WorkerSettings) -> dict[str, int]:
     if settings.registry is not None:
         consumed[GET_QUEUE] = updates.PREFETCH
     return consumed
+
+
+def _prefetch(settings: WorkerSettings, costs: Costs, serving: Serving) -> Prefetch:
+    """How many envelopes of a model to hold, once the round trip is known."""
+    if settings.prefetch is not None:
+        return settings.prefetch
+
+    def for_round_trip(round_trip_s: float) -> int:
+        most = serving.max_batch
+        quickest_s = min(
+            costs.cost_s(model.key, most) for model in serving.versions.values()
+        )
+        return prefetch(most, round_trip_s=round_trip_s, cost_s=quickest_s)
+
+    return for_round_trip
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

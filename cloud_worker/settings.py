@@ -81,7 +81,8 @@ class WorkerSettings(BaseSettings):
         default=None,
         ge=1,
         le=65535,
-        description="Unacknowledged envelopes per queue; None: twice the max batch.",
+        description="Unacknowledged envelopes per queue; None: twice the max batch, and "
+        "what is served during a round trip to RabbitMQ.",
     )
     max_held: int = Field(
         default=4096,

@@ -35,6 +35,8 @@ WEIGHTS: Final[Mapping[Priority, int]] = {
 }
 DEPTH: Final = 2
 LEAD_S: Final = 0.003
+EARLY_SHARE: Final = 0.5
+PATIENT_BATCHES: Final = 8.0
 OWED_BATCHES: Final = 2.0
 DOOMED_SHARE: Final = 0.5
 MANY_LINES: Final = 16
@@ -209,7 +211,7 @@ class Batcher(Generic[T]):
                 return shed
         wake_at_s = self._look_at_s
         if running == 0 or (running < self._depth and self._any_full(ready)):
-            wanted_at_s = free_at_s - LEAD_S
+            wanted_at_s = free_at_s - self._lead_s(free_at_s)
             if now < wanted_at_s:
                 wake_at_s = min(wake_at_s, wanted_at_s)
             else:
@@ -217,6 +219,16 @@ class Batcher(Generic[T]):
                 if choice is not None:
                     return self._flush(choice, now)
         return WaitUntil(wake_at_s)
+
+    def _lead_s(self, free_at_s: float) -> float:
+        """How long before it is wanted the next batch is handed over.
+
+        Where no deadline is near, an early choice harms nobody, and a consumer that
+        is busy with deliveries does not keep the accelerator waiting.
+        """
+        if not all(line.is_patient(free_at_s) for line in self._full):
+            return LEAD_S
+        return max(LEAD_S, EARLY_SHARE * self._running.last_s)
 
     def _any_full(self, ready: Callable[[str], bool]) -> bool:
         return any(ready(line.key) for line in self._full)
@@ -306,11 +318,13 @@ class _Running:
     def __init__(self) -> None:
         self._costs_s: deque[float] = deque()
         self._began_s = 0.0
+        self.last_s = 0.0
 
     def began(self, now: float, cost_s: float) -> None:
         if not self._costs_s:
             self._began_s = now
         self._costs_s.append(cost_s)
+        self.last_s = cost_s
 
     def free_at_s(self, now: float, running: int) -> float:
         """When the accelerator is free, as far as can be told."""
@@ -508,6 +522,11 @@ class _Line(Generic[T]):
 
     def served_so_far(self) -> float:
         return self.served
+
+    def is_patient(self, start_s: float) -> bool:
+        """Whether some batches may run first, and all of these still be in time."""
+        most_s = self.curve.cost_s(self.group.max_rows)
+        return self.head_s() > start_s + PATIENT_BATCHES * most_s
 
     def row_s(self) -> float:
         """What a row costs in the largest batch, the cheapest way; 0: not known yet."""

@@ -91,9 +91,15 @@ def failed(
     return result.model_copy(update={"retry_after_s": retry_after_s})
 
 
-def expired(subject: Subject, reason: str, stamp: Stamp) -> Result:
-    """The request's time was over before any work was done on it."""
-    return _ended(Status.EXPIRED, subject, reason, stamp, None)
+def expired(
+    subject: Subject, reason: str, stamp: Stamp, *, left_ms: float = 0.0
+) -> Result:
+    """The request's time was over before any work was done on it.
+
+    `left_ms` is what it had left, where that is too little for the model.
+    """
+    result = _ended(Status.EXPIRED, subject, reason, stamp, None)
+    return result.model_copy(update={"left_ms": left_ms}) if left_ms else result
 
 
 def _ended(

@@ -33,6 +33,7 @@ from cloud_worker.core.results import Served, Stamp, answered, expired, failed
 from cloud_worker.core.retry import Again, Apart, Guilty, Verdict, verdict
 from cloud_worker.core.spec import padded_size
 from cloud_worker.core.split import Unjoinable
+from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.parcels import Held, Parcel
 from cloud_worker.loops.replies import Replies
@@ -96,6 +97,7 @@ class Infer:
         self._dead_letters = dead_letters
         self._clock = clock
         self._culprits = Culprits()
+        self._complaints = Complaints(clock)
         self._changed = asyncio.Event()
         self._batches: asyncio.TaskGroup | None = None
         self._last_done_s = 0.0
@@ -154,7 +156,7 @@ class Infer:
                 case Flush(items):
                     self._start(batches, items, now)
                 case Expire(items):
-                    self._say_expired(items)
+                    self._say_expired(items, now)
                 case Shed(items, retry_after_s):
                     self._say_shed(items, retry_after_s)
                 case WaitUntil(at_s):
@@ -283,7 +285,7 @@ class Infer:
             "overloaded: more waits here than can be answered in time; "
             f"try again in {retry_after_s:g} s"
         )
-        log.warning(
+        self._complaints.say(
             "overloaded",
             model=items[0].group.model,
             shed=len(items),
@@ -299,11 +301,10 @@ class Infer:
             if item.work.end()
         )
 
-    def _say_expired(self, items: Batch) -> None:
+    def _say_expired(self, items: Batch, now: float) -> None:
         stamp = self._replies.stamps.now()
-        reason = "its time was over before a batch had room for it"
         self._replies.finish(
-            _finished(item, expired(item.work.subject, reason, stamp), Cause.WAITED)
+            _finished(item, _too_late(item, now, stamp), Cause.WAITED)
             for item in items
             if item.work.end()
         )
@@ -425,6 +426,14 @@ def _whole(
         return None
     (reading,) = read(joined, held.model)
     return joined.part(0), reading
+
+
+def _too_late(item: Item[Held], now: float, stamp: Stamp) -> Result:
+    reason = "its time was over before a batch had room for it"
+    left_ms = max(item.deadline_s - now, 0.0) * 1000
+    if left_ms:
+        reason = f"it had {left_ms:.0f} ms left, and its model takes longer"
+    return expired(item.work.subject, reason, stamp, left_ms=left_ms)
 
 
 def _size(batch: Batch) -> int:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from broker.amqp import CannotConsume
+from broker.amqp import CannotConsume, Prefetch
 from broker.topology import Queue, model_queues
 from cloud_worker.adapters.frames import ModelSource
 from cloud_worker.adapters.library import Holdings, Library
@@ -71,7 +71,7 @@ class ModelRunner(Protocol):
 class Consumption(Protocol):
     """What is consumed, as `AmqpLink` has it."""
 
-    async def consume_also(self, queues: Sequence[Queue], prefetch: int) -> None:
+    async def consume_also(self, queues: Sequence[Queue], prefetch: Prefetch) -> None:
         """Consume these from now on.
 
         Raises:
@@ -115,7 +115,7 @@ class Keeper:
         costs: Costs,
         clock: Clock,
         thread: ThreadPoolExecutor,
-        prefetch: Callable[[Serving], int],
+        prefetch: Callable[[Serving], Prefetch],
         watch_s: float,
     ) -> None:
         self.serving: dict[str, Serving] = {}

@@ -173,8 +173,11 @@ def conclude(spill: Spill, result: Result, now_ms: float) -> Ending | Retry:
             answer = _from_cloud(spill, result, now_ms)
             return Ending(Outcome.ANSWERED, answer, Why.CLOUD)
         case Status.EXPIRED:
-            if now_ms < spill.deadline_ms - EXPIRY_SLACK_MS:
+            if now_ms < spill.deadline_ms - result.left_ms - EXPIRY_SLACK_MS:
                 return Retry()
+            if result.left_ms and result.reason:
+                # Known in good time: another try would only end there as well.
+                return expire(spill, now_ms, f"too little time for it: {result.reason}")
             return expire(spill, now_ms)
         case Status.FAILED:
             why = result.reason or "the pool gave no reason"
@@ -188,10 +191,13 @@ def conclude(spill: Spill, result: Result, now_ms: float) -> Ending | Retry:
             return replace(failed, answer=answer)
 
 
-def expire(spill: Spill, now_ms: float) -> Ending:
-    """What a device is told when its deadline comes before the cloud's answer."""
+def expire(spill: Spill, now_ms: float, why: str | None = None) -> Ending:
+    """What a device is told when its deadline comes before the cloud's answer.
+
+    `why` says more than that, where more is known.
+    """
     if spill.edge is not None:
-        fallen = _fall_back(spill, spill.edge, "deadline came first", now_ms)
+        fallen = _fall_back(spill, spill.edge, why or "deadline came first", now_ms)
         return Ending(Outcome.ANSWERED, fallen, Why.DEADLINE)
     return Ending(
         Outcome.EXPIRED,
@@ -199,7 +205,7 @@ def expire(spill: Spill, now_ms: float) -> Ending:
             spill.id,
             spill.device,
             spill.model,
-            reason="the deadline came before an answer",
+            reason=why or "the deadline came before an answer",
             ms=now_ms - spill.accepted_ms,
         ),
         Why.DEADLINE,

@@ -156,6 +156,30 @@ async def test_a_rejected_delivery_comes_again_when_it_is_requeued(
         again.ack()
 
 
+async def test_a_prefetch_may_follow_the_round_trip(rabbit: Node) -> None:
+    heard = Heard()
+    queue, key = norm_queue("distant")
+    asked: list[float] = []
+
+    def prefetch(round_trip_s: float) -> int:
+        asked.append(round_trip_s)
+        return 2
+
+    url = rabbit.amqp_url("worker")
+    async with amqp(
+        url, queues=[queue], consume={queue.name: prefetch}, heard=heard
+    ) as link:
+        for number in range(3):
+            await link.publish(key, b"%d" % number)
+        held = [await heard.delivery(), await heard.delivery()]
+        assert await link.depth(queue.name) == 1
+        for each in held:
+            each.ack()
+        (await heard.delivery()).ack()
+    assert len(asked) == 1
+    assert 0.0 < asked[0] < 5.0
+
+
 async def test_a_queue_that_is_deleted_is_declared_and_consumed_again(
     rabbit: Node,
 ) -> None:

@@ -243,12 +243,22 @@ def test_a_wrong_cost_does_not_keep_a_model_from_running_for_ever() -> None:
 def test_the_next_batch_is_handed_over_shortly_before_it_is_wanted() -> None:
     batcher: Batcher[int] = Batcher(costs=known_costs("fashion", base_ms=100.0))
     for work in range(8):
-        batcher.add(item(work))
+        batcher.add(item(work, deadline_s=0.5))
     assert flushed(batcher) == [0, 1, 2, 3]
     step = batcher.next_step(0.010, running=1)
     assert isinstance(step, WaitUntil)
-    assert 0.05 < step.at_s < 0.1024
+    assert 0.09 < step.at_s < 0.1024
     assert flushed(batcher, step.at_s, running=1) == [4, 5, 6, 7]
+
+
+def test_where_no_deadline_is_near_the_next_batch_is_handed_over_in_good_time() -> None:
+    batcher: Batcher[int] = Batcher(costs=known_costs("fashion", base_ms=100.0))
+    for work in range(8):
+        batcher.add(item(work, deadline_s=60.0))
+    assert flushed(batcher) == [0, 1, 2, 3]
+    step = batcher.next_step(0.010, running=1)
+    assert isinstance(step, WaitUntil)
+    assert step.at_s < 0.06
 
 
 def test_a_model_that_is_away_holds_no_other_up() -> None:

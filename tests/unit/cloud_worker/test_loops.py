@@ -651,6 +651,19 @@ async def test_a_split_request_of_a_dead_channel_is_given_back_once() -> None:
         assert on.runner.batches == []
 
 
+async def test_what_its_model_has_no_time_for_says_how_much_was_left() -> None:
+    async with bench() as on:
+        on.infer_costs.seed("double/1", [(1, 300.0), (8, 300.0)])
+        soon = FakeClock().wall_ms() + 200
+        letter = Letter(encode(request("r-1", expires_at_ms=soon)))
+        await on.take(letter)
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.EXPIRED
+        assert result.left_ms == 200.0
+        assert on.runner.batches == []
+
+
 async def test_costs_are_learned_from_what_runs() -> None:
     async with bench() as on:
         on.runner.held = []

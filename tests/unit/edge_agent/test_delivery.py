@@ -103,6 +103,20 @@ def test_a_failure_of_the_cloud_falls_back_to_the_edges_own_answer() -> None:
     assert end.answer.ms == 100.0
 
 
+def test_what_the_model_has_no_time_for_is_not_sent_again() -> None:
+    early = result(Status.EXPIRED, left_ms=2_000.0, reason="its model takes longer")
+    end = ending(conclude(SPILL, early, DEADLINE_MS - 2_000.0))
+    assert end.outcome is Outcome.EXPIRED
+    assert end.answer.reason == "too little time for it: its model takes longer"
+    end = ending(conclude(DOUBTED, early, DEADLINE_MS - 2_000.0))
+    assert end.answer.source is Source.EDGE_FALLBACK
+
+
+def test_a_pool_whose_clock_is_ahead_is_asked_again_whatever_the_model_takes() -> None:
+    early = result(Status.EXPIRED, left_ms=500.0, reason="its model takes longer")
+    assert conclude(SPILL, early, DEADLINE_MS - 2_000.0) == Retry()
+
+
 def test_an_overloaded_pool_tells_the_device_when_to_ask_again() -> None:
     shed = result(Status.FAILED, reason="overloaded: try later", retry_after_s=2.5)
     end = ending(conclude(SPILL, shed, 1_100.0))

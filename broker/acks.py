@@ -27,6 +27,11 @@ class Acks:
         self._owed: list[int] = []
 
     @property
+    def floor(self) -> int:
+        """Every delivery up to this tag is done."""
+        return self._floor
+
+    @property
     def owed(self) -> int:
         """How many acknowledgements the broker has not been told."""
         return len(self._owed)

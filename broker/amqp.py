@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -21,6 +22,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -67,6 +69,7 @@ __all__ = [
     "Prefetch",
     "PublishTimeout",
     "QueueInUse",
+    "QueueLook",
 ]
 
 log = structlog.get_logger(__name__)
@@ -96,6 +99,14 @@ class NoSuchQueue(LookupError):
     """The broker has no queue of that name."""
 
 
+@dataclass(frozen=True, slots=True)
+class QueueLook:
+    """A queue at one moment: messages ready to be delivered, and who consumes it."""
+
+    ready: int
+    consumers: int
+
+
 class CannotConsume(Exception):
     """The broker refuses a queue, or to deliver from it; says why and what to do."""
 
@@ -118,6 +129,7 @@ class _Consumer:
         self._tag = ""
         self._acks = Acks()
         self._most_owed = 1
+        self._arrivals: deque[tuple[int, float]] = deque()
 
     @property
     def alive(self) -> bool:
@@ -128,6 +140,16 @@ class _Consumer:
     def owes_many(self) -> bool:
         """Whether acknowledgements should not wait for more company."""
         return self._acks.owed >= self._most_owed
+
+    def arrived(self, tag: int, at_s: float) -> None:
+        """A delivery is ours until it is settled."""
+        self._arrivals.append((tag, at_s))
+
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest delivery arrived that is not done; None if all are."""
+        self._forget_done()
+        return self._arrivals[0][1] if self._arrivals else None
 
     async def start(
         self,
@@ -156,14 +178,20 @@ class _Consumer:
         await self.channel.basic_reject(tag, requeue=requeue, wait=False)
         # Only now: an acknowledgement of later ones would cover it too.
         self._acks.settled(tag)
+        self._forget_done()
 
     async def acknowledge(self, *, written: bool) -> None:
         """Tell the broker all that is owed; with `written`, return once it is sent."""
         due = self._acks.take()
+        self._forget_done()
         if due.up_to:
             await self.channel.basic_ack(due.up_to, multiple=True, wait=written)
         for tag in due.alone:
             await self.channel.basic_ack(tag, wait=written)
+
+    def _forget_done(self) -> None:
+        while self._arrivals and self._arrivals[0][0] <= self._acks.floor:
+            self._arrivals.popleft()
 
 
 class Delivery:
@@ -207,6 +235,7 @@ class Delivery:
         self._on_ack = on_ack
         self._tag = message.delivery_tag or 0
         self._settled = False
+        consumer.arrived(self._tag, self.received_at)
 
     @property
     def live(self) -> bool:
@@ -538,8 +567,26 @@ class AmqpLink:
             self._inspector = await _open_channel(connection)
         return self._inspector
 
+    def oldest_unacknowledged_s(self, now_s: float) -> float:
+        """How long the oldest delivery that is not done has been here, in seconds.
+
+        Args:
+            now_s: of `time.monotonic`.
+        """
+        oldest = [each.oldest_s for each in self._consumers.values()]
+        return max((now_s - at_s for at_s in oldest if at_s is not None), default=0.0)
+
     async def depth(self, queue: str) -> int:
         """How many messages of `queue` are ready to be delivered.
+
+        Raises:
+            NoSuchQueue: the broker does not have it.
+            LinkDown: there is no connection.
+        """
+        return (await self.look(queue)).ready
+
+    async def look(self, queue: str) -> QueueLook:
+        """How a queue stands at the broker now.
 
         Raises:
             NoSuchQueue: the broker does not have it.
@@ -557,7 +604,7 @@ class AmqpLink:
             raise NoSuchQueue(f"{self._where} has no queue {queue!r}") from None
         except _LOST as error:
             raise LinkDown(self._down() + f" ({_text(error)})") from error
-        return found.message_count or 0
+        return QueueLook(found.message_count or 0, found.consumer_count or 0)
 
     @contextlib.asynccontextmanager
     async def browse(self, queue: str) -> AsyncIterator[Browser]:

@@ -24,7 +24,9 @@ from cloud_worker.core.policy import LATEST, Policy, Shares
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.settings import WorkerSettings
 from lifecycle.logs import configure_logs
+from lifecycle.pages import CannotListen
 from lifecycle.signals import stop_on_signals
+from lifecycle.tracing import TelemetryMissing
 from lifecycle.watchdog import ServiceManager
 
 app = typer.Typer(
@@ -68,6 +70,10 @@ def run(  # noqa: PLR0913 - the options of a command line
     drain_s: Annotated[
         float | None, typer.Option(help="Seconds to finish what is held on SIGTERM.")
     ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(help="Serve /healthz, /readyz and /metrics; 0: a free port."),
+    ] = None,
     log_level: Annotated[
         str, typer.Option(help="debug, info, warning or error.")
     ] = "info",
@@ -88,10 +94,11 @@ def run(  # noqa: PLR0913 - the options of a command line
         worker_id=id_,
         max_batch=max_batch,
         drain_s=drain_s,
+        http_port=http_port,
     )
     try:
         _run_loop(_run(settings))
-    except (NoRepository, BadUrl) as error:
+    except (NoRepository, BadUrl, CannotListen, TelemetryMissing) as error:
         _give_up(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

@@ -37,16 +37,23 @@ from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.intake import Intake
 from cloud_worker.loops.keeping import Keeper
 from cloud_worker.loops.media import Decoder
-from cloud_worker.loops.parcels import Room
+from cloud_worker.loops.observer import Observer
+from cloud_worker.loops.overload import PoolWatch
+from cloud_worker.loops.parcels import Held, Room
 from cloud_worker.loops.replies import Replies
 from cloud_worker.loops.side_queues import SIDE_QUEUES, SideQueues
 from cloud_worker.loops.stamps import Stamps
 from cloud_worker.loops.updates import Updates
 from cloud_worker.loops.usage import Usage
 from cloud_worker.settings import WorkerSettings
+from cloud_worker.status import Parts, RunnerLook, WorkerStatus
 from lifecycle.clock import Clock, SystemClock
+from lifecycle.health import Pulse, readiness_page
 from lifecycle.journal import NOBODY, Journal
+from lifecycle.metrics import Exposition
+from lifecycle.pages import Pages
 from lifecycle.supervisor import Supervisor
+from lifecycle.tracing import Tracing
 from lifecycle.watchdog import ServiceManager
 
 log = structlog.get_logger(__name__)
@@ -59,6 +66,7 @@ class Worker:
 
     Attributes:
         ledger: what became of the requests it has taken.
+        http_port: where health and metrics are served while it runs; None: nowhere.
 
     Args:
         settings: see `WorkerSettings`.
@@ -83,6 +91,8 @@ class Worker:
         self._journal = journal
         self._service = service or ServiceManager()
         self.ledger = Ledger()
+        self.http_port: int | None = None
+        self._status = WorkerStatus(self.ledger)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Load the models, work until `stop`, drain.
@@ -90,10 +100,14 @@ class Worker:
         Raises:
             NoRepository: there is no model to serve.
             BadUrl: `amqp_url` does not name a broker.
+            CannotListen: `http_port` is taken.
+            TelemetryMissing: `traces` is set and OpenTelemetry is not installed.
         """
         # A wrong URL should be told before the models are loaded, which takes long.
         AmqpLink(self._settings.amqp_url, name=self._settings.worker_id)
         async with AsyncExitStack() as stack:
+            await self._serve_health(stack)
+            tracing = await self._open_traces(stack)
             runners = await stack.enter_async_context(self._runners())
             runner = InlineRunner(
                 runners,
@@ -117,14 +131,45 @@ class Worker:
                 threads=threads,
                 journal=self._journal,
                 ledger=self.ledger,
+                tracing=tracing,
             )
             runners.on_change = pool.infer.wake
             if not await _unless(stop, pool.keeper.fill()):
                 log.info("stopped while loading models")
                 return
+            self._status.parts = pool.parts(
+                partial(_look, pool.keeper, runners, runner)
+            )
             # RabbitMQ may come hours later, and the watchdog watches until then.
             async with self._service.watching("waiting for RabbitMQ"):
                 await self._work(pool, runners, stop)
+
+    async def _serve_health(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        if settings.http_port is None:
+            return
+        pulse = stack.enter_context(Pulse(self._clock))
+        pages = Pages(
+            settings.http_host,
+            settings.http_port,
+            {
+                "/healthz": pulse.page,
+                "/readyz": partial(readiness_page, self._status.why_not_ready),
+                "/metrics": Exposition(self._status.families).page,
+            },
+        )
+        self.http_port = (await stack.enter_async_context(pages)).port
+
+    async def _open_traces(self, stack: AsyncExitStack) -> Tracing | None:
+        if self._settings.traces is None:
+            return None
+        tracing = Tracing(
+            self._settings.traces,
+            service="overspill-worker",
+            instance=self._settings.worker_id,
+        )
+        stack.push_async_callback(asyncio.to_thread, tracing.close)
+        return tracing
 
     def _runners(self) -> Runners:
         settings = self._settings
@@ -157,6 +202,7 @@ class Worker:
             loops.start("link", pool.link.run)
             loops.start("models", pool.keeper.run)
             loops.start("bookkeeping", pool.bookkeeping.run)
+            loops.start("pool's wait", pool.watch.run)
             await stop.wait()
             await self._drain(pool)
             pool.bookkeeping.close()
@@ -173,6 +219,7 @@ class Worker:
 
     async def _drain(self, pool: _Pool) -> None:
         held = pool.room.held
+        self._status.draining = True
         log.info("stopping", held=held, within_s=self._settings.drain_s)
         try:
             async with asyncio.timeout(self._settings.drain_s):
@@ -197,7 +244,7 @@ class _Threads:
 class _Pool:
     """The loops of one worker and what they share."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
         settings: WorkerSettings,
         clock: Clock,
@@ -206,6 +253,7 @@ class _Pool:
         threads: _Threads,
         journal: Journal,
         ledger: Ledger,
+        tracing: Tracing | None,
     ) -> None:
         self.room = Room(settings.max_held, ledger)
         complaints = Complaints(clock)
@@ -218,18 +266,31 @@ class _Pool:
             on_delivery=self._take,
         )
         timeout_s = settings.publish_timeout_s
-        stamps = Stamps(settings.worker_id, clock)
+        costs = Costs(least_limit_s=settings.batch_timeout_s)
+        batcher: Batcher[Held] = Batcher(
+            costs=costs, max_batch_bytes=settings.max_batch_bytes
+        )
+        self._waiting = batcher.__len__
+        self.observer = Observer(clock, tracing)
+        self.watch = PoolWatch(
+            self.link.look,
+            models=lambda: tuple(self.keeper.serving),
+            loaded=lambda: self.keeper.models,
+            observer=self.observer,
+            waiting=self._waiting,
+        )
+        stamps = Stamps(settings.worker_id, clock, self.watch.wait_s)
         self.replies = Replies(
             self.link.publish,
             stamps,
             ledger=ledger,
             timeout_s=timeout_s,
             journal=journal,
+            observer=self.observer,
         )
-        costs = Costs(least_limit_s=settings.batch_timeout_s)
         self.infer = Infer(
             runner,
-            Batcher(costs=costs, max_batch_bytes=settings.max_batch_bytes),
+            batcher,
             costs=costs,
             replies=self.replies,
             dead_letters=DeadLetters(
@@ -261,6 +322,7 @@ class _Pool:
             prefetch=partial(_prefetch, settings, costs),
             watch_s=settings.watch_s,
         )
+        self.observer.models = self.keeper.serving
         self._intake = Intake(
             self.keeper.serving,
             offer=self.infer.offer,
@@ -290,6 +352,17 @@ class _Pool:
                 timeout_s=timeout_s,
             )
 
+    def parts(self, runners: Callable[[], tuple[RunnerLook, ...]]) -> Parts:
+        """What the status tells of."""
+        return Parts(
+            link=self.link,
+            room=self.room,
+            observer=self.observer,
+            watch=self.watch,
+            waiting=self._waiting,
+            runners=runners,
+        )
+
     async def _take(self, delivery: AmqpDelivery) -> None:
         if delivery.queue in SIDE_QUEUES:
             await self._side_queues.take(delivery)
@@ -297,6 +370,17 @@ class _Pool:
             await self._updates.take(delivery)
         else:
             await self._intake.take(delivery)
+
+
+def _look(
+    keeper: Keeper, runners: Runners, runner: InlineRunner
+) -> tuple[RunnerLook, ...]:
+    """What runs each version that is in memory."""
+    memory = runners.memory_bytes()
+    return tuple(
+        RunnerLook(key, runner.ready(key), runners.restarts[key], memory.get(key))
+        for key in sorted(each.key for each in keeper.models)
+    )
 
 
 def _consumed_always(settings: WorkerSettings) -> dict[str, int]:

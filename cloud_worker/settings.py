@@ -156,3 +156,19 @@ class WorkerSettings(BaseSettings):
     publish_timeout_s: float = Field(
         default=10.0, gt=0, description="Until RabbitMQ confirms a result."
     )
+    http_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="/healthz, /readyz and /metrics; 0: a free port, which is logged; "
+        "None: none of them. 9464 is the custom.",
+    )
+    http_host: str = Field(
+        default="127.0.0.1",
+        description="Where they listen; 0.0.0.0 in a container. They have no password.",
+    )
+    traces: str | None = Field(
+        default=None,
+        description="Where spans go, OTLP over HTTP: http://collector:4318/v1/traces; "
+        "None: none are made.",
+    )

@@ -24,6 +24,7 @@ from edge_agent.cli.terminal import AsJson, StateDir, UserError, read_settings
 from edge_agent.settings import AgentSettings
 from lifecycle.logs import configure_logs
 from lifecycle.signals import stop_on_signals
+from lifecycle.tracing import TelemetryMissing
 from lifecycle.watchdog import ServiceManager
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ USER_ERRORS = (
     OutboxUnusable,
     PortTaken,
     SealRejected,
+    TelemetryMissing,
     OSError,
 )
 
@@ -71,6 +73,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         Path | None, typer.Option(help="Public keys that may sign bundles.")
     ] = None,
     state_dir: StateDir = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(help="Serve /healthz, /readyz and /metrics; 0: a free port."),
+    ] = None,
     log_level: Annotated[
         str, typer.Option(help="debug, info, warning, error.")
     ] = "info",
@@ -87,6 +93,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         bundles=bundle,
         trusted_keys=trusted_keys,
         state_dir=state_dir,
+        http_port=http_port,
     )
     try:
         configure_logs(log_level)

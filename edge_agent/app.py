@@ -22,6 +22,7 @@ from broker import topics
 from broker.backoff import Backoff
 from broker.messages import Priority
 from broker.mqtt import LinkDown, MqttLink, MqttTarget
+from broker.traceparent import read_traceparent
 from bundle.pack import BundleRejected
 from bundle.trust import load_public_keys
 from edge_agent.adapters.control import ControlServer, only_agent_of
@@ -56,14 +57,17 @@ from edge_agent.loops.ingress import REQUEST_FILTER, Ingress
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.reporting import Reporting
 from edge_agent.loops.serving import OnItsWay, Serving
+from edge_agent.loops.spans import RequestSpans
 from edge_agent.loops.updates import ModelRefused, Updates, UpdateSettings
 from edge_agent.loops.uplink import Link, Uplink, UplinkLimits
 from edge_agent.operator import Operator
 from edge_agent.settings import AgentSettings
 from edge_agent.status import AgentStatus, Counted
 from lifecycle.clock import Clock, SteadyTime, SystemClock
+from lifecycle.health import Pulse, readiness_page
 from lifecycle.journal import NOBODY, Journal
 from lifecycle.supervisor import Supervisor
+from lifecycle.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -168,6 +172,7 @@ class Agent:
         deadline_s: float | None = None,
         priority: Priority = Priority.NORM,
         force: bool = False,
+        traceparent: str | None = None,
     ) -> Answer:
         """Answer one request, here or in the cloud.
 
@@ -180,6 +185,7 @@ class Agent:
             deadline_s: seconds until an answer is of no use any more.
             priority: its class.
             force: ask the cloud whatever the edge thinks.
+            traceparent: the caller's span, in the words of W3C; what is none is ignored.
 
         Returns:
             The final answer. A request that cannot be taken has status `refused`
@@ -189,6 +195,8 @@ class Agent:
         if isinstance(request, Answer):
             self._serving.count_refusal("bad_request")
             return request
+        if traceparent is not None:
+            request = replace(request, traceparent=read_traceparent(traceparent))
         return await self._infer(request)
 
     def _request(  # noqa: PLR0913, PLR0917 - the arguments of `infer`
@@ -322,6 +330,7 @@ class Agent:
         )
         await self._open_local_broker()
         self._make_links()
+        self._open_traces()
         self._make_parts()
         self._stack.callback(self._save_time)
         with contextlib.suppress(OutboxFailed):  # the status says so
@@ -329,6 +338,7 @@ class Agent:
         self._stack.push_async_callback(self._serving.close)
         await self._load_models()
         await self._open_control()
+        await self._serve_health()
         await self._stack.enter_async_context(self._loops)
         self._start(self._loops)
 
@@ -396,6 +406,39 @@ class Agent:
                 window=100,
             )
 
+    def _open_traces(self) -> None:
+        self._spans: RequestSpans | None = None
+        if self.settings.traces is not None:
+            tracing = Tracing(
+                self.settings.traces,
+                service="overspill-agent",
+                instance=self.settings.agent_id,
+            )
+            self._stack.push_async_callback(asyncio.to_thread, tracing.close)
+            self._spans = RequestSpans(tracing)
+
+    async def _serve_health(self) -> None:
+        settings = self.settings
+        if settings.http_port is None:
+            return
+        # Without a port an agent need not hold what serves it.
+        from lifecycle.metrics import Exposition  # noqa: PLC0415
+        from lifecycle.pages import Pages  # noqa: PLC0415
+
+        pulse = self._stack.enter_context(Pulse(self._clock))
+        pages = Pages(
+            settings.http_host,
+            settings.http_port,
+            {
+                "/healthz": pulse.page,
+                "/readyz": functools.partial(
+                    readiness_page, self._status.why_not_ready
+                ),
+                "/metrics": Exposition(self._status.families).page,
+            },
+        )
+        await self._stack.enter_async_context(pages)
+
     def _make_parts(self) -> None:
         settings = self.settings
         link: Link = self._cloud if self._cloud is not None else _NoLink()
@@ -424,6 +467,7 @@ class Agent:
             keep_outcomes_s=settings.keep_outcomes_s,
             keep_untold_s=settings.keep_untold_s,
             journal=self._journal,
+            spans=self._spans,
         )
         self._serving = Serving(
             outbox=self._outbox,
@@ -432,6 +476,7 @@ class Agent:
             has_cloud=self._cloud is not None,
             now_ms=self._time.now_ms,
             default_deadline_s=settings.default_deadline_s,
+            spans=self._spans,
         )
         self._limits = PayloadLimits(max_payload_bytes=settings.max_payload_bytes)
         self._ingress = Ingress(

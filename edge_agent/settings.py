@@ -111,6 +111,20 @@ class AgentSettings(BaseSettings):
         7 * 86400.0, description="after this an answer nobody took is undelivered"
     )
 
+    http_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None,
+        description="/healthz, /readyz and /metrics; 0: a free port, which is logged; "
+        "unset: none of them. 9465 is the custom",
+    )
+    http_host: str = Field(
+        "127.0.0.1", description="where they listen; they have no password"
+    )
+    traces: str | None = Field(
+        None,
+        description="where spans go, OTLP over HTTP: http://collector:4318/v1/traces; "
+        "unset: none are made",
+    )
+
     report_every_s: Annotated[float, Field(gt=0)] = 30.0
     poll_desired_every_s: Annotated[float, Field(gt=0)] = 60.0
     pull_window: Annotated[int, Field(ge=1, le=64)] = 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -24,11 +24,19 @@ from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.serving import Serving
 from edge_agent.loops.uplink import Uplink
 from edge_agent.settings import AgentSettings
+from lifecycle.metrics import Family, Labels, counter, gauge
 from lifecycle.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
 COUNTS_EVERY_S: Final = 5.0
+PREFIX: Final = "overspill_agent_"
+GAUGES: Final = frozenset({"uplink_window"})
+# Counters whose names share a beginning are one metric: its label, and its meaning.
+GROUPS: Final[Mapping[str, tuple[str, str]]] = {
+    "spilled": ("reason", "Requests sent to the cloud, by why."),
+    "refused": ("reason", "Requests refused, by why."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,21 @@ class Counted:
             **{f"ingress_{k}": v for k, v in asdict(self.ingress.counters).items()},
             **{f"outbox_{k}": v for k, v in asdict(self.outbox.counters).items()},
         }
+
+
+def counter_families(counters: Mapping[str, int]) -> Iterator[Family]:
+    """The counters as Prometheus advises: one name, what differs as a label."""
+    grouped: dict[str, dict[Labels, float]] = {name: {} for name in GROUPS}
+    for name, value in counters.items():
+        group = next((each for each in GROUPS if name.startswith(f"{each}_")), None)
+        if group is not None:
+            grouped[group][name.removeprefix(f"{group}_"),] = value
+        elif name not in GAUGES and name not in GROUPS:
+            help_ = f"{name.replace('_', ' ').capitalize()}, since the start."
+            yield counter(f"{PREFIX}{name}_total", help_, value)
+    for group, (label, help_) in GROUPS.items():
+        name = f"{PREFIX}{group}_total"
+        yield Family(name, help_, "counter", grouped[group], (label,))
 
 
 class AgentStatus:
@@ -180,6 +203,60 @@ class AgentStatus:
             "up": link.up,
             "error": link.last_error,
         }
+
+    def why_not_ready(self) -> str | None:
+        """Why devices cannot be heard; an agent without its cloud is ready all the same."""
+        link = self._local
+        if link is None or link.up:
+            return None
+        return f"devices are not heard: {link.last_error or 'connecting'}"
+
+    def families(self) -> Iterator[Family]:
+        """Every metric as it is now; what is in the outbox as it was counted last."""
+        yield gauge(f"{PREFIX}ready", "1 while devices are heard.", self._ready())
+        yield Family(
+            f"{PREFIX}link_up",
+            "1 while the link works.",
+            "gauge",
+            {
+                (side,): float(link.up)
+                for side, link in (("cloud", self._cloud), ("devices", self._local))
+                if link is not None
+            },
+            ("link",),
+        )
+        yield gauge(
+            f"{PREFIX}uplink_window",
+            "Publishes that may wait for their PUBACK, as the link bears it.",
+            self._parts.uplink.window,
+        )
+        yield from counter_families(self._parts.counters())
+        yield Family(
+            f"{PREFIX}loop_failures_total",
+            "How often a loop has failed and was started again.",
+            "counter",
+            {(name,): n for name, n in self._loops.failures.items()},
+            ("loop",),
+        )
+        yield counter(
+            f"{PREFIX}ledger_mismatches_total",
+            "How often the books did not balance: a request was lost or ended twice.",
+            self.ledger_mismatches,
+        )
+        counts = self._counts
+        if counts is not None:
+            yield gauge(f"{PREFIX}outbox_open", "Spills without outcome.", counts.open)
+            yield gauge(
+                f"{PREFIX}outbox_open_bytes",
+                "Bytes of spills without outcome.",
+                counts.open_bytes,
+            )
+            yield gauge(
+                f"{PREFIX}outbox_untold", "Outcomes not told yet.", counts.untold
+            )
+
+    def _ready(self) -> bool:
+        return self.why_not_ready() is None
 
     def report(self) -> Report:
         """What the fleet is told."""

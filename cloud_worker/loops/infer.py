@@ -176,6 +176,7 @@ class Infer:
             self._replies.finish(self._failed(item, why) for item in batch)
             return
         self._submitted[group.key] += 1
+        self._replies.observer.batch_started(batch, len(self._batcher))
         outputs = self._runner.submit(
             group.key,
             group.signature,
@@ -251,9 +252,11 @@ class Infer:
             outputs = done.result()
         except ModelFailed as error:
             # No request is to blame, and none can be helped by another try.
+            self._replies.observer.batch_failed(batch)
             self._fail(batch, str(error))
             return
         except BatchFailed as error:
+            self._replies.observer.batch_failed(batch)
             self._retry_or_fail(batch, error)
             self._changed.set()
             return
@@ -261,11 +264,9 @@ class Infer:
         if self._culprits:
             for item in batch:
                 self._culprits.acquit(_culprit(item))
-        waited_ms = (started_s - batch[0].work.parcel.delivery.received_at) * 1000
-        self._replies.stamps.waited(max(waited_ms, 0.0))
-        self._replies.finish(
-            _results(batch, outputs, started_s, done_s, self._replies.stamps.now())
-        )
+        self._replies.observer.batch_ended(batch, started_s, done_s, outputs.infer_ms)
+        stamp = self._replies.stamps.now(batch[0].work.model.name)
+        self._replies.finish(_results(batch, outputs, started_s, done_s, stamp))
 
     def _learn(
         self, batch: Batch, outputs: BatchOutputs, started_s: float, done_s: float

@@ -108,6 +108,7 @@ class Intake:
             return
         parcel = Parcel(delivery, address.agent, count, self._room)
         self._room.ledger.take(count)
+        self._replies.observer.came(address.model, count)
         stamps = self._replies.stamps
         desk = _Desk(parcel, address, model, self._clock, stamps, self._usage)
         handed_over = 0
@@ -263,7 +264,9 @@ class _Desk:
         self._usage.ask(model.key, self._now_s)
         if model.padding is not None:
             inputs = pad(inputs, model.padding, model.spec.inputs)
-        held = Held(self._parcel, subject, model, inputs)
+        held = Held(
+            self._parcel, subject, model, inputs, traceparent=request.traceparent
+        )
         if inputs.rows <= model.max_batch:
             self._ready.append(self._item(request, held))
             return

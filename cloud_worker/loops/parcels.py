@@ -155,6 +155,7 @@ class Held:
     mishaps: tuple[Mishap, ...] = ()
     joint: Joint | None = None
     part: int = 0
+    traceparent: str | None = None
 
     @property
     def over(self) -> bool:

@@ -16,8 +16,10 @@ from broker.backoff import Backoff
 from broker.topics import as_routing_key, results
 from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.replies import Finished, Reply, group_replies
+from cloud_worker.loops.observer import Observer
 from cloud_worker.loops.parcels import Parcel
 from cloud_worker.loops.stamps import Stamps
+from lifecycle.clock import SystemClock
 from lifecycle.journal import NOBODY, Event, Journal
 
 log = structlog.get_logger(__name__)
@@ -67,6 +69,7 @@ class Replies:
 
     Attributes:
         stamps: what each result says of the pool.
+        observer: told of what is confirmed; those that use these replies tell it too.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class Replies:
         ledger: Ledger,
         timeout_s: float = 10.0,
         journal: Journal = NOBODY,
+        observer: Observer | None = None,
     ) -> None:
         self.stamps = stamps
+        self.observer = observer or Observer(SystemClock())
         self._publish = publish
         self._ledger = ledger
         self._timeout_s = timeout_s
@@ -107,6 +112,7 @@ class Replies:
             self._sending.create_task(self._send(reply))
 
     async def _send(self, reply: Reply[Parcel]) -> None:
+        began_s = self.observer.now_s()
         confirmed = await publish_while(
             lambda: any(parcel.live for parcel in reply.settles),
             self._publish,
@@ -117,6 +123,7 @@ class Replies:
         self._in_flight -= 1
         self._send_finished()
         if confirmed:
+            self.observer.confirmed(reply, began_s)
             for result in reply.results:
                 self._journal.note(
                     Event.PUBLISHED, result.device, result.id, result.status.value

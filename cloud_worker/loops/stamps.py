@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
 
 from cloud_worker.core.results import Stamp
 from lifecycle.clock import Clock
 
-NEW_SHARE: Final = 0.2
-
 
 class Stamps:
-    """Stamps for results, with a moving average of the wait in this worker."""
+    """Stamps for results.
 
-    def __init__(self, worker: str, clock: Clock) -> None:
+    Args:
+        worker: who answers.
+        clock: for the time of the stamp.
+        wait_s: how long a request of a model that arrives now will wait in the pool;
+            of any model for None.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        clock: Clock,
+        wait_s: Callable[[str | None], float] = lambda _: 0.0,
+    ) -> None:
         self._worker = worker
         self._clock = clock
-        self._wait_ms = 0.0
+        self._wait_s = wait_s
 
-    def waited(self, wait_ms: float) -> None:
-        """Take the wait of one more batch into the average."""
-        self._wait_ms += NEW_SHARE * (wait_ms - self._wait_ms)
-
-    def now(self) -> Stamp:
-        """The stamp for a result that is made now."""
-        return Stamp(self._worker, self._clock.wall_ms(), round(self._wait_ms, 3))
+    def now(self, model: str | None = None) -> Stamp:
+        """The stamp for a result of `model` that is made now."""
+        wait_ms = round(self._wait_s(model) * 1000, 3)
+        return Stamp(self._worker, self._clock.wall_ms(), wait_ms)

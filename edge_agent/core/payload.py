@@ -3,7 +3,8 @@
 A payload is the bare bytes of a PNG or a JPEG, or a map in JSON or MessagePack:
 
     {"id"?: text, "inputs": {name: array} | "image": bytes,
-     "deadline_ms"?: number, "class"?: "hi" | "norm" | "bulk", "spill"?: true}
+     "deadline_ms"?: number, "class"?: "hi" | "norm" | "bulk", "spill"?: true,
+     "traceparent"?: text}
 
 An array is a nested list, or `{"dtype", "shape", "data"}` with little-endian bytes.
 Bytes are base64 in JSON. Numbers in lists become bool, int64 or float32. Unknown
@@ -27,6 +28,7 @@ from pydantic import ValidationError
 from broker.codec import explain
 from broker.messages import MAX_TENSORS, Medium, Priority, Tensor
 from broker.topics import BadId, check_id
+from broker.traceparent import read_traceparent
 from edge_agent.core.answers import Answer, Array
 from edge_agent.core.arrays import (
     NotAnArray,
@@ -99,6 +101,7 @@ class DeviceRequest:
         priority: its class.
         forced: the device asked for the cloud.
         payload_bytes: length of the message as it arrived.
+        traceparent: the span that it is a part of; None when it belongs to no trace.
     """
 
     id: str | None
@@ -111,6 +114,7 @@ class DeviceRequest:
     priority: Priority
     forced: bool
     payload_bytes: int
+    traceparent: str | None = None
 
 
 def parse(
@@ -140,6 +144,7 @@ def parse(
             priority=_priority(fields),
             forced=_forced(fields),
             payload_bytes=len(payload),
+            traceparent=read_traceparent(fields.get("traceparent")),
         )
     except BadId as error:
         raise BadRequest(str(error), _legible_id(fields), encoding) from error

@@ -33,6 +33,7 @@ from edge_agent.core.delivery import (
 )
 from edge_agent.core.payload import Encoding, render
 from edge_agent.core.pool_clock import PoolClock
+from edge_agent.loops.spans import RequestSpans
 from edge_agent.loops.uplink import Link, Uplink
 from lifecycle.journal import NOBODY, Event, Journal
 
@@ -79,6 +80,7 @@ class Outcomes:
         keep_outcomes_s: float,
         keep_untold_s: float = 7 * 86400.0,
         journal: Journal = NOBODY,
+        spans: RequestSpans | None = None,
     ) -> None:
         self._outbox = outbox
         self._uplink = uplink
@@ -88,6 +90,7 @@ class Outcomes:
         self._keep_ms = keep_outcomes_s * 1000.0
         self._keep_untold_ms = keep_untold_s * 1000.0
         self._journal = journal
+        self._spans = spans
         self._recent: OrderedDict[Key, Spill] = OrderedDict()
         self._waiting: dict[Key, list[asyncio.Future[Answer]]] = {}
         self._unmatched: asyncio.Queue[Result] = asyncio.Queue(UNMATCHED_RESULTS)
@@ -149,6 +152,8 @@ class Outcomes:
         self.counters.unreadable += len(envelope.bad)
         for result in envelope.items:
             self.counters.results += 1
+            if self._spans is not None:
+                self._spans.heard((result.device, result.id))
             self._learn_clock(result)
             spill = self._recent.get((result.device, result.id))
             if spill is not None:
@@ -235,6 +240,8 @@ class Outcomes:
             self.counters.duplicates += 1
             return
         self._wake(spill.key, answer)
+        if self._spans is not None:
+            self._spans.ended(spill.key, answer, spill.channel is Channel.CALL)
         # The look for untold answers may have found this one between its commit and
         # this call, and is telling it already.
         if spill.channel is Channel.MQTT and spill.key not in self._telling:
@@ -370,6 +377,8 @@ class Outcomes:
             else:
                 self.counters.told += 1
                 self._journal.note(Event.TOLD, *key)
+                if self._spans is not None:
+                    self._spans.told(key)
                 await self._outbox.mark_told([key], self._now_ms())
                 self._journal.note(Event.MARKED, *key)
             finally:

@@ -41,6 +41,7 @@ from edge_agent.core.routing import (
 )
 from edge_agent.core.served import Served
 from edge_agent.loops.outcomes import Outcomes
+from edge_agent.loops.spans import RequestSpans
 from edge_agent.loops.uplink import Uplink
 
 log = structlog.get_logger(__name__)
@@ -88,7 +89,7 @@ class ServingCounters:
 class Serving:
     """Routes requests between the models of this agent and the cloud."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
         *,
         outbox: Outbox,
@@ -97,6 +98,7 @@ class Serving:
         has_cloud: bool,
         now_ms: Callable[[], float],
         default_deadline_s: float,
+        spans: RequestSpans | None = None,
     ) -> None:
         self._outbox = outbox
         self._uplink = uplink
@@ -104,6 +106,7 @@ class Serving:
         self._has_cloud = has_cloud
         self._now_ms = now_ms
         self._default_deadline_ms = default_deadline_s * 1000.0
+        self._spans = spans
         self._models: dict[str, Served] = {}
         self._seq = 0
         self.counters = ServingCounters()
@@ -131,6 +134,20 @@ class Serving:
         self, request: DeviceRequest, channel: Channel
     ) -> Answer | OnItsWay:
         """Answer, or spill and say so. Whatever was asked, nothing is raised."""
+        if self._spans is None:
+            return await self._handle(request, channel)
+        span = self._spans.asked(request)
+        request = replace(request, traceparent=self._spans.traceparent(span))
+        reply = await self._handle(request, channel)
+        if isinstance(reply, OnItsWay):
+            self._spans.spilled(reply.spill.key, span, reply.spill.reason.value)
+        else:
+            self._spans.answered(span, reply)
+        return reply
+
+    async def _handle(
+        self, request: DeviceRequest, channel: Channel
+    ) -> Answer | OnItsWay:
         began_ms = self._now_ms()
         self.counters.requests += 1
         try:
@@ -228,6 +245,8 @@ class Serving:
     def unkept(self, spill: StoredSpill, why: OutboxFull) -> Answer:
         """What the device hears when the disk refused the row after all."""
         self._outcomes.forget(spill.key)
+        if self._spans is not None:
+            self._spans.told(spill.key)
         reason = f"{spill.reason.value}; {why}"
         if spill.edge is not None:
             self.counters.answered_fallback += 1
@@ -286,6 +305,9 @@ class Serving:
                 label=edge.label, confidence=edge.confidence, version=edge.version
             ),
         )
+        if request.traceparent is not None:
+            # Only then: a field that is set travels, even as None.
+            wire = wire.model_copy(update={"traceparent": request.traceparent})
         packed = pack(wire)
         # Sent beside its commit where there is room; else it is due at once.
         beside = self._uplink.has_room(len(packed))

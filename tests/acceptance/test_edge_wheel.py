@@ -138,4 +138,6 @@ def test_the_agent_imports_nothing_of_the_clouds_even_where_it_is_installed(
     assert "edge_agent.app" in imported
     heads = {name.partition(".")[0] for name in imported}
     assert heads.isdisjoint({"tensorflow", "aio_pika", "aiormq", "sqlalchemy", "keras"})
+    # Nor what only a port for metrics or a collector of traces needs.
+    assert heads.isdisjoint({"h11", "prometheus_client", "opentelemetry"})
     assert "ai_edge_litert" not in heads  # Only a model brings it in.

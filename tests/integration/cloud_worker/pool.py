@@ -235,6 +235,19 @@ class WorkerProcess:
                     return int(child)
         return None
 
+    def stop_model(self) -> None:
+        """Let the model process stand still: what it has is in hand from now on."""
+        self._signal_model(signal.SIGSTOP)
+
+    def resume_model(self) -> None:
+        """Let the model process go on."""
+        self._signal_model(signal.SIGCONT)
+
+    def _signal_model(self, number: signal.Signals) -> None:
+        pid = self.model_process()
+        assert pid is not None
+        os.kill(pid, number)
+
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 

@@ -490,3 +490,16 @@ def test_a_confidence_that_is_not_a_number_becomes_null() -> None:
     answer = Answer("a", "d", AnswerStatus.ANSWERED, confidence=float("nan"))
     assert json.loads(render(answer, Encoding.JSON))["confidence"] is None
     assert msgpack.unpackb(render(answer, Encoding.MSGPACK))["confidence"] is None
+
+
+@pytest.mark.parametrize("bad", [7, "00-no-trace", None])
+def test_what_is_no_trace_context_never_costs_the_request(bad: object) -> None:
+    body = {"inputs": {"x": [1.0]}, "traceparent": bad}
+    assert parse("cam1", "m", json.dumps(body).encode()).traceparent is None
+
+
+def test_a_trace_goes_on_with_the_request() -> None:
+    name = f"00-{'a' * 32}-{'b' * 16}-01"
+    body = {"inputs": {"x": [1.0]}, "traceparent": name}
+    assert parse("cam1", "m", json.dumps(body).encode()).traceparent == name
+    assert parse("cam1", "m", msgpack.packb(body)).traceparent == name

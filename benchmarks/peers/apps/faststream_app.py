@@ -1,4 +1,4 @@
-"""FastStream with RabbitMQ: `faststream run …`, one worker.
+"""FastStream with RabbitMQ: one process that runs its application.
 
 As it comes its queue is classic and not durable, its replies transient. Safe: a durable
 quorum queue, persistent replies, a failed message goes back, and a prefetch.
@@ -47,3 +47,7 @@ async def infer(body: bytes, message: RabbitMessage) -> bytes:
     else:
         labels = await asyncio.to_thread(served.answers, model, [body])
     return bytes(labels)
+
+
+if __name__ == "__main__":
+    asyncio.run(app.run())

@@ -113,7 +113,13 @@ def _program(name: str) -> Callable[[Place], list[str]]:
 
 
 def _bentoml(place: Place) -> list[str]:
-    program = [str(place.python), "-m", "bentoml", "serve", f"{APPS}.bentoml_app:Served"]
+    program = [
+        str(place.python),
+        "-m",
+        "bentoml",
+        "serve",
+        f"{APPS}.bentoml_app:Served",
+    ]
     return [*program, "--host", "127.0.0.1", "--port", str(place.port)]
 
 
@@ -124,14 +130,18 @@ def _both(wire: Wire) -> dict[Mode, Wire]:
 CONTENDERS: Final = (
     # It has no less safe way to run: one measure stands in both tables.
     Contender(OURS, _ours, {"equal_safety": OursWire()}),
-    Contender("celery", _celery("celery_app"), _both(CeleryWire()), distributions=("celery",)),
+    Contender(
+        "celery", _celery("celery_app"), _both(CeleryWire()), distributions=("celery",)
+    ),
     Contender(
         "celery-batches",
         _celery("celery_batches_app"),
         _both(CeleryWire()),
         distributions=("celery", "celery-batches"),
     ),
-    Contender("dramatiq", _dramatiq, _both(DramatiqWire()), distributions=("dramatiq",)),
+    Contender(
+        "dramatiq", _dramatiq, _both(DramatiqWire()), distributions=("dramatiq",)
+    ),
     # It runs at equal safety as it comes.
     Contender(
         "taskiq",
@@ -153,7 +163,11 @@ CONTENDERS: Final = (
         distributions=("litserve",),
     ),
     Contender(
-        "bentoml", _bentoml, {}, path=lambda model: f"/{model}", distributions=("bentoml",)
+        "bentoml",
+        _bentoml,
+        {},
+        path=lambda model: f"/{model}",
+        distributions=("bentoml",),
     ),
     Contender(
         "ray-serve",

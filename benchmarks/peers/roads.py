@@ -83,7 +83,9 @@ class AmqpRoad:
         try:
             channel = await connection.channel(publisher_confirms=False)
             inbox = wire.inbox(results)
-            await channel.queue_declare(results, durable=True, arguments=inbox.arguments)
+            await channel.queue_declare(
+                results, durable=True, arguments=inbox.arguments
+            )
             if inbox.exchange is not None:
                 await channel.queue_bind(results, inbox.exchange, inbox.routing_key)
 
@@ -253,18 +255,21 @@ class HttpRoad:
         writer.write(head.encode() + body)
         try:
             async with asyncio.timeout(HTTP_CALL_S):
-                status, length = await _head(reader)
-                await reader.readexactly(length)
+                status = await _answer(reader)
         except TimeoutError:
             raise OSError("no answer") from None
         return Answer(ask.number, ok=status == 200)
 
 
-async def _head(reader: asyncio.StreamReader) -> tuple[int, int]:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    status = int(head[0].split()[1])
-    for line in head[1:]:
-        name, _, value = line.partition(":")
-        if name.lower() == "content-length":
-            return status, int(value)
-    raise OSError("an answer without a length")
+async def _answer(reader: asyncio.StreamReader) -> int:
+    """Read one answer to its end; gives its status."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+    status = int(head.split()[1])
+    fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+    if "content-length" in fields:
+        await reader.readexactly(int(fields["content-length"]))
+        return status
+    while size := int(await reader.readuntil(b"\r\n"), 16):  # in chunks
+        await reader.readexactly(size + 2)
+    await reader.readexactly(2)
+    return status

@@ -123,9 +123,10 @@ class CeleryWire:
 
     def write(self, ask: Ask, queue: str, answers_to: str) -> Letter:
         name = str(ask.number)
-        expires = ask.expires_ms and datetime.fromtimestamp(
-            ask.expires_ms / 1000, UTC
-        ).isoformat()
+        expires = (
+            ask.expires_ms
+            and datetime.fromtimestamp(ask.expires_ms / 1000, UTC).isoformat()
+        )
         embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
         properties = Basic.Properties(
             content_type="application/json",

@@ -9,7 +9,11 @@ from benchmarks.peers.apps import served
 LATENCY_MS = 60_000  # its own bound answers 503; the others have none
 
 
-@bentoml.service(workers=1, traffic={"timeout": 60, "max_concurrency": 4096})
+@bentoml.service(
+    workers=1,
+    traffic={"timeout": 60, "max_concurrency": 4096},
+    logging={"access": {"enabled": False}},
+)
 class Served:
     """Every model behind a path of its own, each with a batcher."""
 

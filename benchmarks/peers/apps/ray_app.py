@@ -56,5 +56,8 @@ if __name__ == "__main__":
             }
         },
     )
-    serve.start(http_options={"host": "127.0.0.1", "port": served.PORT})
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": served.PORT},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
     serve.run(Served.bind(), blocking=True)

@@ -38,6 +38,8 @@ from lifecycle.logs import configure_logs
 WORKLOADS: Final = (*DRAINS, *OPEN, "swap")
 CORES: Final = 2
 MODELS_MOST_S: Final = 180.0
+# A smoke run: one that batches, one that does not, and one without a queue.
+QUICK_PEERS: Final = "celery-batches,dramatiq,litserve"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,13 @@ QUICK: Final = Size(1, 0.5, 0.7, 1, 300, 10.0, 3.0)
 def main() -> int:
     chosen = _arguments()
     configure_logs("error")
-    names = _names(chosen.peers)
+    names = _names(chosen.peers or (QUICK_PEERS if chosen.quick else None))
     size = QUICK if chosen.quick else FULL
     results = asyncio.run(_measure(chosen, names, size))
     figures = {**results.notes, "contenders": results.tables()}
     figures["failures"] = results.failures
     if chosen.pictures is not None:
-        from benchmarks.peers.pictures import draw  # matplotlib is slow to import
+        from benchmarks.peers.pictures import draw  # noqa: PLC0415 - slow to import
 
         draw(results, names, chosen.pictures)
     if not chosen.json:
@@ -97,6 +99,7 @@ async def _measure(chosen: argparse.Namespace, names: list[str], size: Size) -> 
         kill_requests=size.kill_requests,
         swap_s=size.swap_s,
         until_s=until_s,
+        every_mode=not chosen.quick,
     )
     with tempfile.TemporaryDirectory(prefix="ovs-") as name:
         folder = Path(name)
@@ -193,7 +196,9 @@ def _workloads(text: str) -> list[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
-    parser.add_argument("--quick", action="store_true", help="a smoke run")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"a smoke run, with {QUICK_PEERS}"
+    )
     parser.add_argument("--peers", help="some of them, with commas; ours is always in")
     parser.add_argument(
         "--workloads", type=_workloads, default=list(WORKLOADS), help="with commas"

@@ -36,7 +36,7 @@ def poisson(
     return arrivals
 
 
-def bursts(
+def bursts(  # noqa: PLR0913 - the shape of a burst, by name
     draw: random.Random,
     *,
     count: int,

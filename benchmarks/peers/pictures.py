@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from benchmarks.peers.contenders import BY_NAME, OURS
 from benchmarks.peers.results import Results
@@ -101,6 +102,6 @@ def _goodput(results: Results, names: Sequence[str], path: Path) -> None:
     _save(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -36,7 +36,7 @@ class Road(Protocol):
         """Send one, without waiting for what becomes of it."""
 
     async def wait_consumed(self, workers: int = 1) -> None:
-        """Return once the contender takes requests."""
+        """Return once so many of the contender's workers take requests."""
 
     async def depth(self) -> int:
         """How many requests are waiting for it."""
@@ -116,7 +116,7 @@ class AmqpRoad:
     async def wait_consumed(self, workers: int = 1) -> None:
         async with asyncio.timeout(READY_S):
             for queue in self._wire.queues(self._queue):
-                while await self._consumers(queue) < workers:
+                while await self._consumers(queue) < workers:  # noqa: ASYNC110 - RabbitMQ tells nobody
                     await asyncio.sleep(LOOK_EVERY_S)
 
     async def _consumers(self, queue: str) -> int:
@@ -197,7 +197,7 @@ class HttpRoad:
     async def send(self, ask: Ask) -> None:
         self._waiting.put_nowait(ask)
 
-    async def wait_consumed(self, workers: int = 1) -> None:
+    async def wait_consumed(self, workers: int = 1) -> None:  # noqa: ARG002 - a port has one
         async with asyncio.timeout(READY_S):
             while True:
                 with contextlib.suppress(OSError):
@@ -255,13 +255,13 @@ class HttpRoad:
         writer.write(head.encode() + body)
         try:
             async with asyncio.timeout(HTTP_CALL_S):
-                status = await _answer(reader)
+                status = await read_status(reader)
         except TimeoutError:
             raise OSError("no answer") from None
         return Answer(ask.number, ok=status == 200)
 
 
-async def _answer(reader: asyncio.StreamReader) -> int:
+async def read_status(reader: asyncio.StreamReader) -> int:
     """Read one answer to its end; gives its status."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
     status = int(head.split()[1])

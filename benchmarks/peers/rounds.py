@@ -41,7 +41,9 @@ class Plan:
         bursts: in one workload.
         kill_requests: in the backlog of the kill.
         swap_s: of load around a swap.
-        until_s: of `time.monotonic`; no round begins that would not end by then.
+        until_s: of `time.monotonic`; no round begins that would not end by then, and
+            no session at all after it.
+        every_mode: drains as they come as well as at equal safety.
     """
 
     names: Sequence[str]
@@ -54,6 +56,7 @@ class Plan:
     kill_requests: int
     swap_s: float
     until_s: float
+    every_mode: bool = True
 
     def chosen(self, among: Sequence[str]) -> list[str]:
         """Those of some workloads that were asked for."""
@@ -77,11 +80,11 @@ class Rounds:
     async def run(self) -> None:
         """All of it; a contender that fails is a row, never the end of the run."""
         plan = self._plan
-        every: list[Entry] = [
-            (BY_NAME[name], mode) for name in plan.names for mode in BY_NAME[name].modes
-        ]
         safest: list[Entry] = [
             (BY_NAME[name], BY_NAME[name].modes[-1]) for name in plan.names
+        ]
+        every: list[Entry] = [
+            (BY_NAME[name], mode) for name in plan.names for mode in BY_NAME[name].modes
         ]
         drains = plan.chosen(DRAINS)
         # Without the stub's drain there is no rate to load with.
@@ -89,7 +92,9 @@ class Rounds:
         if needs_rates and not {"stub", "resnet"} <= set(drains):
             drains = sorted({*drains, "stub", "resnet"})
         if drains:
-            await self._repeat("drains", every, self._drains(drains))
+            await self._repeat(
+                "drains", every if plan.every_mode else safest, self._drains(drains)
+            )
         if plan.chosen(OPEN):
             await self._repeat("loads", safest, self._open_loops)
         if "swap" in plan.workloads:
@@ -122,6 +127,9 @@ class Rounds:
     ) -> None:
         number, measured = turn
         if self._failures.get((contender.name, mode), 0) >= MOST_FAILURES:
+            return
+        if time.monotonic() > self._plan.until_s:
+            self._results.fail(contender.name, mode, what, "no time was left for it")
             return
         # The same arrivals for each contender of a round.
         draw = random.Random(f"{self._plan.seed} {what} {number}")

@@ -27,6 +27,7 @@ IMAGES: Final = ROOT / "examples" / "fashion" / "images" / "test1000.npz"
 BODIES: Final = 64
 WARM_UP: Final = 40
 WARM_S: Final = 90.0
+ASK_AGAIN_S: Final = 1.0
 LOOK_EVERY_S: Final = 0.02
 SETTLE_S: Final = 0.3
 NEVER_S: Final = float("inf")
@@ -152,21 +153,24 @@ class Session:
     async def _warm_up(self) -> None:
         try:
             await self.road.wait_consumed()
-            until = time.monotonic() + WARM_S
             for model in self.stage.bodies:
                 accounts = self.begin()
-                # A server that listens may not have loaded yet: ask until it answers.
-                while not accounts.answered:
-                    if self.worker.returncode is not None or time.monotonic() > until:
-                        raise TimeoutError
-                    await self._send_now(accounts, model, 1)
-                    await self.until(lambda: bool(accounts.answered), 1.0)  # noqa: B023
+                await self._first_answer(accounts, model)
                 await self._send_now(accounts, model, WARM_UP)
                 await self.until_heard(accounts, WARM_S)
         except TimeoutError:
             raise DidNotStart(
                 f"{self.contender.name} answered nothing; its log ends: {self._tail()}"
             ) from None
+
+    async def _first_answer(self, accounts: Accounts, model: str) -> None:
+        """Ask until it answers: a server that listens may not have loaded yet."""
+        until_s = time.perf_counter() + WARM_S
+        while not accounts.answered:
+            if self.worker.returncode is not None or time.perf_counter() > until_s:
+                raise TimeoutError
+            await self._send_now(accounts, model, 1)
+            await self.until(lambda: bool(accounts.answered), ASK_AGAIN_S)
 
     def _tail(self) -> str:
         return self.log.read_text(errors="replace")[-LOG_CHARS:]

@@ -60,4 +60,4 @@ if __name__ == "__main__":
         http_options={"host": "127.0.0.1", "port": served.PORT},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-    serve.run(Served.bind(), blocking=True)
+    serve.run(Served.bind(), blocking=True)  # type: ignore[attr-defined] # ray adds it

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ ROW_MS: Final = 0.6
 STUB_MAX_BATCH: Final = 32
 SIDE: Final = 96
 TRIAL_STEPS: Final = 400
-REPEATS: Final = 9
+REPEATS: Final = 25
 
 
 def write_repository(folder: Path) -> dict[str, float]:
@@ -104,7 +103,8 @@ def _milliseconds(folder: Path, rows: int) -> float:
         started = time.perf_counter()
         serve(payload=payload)["scores"].numpy()
         taken.append((time.perf_counter() - started) * 1000)
-    return statistics.median(taken)
+    # The least: whatever else runs on the machine only ever adds.
+    return min(taken)
 
 
 if __name__ == "__main__":

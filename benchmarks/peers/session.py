@@ -197,12 +197,20 @@ class Session:
             accounts.send(ask.number, Sent(time.perf_counter(), model=model))
             await self.road.send(ask)
 
-    async def backlog(self, accounts: Accounts, model: str, count: int) -> None:
-        """Let `count` requests wait, and return as they begin to be answered."""
+    async def backlog(
+        self, accounts: Accounts, model: str, count: int
+    ) -> tuple[float, float, float]:
+        """Let `count` requests wait, and return as they begin to be answered.
+
+        Returns:
+            The time of that, and what the contender and the broker had used by then:
+            afterwards this process may be the last to get a turn.
+        """
         with self._held():
             await self._send_now(accounts, model, count)
             await self.road.depth()  # answered after all that was published before
             await asyncio.sleep(SETTLE_S)
+            return time.perf_counter(), *self.cpu_s()
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
@@ -262,12 +270,12 @@ class Session:
             await asyncio.sleep(LOOK_EVERY_S)
         return True
 
-    def cpu_s(self) -> float:
-        """Processor seconds of the contender and of the broker so far."""
-        used_s = processes.cpu_s(self.worker.pid)
+    def cpu_s(self) -> tuple[float, float]:
+        """Processor seconds of the contender, and of the broker if it uses one."""
+        broker_s = 0.0
         if self.contender.queued:
-            used_s += processes.cpu_s(self.stage.broker_pid)
-        return used_s
+            broker_s = processes.cpu_s(self.stage.broker_pid)
+        return processes.cpu_s(self.worker.pid), broker_s
 
     def memory_mb(self) -> float:
         """Memory of the contender, without the broker."""

@@ -39,23 +39,22 @@ SWAP_OTHER_PER_S: Final = 10.0
 async def drain(session: Session, model: str, seconds: float) -> Figures:
     """Throughput on a deep queue of one request a message; its cost and memory."""
     accounts = session.begin()
-    began_s = time.perf_counter()
-    await session.backlog(accounts, model, PROBE)
-    began_s = time.perf_counter()
+    began_s, *_ = await session.backlog(accounts, model, PROBE)
     await session.until_heard(accounts, PROBE_MOST_S)
     guess = accounts.heard / max(0.01, accounts.last_s - began_s)
     count = round(min(DRAIN_MOST, max(DRAIN_FEWEST, guess * seconds)))
 
     accounts = session.begin()
-    await session.backlog(accounts, model, count)
-    before_s, began_s = session.cpu_s(), time.perf_counter()
+    began_s, worker_s, broker_s = await session.backlog(accounts, model, count)
     await session.until_heard(accounts, DRAIN_MOST_S)
     taken_s = max(1e-3, accounts.last_s - began_s)
-    used_s = session.cpu_s() - before_s
+    worker_after_s, broker_after_s = session.cpu_s()
+    us_each = 1e6 / max(1, accounts.heard)
     return {
         "requests": count,
         "per_s": accounts.answered / taken_s,
-        "cpu_us": used_s / max(1, accounts.heard) * 1e6,
+        "cpu_us": (worker_after_s - worker_s + broker_after_s - broker_s) * us_each,
+        "broker_cpu_us": (broker_after_s - broker_s) * us_each,
         "memory_mb": session.memory_mb(),
         "unanswered": len(accounts.sent) - accounts.answered,
     }

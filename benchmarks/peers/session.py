@@ -140,7 +140,7 @@ class Session:
 
     async def start_worker(self) -> asyncio.subprocess.Process:
         """Start the contender's program, once more if need be."""
-        variables: dict[str, str] = {}
+        variables = {"PYTHONPATH": str(ROOT)}
         if self.contender.name != OURS:
             variables = self.place.variables(self._mode)
         return await processes.start(

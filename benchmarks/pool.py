@@ -38,8 +38,8 @@ from lifecycle.logs import configure_logs
 WORKLOADS: Final = (*DRAINS, *OPEN, "swap")
 CORES: Final = 2
 MODELS_MOST_S: Final = 180.0
-# A smoke run: one that batches, one that does not, and one without a queue.
-QUICK_PEERS: Final = "celery-batches,dramatiq,litserve"
+# A smoke run: one with a queue, and one without.
+QUICK_PEERS: Final = "celery-batches,litserve"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Size:
 
 
 FULL: Final = Size(5, 2.5, 3.0, 4, 1500, 24.0, 40.0)
-QUICK: Final = Size(1, 0.5, 0.7, 1, 300, 10.0, 3.0)
+QUICK: Final = Size(1, 0.5, 0.7, 1, 200, 6.0, 2.5)
 
 
 def main() -> int:

@@ -72,7 +72,8 @@ def _load(results: Results, names: Sequence[str], path: Path) -> None:
         axis.set_yscale("log")
         axis.set_title(f"stub: {measure.removesuffix('_ms')} from intended send, ms")
         axis.set_xlabel("% of the slowest peer's maximum")
-    axes[1].legend(fontsize=8)
+    if axes[1].has_data():
+        axes[1].legend(fontsize=8)
     _save(figure, path)
 
 

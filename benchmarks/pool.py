@@ -29,13 +29,13 @@ from benchmarks.peers import environment
 from benchmarks.peers.contenders import BY_NAME, CONTENDERS, OURS
 from benchmarks.peers.environment import NoEnvironment
 from benchmarks.peers.results import Results, limits
-from benchmarks.peers.rounds import DRAINS, OPEN, Plan, Rounds
+from benchmarks.peers.rounds import DRAINS, LOADS, OTHERS, Plan, Rounds
 from benchmarks.peers.session import Stage, bodies
 from benchmarks.peers.wires import AGENT
 from broker.node import Node
 from lifecycle.logs import configure_logs
 
-WORKLOADS: Final = (*DRAINS, *OPEN, "swap")
+WORKLOADS: Final = (*DRAINS, *LOADS, *OTHERS)
 CORES: Final = 2
 MODELS_MOST_S: Final = 180.0
 # A smoke run: one with a queue, and one without.
@@ -55,7 +55,7 @@ class Size:
     minutes: float
 
 
-FULL: Final = Size(5, 2.5, 3.0, 4, 1500, 24.0, 40.0)
+FULL: Final = Size(5, 2.5, 3.0, 4, 600, 24.0, 40.0)
 QUICK: Final = Size(1, 0.5, 0.7, 1, 200, 6.0, 2.5)
 
 

@@ -94,10 +94,12 @@ class AmqpRoad:
                 for answer in wire.read(message.body, message.header.properties):
                     heard(answer, at_s)
 
-            await channel.basic_consume(results, on_answer, no_ack=True)
+            consumed = await channel.basic_consume(results, on_answer, no_ack=True)
             road = cls(wire, queue, results, channel=channel, connection=connection)
-            yield road
-            await road._delete()
+            try:
+                yield road
+            finally:
+                await road._leave(str(consumed.consumer_tag))
         finally:
             with contextlib.suppress(AMQPError, OSError, TimeoutError):
                 async with asyncio.timeout(CALL_S):
@@ -151,9 +153,10 @@ class AmqpRoad:
     def release(self) -> None:
         """RabbitMQ holds."""
 
-    async def _delete(self) -> None:
+    async def _leave(self, consumer_tag: str) -> None:
         """Leave nothing to the next: ours keeps its queues, emptied."""
-        with contextlib.suppress(AMQPError, OSError, TimeoutError):
+        with contextlib.suppress(AMQPError, OSError, TimeoutError, RuntimeError):
+            await self._channel.basic_cancel(consumer_tag, timeout=CALL_S)
             await self.empty()
             await self._channel.queue_delete(self._results, timeout=CALL_S)
             if self._queue in self._wire.queues(self._queue):

@@ -20,7 +20,8 @@ from benchmarks.peers.session import DidNotStart, Session, Stage
 from benchmarks.peers.workloads import Figures
 
 DRAINS: Final = ("noop", "stub", "resnet")
-OPEN: Final = ("load", "mixed", "bursts", "kill")
+LOADS: Final = ("load", "bursts", "mixed")
+OTHERS: Final = ("kill", "swap")
 SHARES: Final = (0.2, 0.6, 0.9, 1.1)
 MIXED_SHARE: Final = 1.1
 SESSION_MOST_S: Final = 240.0
@@ -76,6 +77,8 @@ class Rounds:
         self._results = results
         self._order = random.Random(plan.seed)
         self._failures: dict[tuple[str, Mode], int] = {}
+        self._longest_s: dict[str, float] = {}
+        self._rates: dict[str, float] = {}
 
     async def run(self) -> None:
         """All of it; a contender that fails is a row, never the end of the run."""
@@ -88,39 +91,41 @@ class Rounds:
         ]
         drains = plan.chosen(DRAINS)
         # Without the stub's drain there is no rate to load with.
-        needs_rates = plan.chosen([*OPEN, "swap"])
+        needs_rates = plan.chosen([*LOADS, "swap"])
         if needs_rates and not {"stub", "resnet"} <= set(drains):
             drains = sorted({*drains, "stub", "resnet"})
+        wide = every if plan.every_mode else safest
+        queued = [each for each in safest if each[0].queued]
+        phases: list[tuple[str, list[Entry], Measured]] = []
         if drains:
-            await self._repeat(
-                "drains", every if plan.every_mode else safest, self._drains(drains)
-            )
-        if plan.chosen(OPEN):
-            await self._repeat("loads", safest, self._open_loops)
+            phases.append(("drains", wide, self._drains(drains)))
+        if plan.chosen(LOADS):
+            phases.append(("loads", safest, self._loads))
+        if "kill" in plan.workloads:
+            phases.append(("kill", wide, self._kill))
         if "swap" in plan.workloads:
-            queued = [each for each in safest if each[0].queued]
-            await self._repeat("swap", queued, self._swap)
+            phases.append(("swap", queued, self._swap))
+        for number in range(plan.repeats):
+            for phase in phases:
+                await self._round(number, *phase)
 
-    async def _repeat(
-        self, what: str, entries: list[Entry], measured: Measured
+    async def _round(
+        self, number: int, what: str, entries: list[Entry], measured: Measured
     ) -> None:
-        done = 0
-        longest_s = 0.0
-        for number in range(self._plan.repeats):
-            began_s = time.monotonic()
-            if number and began_s + longest_s > self._plan.until_s:
-                progress(f"{what}: no time for round {number + 1}")
-                break
-            order = list(entries)
-            self._order.shuffle(order)
-            for contender, mode in order:
-                progress(
-                    f"{what} {number + 1}/{self._plan.repeats}: {contender.name}, {mode}"
-                )
-                await self._one(what, contender, mode, (number, measured))
-            done += 1
-            longest_s = max(longest_s, time.monotonic() - began_s)
-        self._results.notes[f"{what}_repeats"] = done
+        """Everybody once through one phase, unless there is no time for it."""
+        began_s = time.monotonic()
+        if number and began_s + self._longest_s.get(what, 0.0) > self._plan.until_s:
+            progress(f"{what}: no time for round {number + 1}")
+            return
+        order = list(entries)
+        self._order.shuffle(order)
+        for contender, mode in order:
+            shown = f"{what} {number + 1}/{self._plan.repeats}"
+            progress(f"{shown}: {contender.name}, {mode}")
+            await self._one(what, contender, mode, (number, measured))
+        self._results.notes[f"{what}_repeats"] = number + 1
+        taken_s = time.monotonic() - began_s
+        self._longest_s[what] = max(self._longest_s.get(what, 0.0), taken_s)
 
     async def _one(
         self, what: str, contender: Contender, mode: Mode, turn: tuple[int, Measured]
@@ -172,11 +177,9 @@ class Rounds:
 
         return measured
 
-    async def _open_loops(
-        self, session: Session, mode: Mode, draw: random.Random
-    ) -> None:
+    async def _loads(self, session: Session, mode: Mode, draw: random.Random) -> None:
         plan, slowest = self._plan, self._slowest()
-        chosen = plan.chosen(OPEN)
+        chosen = plan.chosen(LOADS)
         if "load" in chosen:
             for share in SHARES:
                 per_s = slowest * share
@@ -189,9 +192,10 @@ class Rounds:
             per_s = self._most_mixed() * MIXED_SHARE
             figures = await workloads.mixed(session, draw, per_s, plan.load_s)
             self._add(session, mode, "mixed", figures)
-        if "kill" in chosen:
-            figures = await workloads.kill(session, plan.kill_requests)
-            self._add(session, mode, "kill", figures)
+
+    async def _kill(self, session: Session, mode: Mode, _: random.Random) -> None:
+        figures = await workloads.kill(session, self._plan.kill_requests)
+        self._add(session, mode, "kill", figures)
 
     async def _swap(self, session: Session, mode: Mode, draw: random.Random) -> None:
         per_s = self._slowest() * workloads.SWAP_SHARE
@@ -199,17 +203,22 @@ class Rounds:
         self._add(session, mode, "swap", figures)
 
     def _slowest(self) -> float:
-        """The stub's drain by the slowest peer: the rate that the levels are parts of."""
+        """The stub's drain by the slowest peer: the rate that the levels are parts of.
+
+        Raises:
+            RuntimeError: nobody drained it.
+        """
         peers = [each for each in self._plan.names if each != OURS]
         names = peers or list(self._plan.names)
-        found = self._results.best("stub", "per_s", names, least=True)
-        if found is None:
-            raise RuntimeError("nobody drained the stub: there is no rate to load with")
-        self._results.notes["slowest_stub_per_s"] = round(found, 1)
-        return found
+        rates = self._results.best("stub", "per_s", names, least=True)
+        return self._rate("slowest_stub_per_s", rates)
 
     def _most_mixed(self) -> float:
-        """The most that anybody could do of both models in equal parts."""
+        """The most that anybody could do of both models in equal parts.
+
+        Raises:
+            RuntimeError: nobody drained both.
+        """
         rates = [
             2 / (1 / stub + 1 / resnet)
             for name in self._plan.names
@@ -217,7 +226,12 @@ class Rounds:
             if (stub := self._results.value(name, mode, "stub", "per_s"))
             and (resnet := self._results.value(name, mode, "resnet", "per_s"))
         ]
-        if not rates:
-            raise RuntimeError("nobody drained both models")
-        self._results.notes["most_mixed_per_s"] = round(max(rates), 1)
-        return max(rates)
+        return self._rate("most_mixed_per_s", max(rates, default=None))
+
+    def _rate(self, name: str, found: float | None) -> float:
+        """A rate of the first round, kept for all rounds that follow."""
+        if found is None:
+            raise RuntimeError("no drain was measured: there is no rate to load with")
+        rate = self._rates.setdefault(name, found)
+        self._results.notes[name] = round(rate, 1)
+        return rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,10 @@ def _ours(place: Place) -> list[str]:
 def _celery(app: str) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
         program = [str(place.python), "-m", "celery", "-A", f"{APPS}.{app}", "worker"]
-        return [*program, "--concurrency", "1", "--loglevel", "WARNING"]
+        # A name of its own, so that two may overlap when one replaces the other.
+        name = f"{app}-{time.monotonic_ns()}@%h"
+        options = ["--concurrency", "1", "--loglevel", "WARNING", "--hostname", name]
+        return [*program, *options]
 
     return command
 

@@ -27,6 +27,7 @@ HTTP_CONNECTIONS: Final = 256
 HTTP_CALL_S: Final = 20.0
 
 Heard = Callable[[Answer, float], None]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Road(Protocol):
@@ -227,21 +228,27 @@ class HttpRoad:
         self._open.set()
 
     async def _client(self) -> None:
-        while True:
-            ask = await self._waiting.get()
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        streams: Streams | None = None
+        try:
+            while True:
+                ask = await self._waiting.get()
+                await self._open.wait()
                 try:
-                    while True:
-                        await self._open.wait()
-                        answer = await self._call(reader, writer, ask)
-                        self._heard(answer, time.perf_counter())
-                        ask = await self._waiting.get()
-                finally:
-                    writer.close()
-            # A broken connection is a bad answer: HTTP leaves the retry to the client.
-            self._heard(Answer(ask.number, ok=False), time.perf_counter())
-            await asyncio.sleep(LOOK_EVERY_S)
+                    if streams is None or streams[0].at_eof():  # closed when idle
+                        streams = await asyncio.open_connection("127.0.0.1", self._port)
+                    answer = await self._call(*streams, ask)
+                except (OSError, asyncio.IncompleteReadError):
+                    # HTTP leaves the retry to the client, and this one does not.
+                    answer = Answer(ask.number, ok=False)
+                    if streams is not None:
+                        streams[1].close()
+                    streams = None
+                self._heard(answer, time.perf_counter())
+                if not answer.ok:
+                    await asyncio.sleep(LOOK_EVERY_S)
+        finally:
+            if streams is not None:
+                streams[1].close()
 
     async def _call(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ask: Ask

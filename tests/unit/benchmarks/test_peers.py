@@ -17,6 +17,7 @@ from benchmarks.peers.arrivals import bursts, poisson
 from benchmarks.peers.contenders import BY_NAME, CONTENDERS, OURS
 from benchmarks.peers.results import Results, limits
 from benchmarks.peers.roads import read_status
+from benchmarks.peers.tables import markdown
 from benchmarks.peers.wires import Ask, CeleryWire, DramatiqWire, OursWire, TaskiqWire
 from broker.codec import decode, encode
 from broker.messages import Request, Result, Status
@@ -201,3 +202,24 @@ def test_every_contender_has_a_mode_and_a_way_in() -> None:
     for each in CONTENDERS:
         assert each.modes
         assert each.queued or each.path("stub").startswith("/")
+
+
+def test_the_tables_show_who_lost_and_which_limit_does_not_hold() -> None:
+    results = filled()
+    results.add("celery", "as_they_come", "kill", {"sent": 600.0, "lost": 4.0})
+    results.fail("ray-serve", "as_they_come", "drains", "DidNotStart: no answer")
+    found = [
+        {"name": each.name, "value": each.value, "limit": each.limit}
+        | {"at_least": each.at_least, "holds": False}
+        for each in limits(results, [OURS, "celery"])
+    ]
+    told = markdown(
+        {
+            "contenders": results.tables(),
+            "limits": found,
+            "failures": results.failures,
+        }
+    )
+    assert "| celery | as they come | 600 | 4 |" in told
+    assert "**does not hold**" in told
+    assert "DidNotStart" in told

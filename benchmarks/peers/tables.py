@@ -57,7 +57,7 @@ def _value(workload: Mapping[str, Any] | None, measure: str, digits: int = 0) ->
     told = workload[measure]
     shown = f"{told['median']:.{digits}f}"
     if len(told["values"]) > 1:
-        shown += f" ({told['least']:.{digits}f}–{told['greatest']:.{digits}f})"
+        shown += f" ({told['least']:.{digits}f} to {told['greatest']:.{digits}f})"
     return shown
 
 

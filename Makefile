@@ -6,9 +6,9 @@ ARGS   ?=
 STAMP  := $(VENV)/.overspill-setup
 PACKAGES := rabbitmq-server mosquitto mosquitto-clients dataset-fashion-mnist
 
-.PHONY: help setup system demo test check bench faults lock clean
+.PHONY: help setup system demo test check bench bench-setup faults lock clean
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: system $(STAMP) ## install missing apt packages and the locked Python environment
 
@@ -44,6 +44,10 @@ bench: setup ## every benchmark, each beside its limit
 		echo "==> python -m benchmarks.$$name $(ARGS)"; \
 		$(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
+bench-setup: setup ## the peers that benchmarks.pool runs beside ours, in .venv-bench
+	@echo "==> the peers in .venv-bench, from requirements/bench.lock"
+	@$(BIN)/python -m benchmarks.peers.environment
+
 faults: setup ## every fault, with real processes; ARGS='--list', ARGS='agent --json FILE'
 	@echo "==> python -m tests.faults $(ARGS)"
 	@$(BIN)/python -m tests.faults $(ARGS)
@@ -57,8 +61,11 @@ lock: $(STAMP) ## resolve pyproject.toml into requirements/*.lock
 		$(UV_COMPILE) --extra $$extra -c requirements/dev.lock -o requirements/$$extra.lock; done
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-find-links \
 		--custom-compile-command "make lock" requirements/setup.in -o requirements/setup.lock
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-find-links \
+		--custom-compile-command "make lock" -c requirements/constraints.in \
+		-c requirements/dev.lock requirements/bench.in -o requirements/bench.lock
 
 clean: ## remove the environment, caches and what the demo left
 	@echo "==> removing $(VENV), caches and build output"
-	@rm -rf $(VENV) .overspill build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) .venv-bench .overspill build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,209 +1,215 @@
-"""One worker with the ResNet and a deep queue against the same SavedModel in process.
+"""The pool beside the limit and beside its peers, in one run.
 
-Envelopes of 32 requests, as an agent sends when a backlog drains, and of one. The
-worker and the model in process take turns of a few seconds, each stopped while the
-other runs, so that a machine that drifts slows both.
+    python -m benchmarks.pool [--json] [--quick] [--peers celery,dramatiq]
+        [--workloads noop,resnet,kill] [--repeats 5] [--pictures DIR]
+
+`resnet` also holds the worker against the same SavedModel called in process. The
+peers run in `.venv-bench`; see benchmarks/README.md for what each workload is.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
 import os
-import signal
+import random
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import aio_pika
-import msgpack
-import numpy as np
-from aio_pika.abc import AbstractIncomingMessage
-
-from benchmarks.limits import Limit, arguments, median, progress, report
-from benchmarks.path import process
-from broker.codec import encode
-from broker.messages import Priority, Reason, Request, Tensor
+from benchmarks import beside_in_process
+from benchmarks.limits import progress, report
+from benchmarks.peers import environment
+from benchmarks.peers.contenders import BY_NAME, CONTENDERS, OURS
+from benchmarks.peers.environment import NoEnvironment
+from benchmarks.peers.results import Results, limits
+from benchmarks.peers.rounds import DRAINS, LOADS, OTHERS, Plan, Rounds
+from benchmarks.peers.session import Stage, bodies
+from benchmarks.peers.wires import AGENT
 from broker.node import Node
-from broker.topics import as_routing_key, requests, results
-from lifecycle.clock import SystemClock
 from lifecycle.logs import configure_logs
 
-EXAMPLE: Final = Path(__file__).parent.parent / "examples" / "fashion"
-MODELS: Final = EXAMPLE / "cloud"
-IMAGES: Final = EXAMPLE / "images" / "test1000.npz"
-AGENT: Final = "bench"
-TURNS: Final = 5
-TURN_S: Final = 2.5
-SETTLE_S: Final = 0.3
-MOST_PER_S: Final = 4_000
-MOST_S: Final = 120.0
+WORKLOADS: Final = (*DRAINS, *LOADS, *OTHERS)
+CORES: Final = 2
+MODELS_MOST_S: Final = 180.0
+# A smoke run: one with a queue, and one without.
+QUICK_PEERS: Final = "celery-batches,litserve"
 
 
-class InProcess:
-    """The model in a process of its own, run when asked."""
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of each thing."""
 
-    def __init__(self, child: asyncio.subprocess.Process, said: dict[str, Any]) -> None:
-        self._child = child
-        self.rates: dict[str, float] = said["rates"]
-        self.best: int = said["best"]
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def start(cls) -> AsyncIterator[InProcess]:
-        """Start it and find its best batch size."""
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.in_process"),
-            *(str(MODELS / "fashion" / "1"), str(IMAGES)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            assert child.stdout is not None
-            async with asyncio.timeout(MOST_S):
-                line = await child.stdout.readline()
-            yield cls(child, json.loads(line))
-        finally:
-            child.kill()
-            await child.wait()
-
-    async def per_second(self) -> float:
-        """Images a second during one turn."""
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._child.stdin.write(f"{TURN_S}\n".encode())
-        async with asyncio.timeout(TURN_S + 30):
-            return float(await self._child.stdout.readline())
+    turns: int
+    drain_s: float
+    load_s: float
+    bursts: int
+    kill_requests: int
+    swap_s: float
+    minutes: float
 
 
-@contextlib.contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """A process and its children stand still."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    pids = [pid, *map(int, children)]
-    for each in pids:
-        os.kill(each, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for each in reversed(pids):
-            os.kill(each, signal.SIGCONT)
-
-
-def envelopes(count: int, items: int) -> list[bytes]:
-    """`count` requests of real images, `items` to an envelope."""
-    images = (np.load(IMAGES)["images"][:, None, :, :, None] / 255).astype(np.float32)
-    expires = SystemClock().wall_ms() + 3_600_000
-
-    def request(number: int) -> Request:
-        data = images[number % len(images)].tobytes()
-        image = Tensor(dtype="float32", shape=[1, 28, 28, 1], data=data)
-        return Request(
-            id=f"r{number}",
-            device="cam",
-            model="fashion",
-            reason=Reason.FORCED,
-            expires_at_ms=expires,
-            tensors={"image": image},
-        )
-
-    return [
-        encode(*(request(number) for number in range(first, first + items)))
-        for first in range(0, count, items)
-    ]
-
-
-async def fill(channel: aio_pika.abc.AbstractChannel, items: int) -> int:
-    """Fill the queue for all turns; gives how many requests it holds."""
-    count = round(TURNS * (TURN_S + SETTLE_S) * MOST_PER_S / items) * items
-    topic = await channel.get_exchange("amq.topic")
-    key = as_routing_key(requests(AGENT, "fashion", Priority.NORM))
-    bodies = envelopes(count, items)
-    for start in range(0, len(bodies), 200):
-        await asyncio.gather(
-            *(
-                topic.publish(aio_pika.Message(each, delivery_mode=2), key)
-                for each in bodies[start : start + 200]
-            )
-        )
-    return count
-
-
-async def turns(
-    node: Node, limit: InProcess, items: int
-) -> tuple[list[float], list[float]]:
-    """Requests a second of the worker and of the model in process, turn by turn."""
-    connection = await aio_pika.connect(node.amqp_url("admin"))
-    async with connection:
-        channel = await connection.channel()
-        inbox = await channel.declare_queue(exclusive=True)
-        await inbox.bind("amq.topic", as_routing_key(results(AGENT)))
-        progress(f"filling the queue, {items} an envelope")
-        count = await fill(channel, items)
-        seen = 0
-
-        async def on_result(message: AbstractIncomingMessage) -> None:
-            nonlocal seen
-            seen += len(msgpack.unpackb(message.body)["items"])
-
-        await inbox.consume(on_result, no_ack=True)
-        pool, alone = [], []
-        async with process(
-            *("cloud_worker", "run", "--amqp-url", node.amqp_url("worker")),
-            *("--models", str(MODELS), "--log-level", "warning"),
-        ) as worker:
-            for number in range(TURNS):
-                progress(f"turn {number + 1} of {TURNS}")
-                await asyncio.sleep(SETTLE_S)
-                before, started = seen, time.perf_counter()
-                await asyncio.sleep(TURN_S)
-                pool.append((seen - before) / (time.perf_counter() - started))
-                if seen >= count:
-                    raise RuntimeError("the queue ran dry: fill it with more")
-                with stopped(worker.pid):
-                    alone.append(await limit.per_second())
-        leftovers = await channel.declare_queue(
-            f"infer.fashion.{Priority.NORM.value}", passive=True
-        )
-        await leftovers.purge()
-    return pool, alone
-
-
-async def measure() -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="ovs-") as folder:
-        progress("starting a private RabbitMQ and the model in process")
-        async with (
-            Node(Path(folder), agents=(AGENT,), models=("fashion",)) as node,
-            InProcess.start() as limit,
-        ):
-            figures["in_process_by_batch_per_s"] = {
-                size: round(rate, 1) for size, rate in limit.rates.items()
-            }
-            figures["in_process_best_batch"] = limit.best
-            for items in (32, 1):
-                pool, alone = await turns(node, limit, items)
-                ratios = [a / b for a, b in zip(pool, alone, strict=True)]
-                figures[f"worker_{items}_an_envelope_per_s"] = round(median(pool), 1)
-                figures[f"in_process_beside_{items}_per_s"] = round(median(alone), 1)
-                figures[f"ratio_{items}"] = round(median(ratios), 3)
-                figures[f"ratio_{items}_by_turn"] = [round(r, 3) for r in ratios]
-    return figures
+FULL: Final = Size(5, 2.5, 3.0, 4, 600, 24.0, 40.0)
+QUICK: Final = Size(1, 0.5, 0.7, 1, 200, 6.0, 2.5)
 
 
 def main() -> int:
-    chosen = arguments(__doc__ or "")
+    chosen = _arguments()
     configure_logs("error")
-    figures = asyncio.run(measure())
-    limits = [
-        Limit("backlog_over_in_process", figures["ratio_32"], 0.6, at_least=True),
-    ]
-    return report(figures, limits, as_json=chosen.json)
+    names = _names(chosen.peers or (QUICK_PEERS if chosen.quick else None))
+    size = QUICK if chosen.quick else FULL
+    results = asyncio.run(_measure(chosen, names, size))
+    figures = {**results.notes, "contenders": results.tables()}
+    figures["failures"] = results.failures
+    if chosen.pictures is not None:
+        from benchmarks.peers.pictures import draw  # noqa: PLC0415 - slow to import
+
+        draw(results, names, chosen.pictures)
+    if not chosen.json:
+        figures = _lines(results, names)
+    return report(figures, limits(results, names), as_json=chosen.json)
+
+
+async def _measure(chosen: argparse.Namespace, names: list[str], size: Size) -> Results:
+    until_s = time.monotonic() + (chosen.minutes or size.minutes) * 60
+    repeats = 1 if chosen.quick else chosen.repeats
+    results = Results()
+    results.notes.update(seed=chosen.seed, repeats=repeats, machine=_machine())
+    progress(f"seed {chosen.seed}")
+    with contextlib.suppress(AttributeError):
+        # Everything that is started inherits it: the broker and the load as well.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    names = _prepared(names, results)
+    if "resnet" in chosen.workloads and OURS in names:
+        results.notes["in_process"] = await beside_in_process.measure(size.turns)
+    plan = Plan(
+        names=names,
+        workloads=chosen.workloads,
+        repeats=repeats,
+        seed=chosen.seed,
+        drain_s=size.drain_s,
+        load_s=size.load_s,
+        bursts=size.bursts,
+        kill_requests=size.kill_requests,
+        swap_s=size.swap_s,
+        until_s=until_s,
+        every_mode=not chosen.quick,
+    )
+    with tempfile.TemporaryDirectory(prefix="ovs-") as name:
+        folder = Path(name)
+        progress("writing and calibrating the models")
+        results.notes["models"] = _write_models(folder / "models")
+        node = Node(folder / "r", agents=(AGENT,), models=DRAINS)
+        async with node:
+            peers_python = environment.python() if names != [OURS] else Path()
+            stage = Stage(node, folder / "models", peers_python, folder, bodies())
+            await Rounds(stage, plan, results).run()
+    return results
+
+
+def _prepared(names: list[str], results: Results) -> list[str]:
+    """Those that can run; the others become rows that say why not."""
+    if names == [OURS]:
+        return names
+    try:
+        program = environment.python()
+    except NoEnvironment as error:
+        for name in names:
+            if name != OURS:
+                results.fail(name, BY_NAME[name].modes[-1], "install", str(error)[:400])
+        return [name for name in names if name == OURS]
+    wanted = tuple(each for name in names for each in BY_NAME[name].distributions)
+    found = environment.versions(program, wanted)
+    results.notes["versions"] = found
+    able = []
+    for name in names:
+        missing = [
+            each for each in BY_NAME[name].distributions if found[each] == "missing"
+        ]
+        if missing:
+            why = f"not installed: {', '.join(missing)}"
+            results.fail(name, BY_NAME[name].modes[-1], "install", why)
+        else:
+            able.append(name)
+    return able
+
+
+def _write_models(folder: Path) -> dict[str, float]:
+    # In a process of its own: TensorFlow would stay in this one, which sends the load.
+    said = subprocess.run(
+        [sys.executable, "-m", "benchmarks.peers.models", str(folder)],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=MODELS_MOST_S,
+    ).stdout
+    calibrated: dict[str, float] = json.loads(said.splitlines()[-1])
+    return calibrated
+
+
+def _machine() -> dict[str, Any]:
+    return {"cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}
+
+
+def _lines(results: Results, names: list[str]) -> dict[str, Any]:
+    """One line a contender, mode and workload; the spread is in --json."""
+    lines: dict[str, Any] = {
+        name: value for name, value in results.notes.items() if name != "in_process"
+    }
+    lines.update(results.notes.get("in_process", {}))
+    tables = results.tables()
+    for name in names:
+        for mode, workloads in tables.get(name, {}).items():
+            for workload, measures in workloads.items():
+                shown = [f"{key} {of['median']:.4g}" for key, of in measures.items()]
+                lines[f"{name} {mode} {workload}"] = ", ".join(shown)
+    for number, failure in enumerate(results.failures, 1):
+        lines[f"failure {number}"] = " | ".join(map(str, failure.values()))
+    return lines
+
+
+def _names(asked: str | None) -> list[str]:
+    every = [each.name for each in CONTENDERS]
+    if asked is None:
+        return every
+    wanted = {OURS, *filter(None, asked.split(","))}
+    if unknown := wanted - set(every):
+        raise SystemExit(f"no such peer: {', '.join(sorted(unknown))}; known: {every}")
+    return [each for each in every if each in wanted]
+
+
+def _workloads(text: str) -> list[str]:
+    wanted = text.split(",")
+    if unknown := set(wanted) - set(WORKLOADS):
+        raise argparse.ArgumentTypeError(
+            f"unknown {sorted(unknown)}; known {WORKLOADS}"
+        )
+    return wanted
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"a smoke run, with {QUICK_PEERS}"
+    )
+    parser.add_argument("--peers", help="some of them, with commas; ours is always in")
+    parser.add_argument(
+        "--workloads", type=_workloads, default=list(WORKLOADS), help="with commas"
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--minutes", type=float, help="begin no round that ends later")
+    parser.add_argument(
+        "--seed", type=int, default=random.SystemRandom().randrange(10**6)
+    )
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw there")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ lock: $(STAMP) ## resolve pyproject.toml into requirements/*.lock
 		--custom-compile-command "make lock" requirements/setup.in -o requirements/setup.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-find-links \
 		--custom-compile-command "make lock" -c requirements/constraints.in \
-		-c requirements/dev.lock requirements/bench.in -o requirements/bench.lock
+		-c requirements/cloud.lock requirements/bench.in -o requirements/bench.lock
 
 clean: ## remove the environment, caches and what the demo left
 	@echo "==> removing $(VENV), caches and build output"

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.beside_in_process import IMAGES, MODELS, InProcess
 from benchmarks.limits import Limit, arguments, median, progress, report
-from benchmarks.pool import IMAGES, MODELS, InProcess
 from cloud_worker.adapters.frames import ModelSource
 from cloud_worker.adapters.runners import Runners
 from cloud_worker.adapters.runtime import Tuning

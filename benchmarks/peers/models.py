@@ -26,7 +26,7 @@ ROW_MS: Final = 0.6
 STUB_MAX_BATCH: Final = 32
 SIDE: Final = 96
 TRIAL_STEPS: Final = 400
-REPEATS: Final = 25
+REPEATS: Final = 100
 
 
 def write_repository(folder: Path) -> dict[str, float]:

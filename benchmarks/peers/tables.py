@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.peers.contenders import BY_NAME
+
 MISSING: Final = "—"
 LOADS: Final = ("20%", "60%", "90%", "110%")
 
@@ -46,8 +48,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _rows(contenders: Contenders) -> list[tuple[str, str, Mapping[str, Any]]]:
     return [
         (name, mode.replace("_", " "), workloads)
-        for name, modes in contenders.items()
-        for mode, workloads in modes.items()
+        for name in BY_NAME
+        for mode, workloads in contenders.get(name, {}).items()
     ]
 
 

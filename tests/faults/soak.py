@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from broker.node_files import MEMORY_LIMIT
-from lifecycle.clock import SystemClock
+from lifecycle.clock import Clock, SystemClock
 from lifecycle.logs import configure_logs
 from tests.faults.checker import Verdict, check
 from tests.faults.device import SPILLED, Device, Kind
@@ -132,6 +132,8 @@ class Soak:
     stage: Stage
     chaos: Chaos
     reader: Reader
+    clock: Clock
+    began_s: float
     verdict: Verdict = field(default_factory=Verdict)
     stretches: int = 0
     bad: list[str] = field(default_factory=list)
@@ -179,6 +181,23 @@ class Soak:
         """Whether the promise was kept all along."""
         return not self.bad
 
+    def found(self, requests: int) -> dict[str, Any]:
+        """The verdict on so many requests as JSON holds it."""
+        return {
+            "good": self.good,
+            "bad": self.bad,
+            "requests": requests,
+            "seed": self.stage.seed,
+            "broker": self.stage.node.info.version,
+            "faults": dict(self.chaos.made),
+            "stretches": self.stretches,
+            "seconds": round(self.clock.monotonic() - self.began_s, 1),
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            **asdict(self.verdict),
+            "lost": self.verdict.lost,
+            "duplicated": self.verdict.duplicated,
+        }
+
     async def _offer(
         self, device: Device, count: int, done: Callable[[int], None]
     ) -> None:
@@ -198,6 +217,7 @@ async def soak(
     stretch: int = STRETCH,
     keep: Path | None = None,
     console: Console | None = None,
+    tell: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Send so many requests through random faults; gives the verdict as JSON holds it.
 
@@ -207,9 +227,9 @@ async def soak(
         stretch: requests between two verdicts.
         keep: where histories of a bad stretch and all logs are left.
         console: for progress; None for none.
+        tell: given the verdict so far after each stretch.
     """
     clock = SystemClock()
-    began_s = clock.monotonic()
     shown = Progress(
         *Progress.get_default_columns(),
         TimeElapsedColumn(),
@@ -220,7 +240,8 @@ async def soak(
     async with running_node() as node, own_folder() as folder:
         stage = Stage(folder, node, name="soak", seed=seed)
         async with stage:
-            run = Soak(stage, Chaos(stage), Reader(stage.histories, tidy=True))
+            reader = Reader(stage.histories, tidy=True)
+            run = Soak(stage, Chaos(stage), reader, clock, clock.monotonic())
             await run.set_up()
             with shown:
                 bar = shown.add_task("requests", total=requests, said="")
@@ -231,23 +252,10 @@ async def soak(
                     left -= now
                     faults = run.chaos.made.total()
                     shown.update(bar, said=f"{faults} faults, {len(run.bad)} bad")
+                    tell(run.found(requests - left))
         if keep is not None and not run.good:
             shutil.copytree(folder, keep, dirs_exist_ok=True, ignore=_sockets)
-        version = node.info.version
-    return {
-        "good": run.good,
-        "bad": run.bad,
-        "requests": requests - max(0, left),
-        "seed": seed,
-        "broker": version,
-        "faults": dict(run.chaos.made),
-        "stretches": run.stretches,
-        "seconds": round(clock.monotonic() - began_s, 1),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        **asdict(run.verdict),
-        "lost": run.verdict.lost,
-        "duplicated": run.verdict.duplicated,
-    }
+    return run.found(requests - max(0, left))
 
 
 def _sockets(folder: str, names: list[str]) -> set[str]:
@@ -259,7 +267,8 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the faults and their times.")] = 1,
     stretch: Annotated[int, typer.Option(help="Between two verdicts.")] = STRETCH,
     as_json: Annotated[
-        Path | None, typer.Option("--json", help="Write the verdict here.")
+        Path | None,
+        typer.Option("--json", help="Write the verdict here, after each stretch."),
     ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="Leave histories and logs of a bad end here.")
@@ -268,13 +277,16 @@ def main(
     """Send many requests through random faults; exit 1 when the promise was broken."""
     configure_logs("error")
     console = Console(width=None if sys.stdout.isatty() else 150)
+
+    def tell(found: dict[str, Any]) -> None:
+        if as_json is not None:
+            as_json.write_text(json.dumps(found, indent=2))
+
     found = asyncio.run(
-        soak(requests, seed, stretch=stretch, keep=keep, console=console)
+        soak(requests, seed, stretch=stretch, keep=keep, console=console, tell=tell)
     )
-    text = json.dumps(found, indent=2)
-    console.print(text, markup=False, highlight=False)
-    if as_json is not None:
-        as_json.write_text(text)
+    tell(found)
+    console.print(json.dumps(found, indent=2), markup=False, highlight=False)
     raise typer.Exit(0 if found["good"] else 1)
 
 

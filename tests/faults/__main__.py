@@ -5,7 +5,6 @@ Exit code 1 when anything was lost or doubled, or a row's own demand did not hol
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from broker.node_server import CHROOT_VARIABLE
 from lifecycle.logs import configure_logs
+from overspill.interruption import Interrupted, run_until_interrupted
 from tests.faults.matrix import ROWS, chosen
 from tests.faults.row import Row
 from tests.faults.runner import Ran, run_rows
@@ -80,7 +80,12 @@ def main(
     if keep is not None:
         keep = keep.absolute()
         keep.mkdir(parents=True, exist_ok=True)
-    ran = asyncio.run(_run(console, asked, seed=seed, scale=scale, keep=keep))
+    try:
+        ran = run_until_interrupted(
+            lambda: _run(console, asked, seed=seed, scale=scale, keep=keep)
+        )
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.exit_code) from None
     console.print(table(ran))
     if as_json is not None:
         found = {"good": all(each.good for each in ran)}

@@ -27,6 +27,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from broker.node_files import MEMORY_LIMIT
 from lifecycle.clock import Clock, SystemClock
 from lifecycle.logs import configure_logs
+from overspill.interruption import Interrupted, run_until_interrupted
 from tests.faults.checker import Verdict, check
 from tests.faults.device import SPILLED, Device, Kind
 from tests.faults.history import Reader
@@ -282,9 +283,14 @@ def main(
         if as_json is not None:
             as_json.write_text(json.dumps(found, indent=2))
 
-    found = asyncio.run(
-        soak(requests, seed, stretch=stretch, keep=keep, console=console, tell=tell)
-    )
+    try:
+        found = run_until_interrupted(
+            lambda: soak(
+                requests, seed, stretch=stretch, keep=keep, console=console, tell=tell
+            )
+        )
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.exit_code) from None
     tell(found)
     console.print(json.dumps(found, indent=2), markup=False, highlight=False)
     raise typer.Exit(0 if found["good"] else 1)

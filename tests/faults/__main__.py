@@ -70,19 +70,18 @@ def main(
     except KeyError as error:
         raise typer.BadParameter(f"{error.args[0]}; see --list") from None
     if listing:
-        for row in ROWS:
-            console.print(f"[bold]{row.name}[/]: {row.fault}\n    {row.must_hold}")
+        _list(console)
         return
     if server is not None:
         os.environ["OVERSPILL_RABBITMQ_SERVER"] = str(server.absolute())
     if chroot is not None:
         os.environ[CHROOT_VARIABLE] = str(chroot.absolute())
     if keep is not None:
-        keep = keep.absolute()
         keep.mkdir(parents=True, exist_ok=True)
+    folder = keep.absolute() if keep is not None else None
     try:
         ran = run_until_interrupted(
-            lambda: _run(console, asked, seed=seed, scale=scale, keep=keep)
+            lambda: _run(console, asked, seed=seed, scale=scale, keep=folder)
         )
     except Interrupted as interrupted:
         raise typer.Exit(interrupted.exit_code) from None
@@ -93,6 +92,11 @@ def main(
             json.dumps({**found, "rows": [each.as_json() for each in ran]}, indent=2)
         )
     raise typer.Exit(0 if all(each.good for each in ran) else 1)
+
+
+def _list(console: Console) -> None:
+    for row in ROWS:
+        console.print(f"[bold]{row.name}[/]: {row.fault}\n    {row.must_hold}")
 
 
 async def _run(

@@ -273,7 +273,7 @@ class Outbox:
         try:
             held = _held(table)
         except sqlite3.DatabaseError as error:
-            table.close()
+            table.leave()
             if not is_damage(error):
                 raise _failed(self._path, error) from error
             # The look at its pages had not found it.
@@ -778,8 +778,7 @@ class Outbox:
         """
         table, self._opened = self._opened, None
         if table is not None:
-            with contextlib.suppress(sqlite3.Error):
-                table.leave()
+            table.leave()
         try:
             self._opened = SpillTable.open(self._path, damage)
         except (OutboxFailed, OutboxUnusable) as error:

@@ -283,18 +283,14 @@ class SpillTable:
         self._db.close()
 
     def leave(self) -> None:
-        """Close the file, and let it and its log be as they are.
-
-        Raises:
-            sqlite3.Error: the file is gone.
-        """
-        try:
-            # The last to close moves the log, unless it may only read.
-            with contextlib.closing(_connect_to_read(self._path)) as last:
-                with contextlib.suppress(sqlite3.Error):
-                    last.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-                self._db.close()
-        finally:
+        """Close the file, and let it and its log be as they are."""
+        with contextlib.ExitStack() as last_closed:
+            last_closed.callback(self._db.close)
+            with contextlib.suppress(sqlite3.Error):
+                # The last to close moves the log, unless it may only read.
+                last = _connect_to_read(self._path)
+                last_closed.callback(last.close)
+                last.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             self._db.close()
 
     @contextlib.contextmanager

@@ -201,15 +201,15 @@ async def test_the_wait_of_the_pool_follows_its_queue(
         port = await served_port(process)
         await process.ready()
         process.stop_model()
-        ids = [f"w-{n}" for n in range(60)]
+        ids = [f"w-{n}" for n in range(600)]
         for id_ in ids:
             await agent.ask(request(id_, "it-wait"))
         name = {"model": "it-wait"}
         async with asyncio.timeout(20):
             while True:
                 said = await metrics(port)
-                # The prefetch is here, the rest is in the queue.
-                if said.get(key("overspill_pool_queue_messages", **name)) == 56:
+                # The prefetch is here, which follows the model's cost; the rest waits.
+                if 0 < said.get(key("overspill_pool_queue_messages", **name), 0) < 600:
                     break
                 await asyncio.sleep(0.05)
         assert said[key("overspill_pool_wait_seconds", **name)] > 0

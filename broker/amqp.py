@@ -349,7 +349,8 @@ class AmqpLink:
         )
         self._turn = 0
         self._name = name
-        self._queues = {queue.name: queue for queue in queues}
+        # One queue may be bound more than once.
+        self._queues = {_binding(queue): queue for queue in queues}
         self._consume: dict[str, Prefetch] = dict(consume or {})
         self._round_trip_s = 0.0
         if self._consume and on_delivery is None:
@@ -466,7 +467,7 @@ class AmqpLink:
         """
         async with self._changing:
             for queue in queues:
-                self._queues[queue.name] = queue
+                self._queues[_binding(queue)] = queue
                 self._consume[queue.name] = prefetch
             connection = self._inlet
             if connection is None:
@@ -511,8 +512,9 @@ class AmqpLink:
             self._grown.set_result(None)
 
     async def _forget(self, queues: Sequence[str]) -> None:
+        for binding in [each for each in self._queues if each[0] in queues]:
+            del self._queues[binding]
         for name in queues:
-            self._queues.pop(name, None)
             self._consume.pop(name, None)
             if name in self._consumers:
                 # It stays, for what it has brought and for the next start.
@@ -899,6 +901,10 @@ def _read(ended: asyncio.Future[None]) -> None:
 async def _stop(consumer: _Consumer) -> None:
     with contextlib.suppress(*_LOST, LinkDown), _only_own_cancellation():
         await consumer.stop()
+
+
+def _binding(queue: Queue) -> tuple[str, str, str]:
+    return (queue.name, queue.exchange, queue.routing_key)
 
 
 async def _open_channel(

@@ -92,12 +92,13 @@ def list_letters(  # noqa: PLR0913 - each is an option of the command
     wanted = _filter(model, reason, agent, device, older)
 
     async def look(store: DeadStore) -> tuple[list[Letter], int]:
+        # What was looked at before may stand in another order.
         found: list[Letter] = []
         async for kept in store.chosen(wanted, SystemClock().wall_ms()):
             found.append(kept.letter)
-            if len(found) == limit:
-                break
-        return found, store.count
+            if len(found) >= 2 * limit:
+                found = _oldest(found, limit)
+        return _oldest(found, limit), store.count
 
     letters, count = _with_store(home, amqp_url, "looking at dead letters", look)
     if json:
@@ -106,6 +107,11 @@ def list_letters(  # noqa: PLR0913 - each is an option of the command
     print_table(letters, wanted=wanted)
     if len(letters) == limit < count:
         terminal.warn(f"{limit} shown, of {count} in all: --limit shows more")
+
+
+def _oldest(letters: list[Letter], limit: int) -> list[Letter]:
+    """The first `limit`; of one moment, in the order of their names."""
+    return sorted(letters, key=lambda each: (each.death.at_ms, each.name))[:limit]
 
 
 @app.command()

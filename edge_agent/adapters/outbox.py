@@ -77,7 +77,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 FAILURE_PAUSE_S: Final = 1.0
-GROUP_ROWS: Final = 512
+GROUP_ROWS: Final = 256
 MANY_ROWS: Final = 64
 BUSY_ROWS: Final = 32
 # A timer comes up to a millisecond late, and a thread must wake: begin a little before
@@ -316,7 +316,8 @@ class Outbox:
                 the disk refuses the write.
         """
         accepted: Accepted = self._loop.create_future()
-        twin = self._fresh.get(spill.key) or self._writing.get(spill.key)
+        key = spill.key
+        twin = self._fresh.get(key) or self._writing.get(key)
         if twin is not None:
             # The same id twice before its commit: the second is a resend of the
             # first, no safer than that, and not a row of its own to be settled.
@@ -324,15 +325,16 @@ class Outbox:
                 functools.partial(_as_resend, accepted, twin.spill.encoding)
             )
             return accepted
-        ended = self._told_unwritten(spill.key)
+        ended = self._told_unwritten(key)
         if ended is not None:
             # It has its outcome already, and must not get another.
             accepted.set_result(ended)
             return accepted
-        self.check_room(spill.device, len(spill.request))
-        self._quotas.take(spill.device, len(spill.request))
+        device, size = spill.device, len(spill.request)
+        self.check_room(device, size)
+        self._quotas.take(device, size)
         self._refused_since_room = 0
-        self._fresh[spill.key] = _Fresh(spill, accepted, self._loop.time())
+        self._fresh[key] = _Fresh(spill, accepted, self._loop.time())
         waiting = len(self._fresh)
         if waiting < MANY_ROWS:
             self._start_group()
@@ -494,13 +496,16 @@ class Outbox:
         self.counters.groups += bool(fresh)
         for key, size in written.freed:
             self._make_room(key, size)
+        note = self._journal.note
         for key, each in fresh.items():
+            told: Committed | Recorded = COMMITTED
             if key in written.known:
                 self._give_back(key, len(each.spill.request))
+                told = written.known[key] or COMMITTED
             else:
-                self._journal.note(Event.ACCEPTED, *key)
+                note(Event.ACCEPTED, *key)
             if not each.accepted.done():
-                each.accepted.set_result(written.known.get(key) or COMMITTED)
+                each.accepted.set_result(told)
 
     def _after_commit(self) -> None:
         """What has gathered meanwhile goes at once; else there is time to tidy up."""

@@ -41,7 +41,6 @@ OWED_BATCHES: Final = 2.0
 DOOMED_SHARE: Final = 0.5
 MANY_LINES: Final = 16
 SHED_EVERY_S: Final = 0.05
-LEAST_RETRY_S: Final = 0.1
 
 T = TypeVar("T")
 Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -100,11 +99,11 @@ class Expire(Generic[T]):
 class Shed(Generic[T]):
     """Not all that waits can be answered in time: these are the cheapest to lose.
 
-    `retry_after_s` is when what waits now should be done.
+    `wait_s` is how long what waits here will take.
     """
 
     items: tuple[Item[T], ...]
-    retry_after_s: float
+    wait_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +296,7 @@ class Batcher(Generic[T]):
                 shed.extend(self._remove(line, priority, places))
         if not shed:
             return None
-        return Shed(tuple(shed), max(round(drain_s, 2), LEAST_RETRY_S))
+        return Shed(tuple(shed), round(drain_s, 2))
 
     def _remove(
         self, line: _Line[T], priority: Priority, places: Sequence[int]

@@ -27,6 +27,7 @@ from cloud_worker.core.costs import Costs
 from cloud_worker.core.culprits import Culprit, Culprits
 from cloud_worker.core.ledger import Cause
 from cloud_worker.core.outputs import BatchOutputs
+from cloud_worker.core.overload import retry_after_s
 from cloud_worker.core.reading import Reading, Unreadable, read
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Served, Stamp, answered, expired, failed
@@ -157,8 +158,8 @@ class Infer:
                     self._start(batches, items, now)
                 case Expire(items):
                     self._say_expired(items, now)
-                case Shed(items, retry_after_s):
-                    self._say_shed(items, retry_after_s)
+                case Shed(items, own_wait_s):
+                    self._say_shed(items, own_wait_s, now)
                 case WaitUntil(at_s):
                     return max(at_s - now, 0.0)
                 case Idle():
@@ -279,27 +280,35 @@ class Infer:
         self._last_done_s = done_s
         self._costs.note(group.key, _size(batch), took_s, group.size_bucket)
 
-    def _say_shed(self, items: Batch, retry_after_s: float) -> None:
-        stamp = self._replies.stamps.now()
-        reason = (
-            "overloaded: more waits here than can be answered in time; "
-            f"try again in {retry_after_s:g} s"
-        )
+    def _say_shed(self, items: Batch, own_wait_s: float, now: float) -> None:
         self._complaints.say(
             "overloaded",
             model=items[0].group.model,
             shed=len(items),
-            retry_after_s=retry_after_s,
+            waits_s=own_wait_s,
         )
         self._replies.finish(
-            _finished(
-                item,
-                failed(item.work.subject, reason, stamp, retry_after_s=retry_after_s),
-                Cause.OVERLOADED,
-            )
-            for item in items
+            # Those that are shed together are told to come back apart.
+            self._shed(item, own_wait_s, now, chance=index / len(items))
+            for index, item in enumerate(items)
             if item.work.end()
         )
+
+    def _shed(
+        self, item: Item[Held], own_wait_s: float, now: float, *, chance: float
+    ) -> Finished[Parcel]:
+        stamp = self._replies.stamps.now(item.group.model)
+        again_s = retry_after_s(
+            max(own_wait_s, stamp.pool_wait_ms / 1000),
+            max(item.deadline_s - now, 0.0),
+            chance,
+        )
+        reason = (
+            "overloaded: more waits here than can be answered in time; "
+            f"try again in {again_s:.1f} s"
+        )
+        result = failed(item.work.subject, reason, stamp, retry_after_s=again_s)
+        return _finished(item, result, Cause.OVERLOADED)
 
     def _say_expired(self, items: Batch, now: float) -> None:
         stamp = self._replies.stamps.now()

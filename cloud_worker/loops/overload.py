@@ -10,7 +10,7 @@ import structlog
 
 from broker.amqp import LinkDown, NoSuchQueue, QueueLook
 from broker.topology import model_queues
-from cloud_worker.core.overload import Backlog, Depth, backlog, retry_after_s
+from cloud_worker.core.overload import Backlog, Depth, backlog
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.loops.observer import Observer
 
@@ -90,7 +90,3 @@ class PoolWatch:
     def drain_s(self) -> float:
         """Seconds until nothing waits with the present pool, if no more came."""
         return self.backlog.drain_s + self.in_hand_s()
-
-    def retry_after_s(self, model: str, left_s: float, chance: float) -> float:
-        """When a request that is shed now, `left_s` before its deadline, may come again."""
-        return retry_after_s(self.wait_s(model), left_s, chance)

@@ -325,7 +325,7 @@ def test_what_can_never_be_answered_is_shed_the_lowest_class_first() -> None:
     assert isinstance(shed, Shed)
     assert {each.priority for each in shed.items} == {BULK}
     assert 2 <= len(shed.items) <= 4
-    assert 0.0 < shed.retry_after_s <= 0.1
+    assert 0.0 < shed.wait_s <= 0.1
 
 
 def test_the_one_who_floods_is_shed_before_the_others() -> None:
@@ -453,8 +453,8 @@ class Run:
                     assert each.deadline_s <= self.now + least_s / DOUBT ** len(items)
                 self.end(items)
                 return True
-            case Shed(items, retry_after_s):
-                assert retry_after_s > 0
+            case Shed(items, wait_s):
+                assert wait_s > 0
                 self.end(items)
                 return True
             case WaitUntil(at_s):

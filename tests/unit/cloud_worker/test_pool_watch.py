@@ -39,7 +39,6 @@ async def test_a_result_says_how_long_the_line_is() -> None:
     await watch.look_once()
     assert stamps.now("a").pool_wait_ms == pytest.approx(500 + 30)
     assert watch.drain_s() == pytest.approx(0.53)
-    assert watch.retry_after_s("a", left_s=0.03, chance=0.0) == 1.0
 
 
 @pytest.mark.parametrize("error", [LinkDown("away"), NoSuchQueue("gone")])

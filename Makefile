@@ -39,8 +39,8 @@ check: setup ## format, lint, types and the import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: setup ## every benchmark, each beside its limit
-	@for name in path local pool outbox drain batching; do \
+bench: setup ## every benchmark, each beside its limit; the pool's smoke run only (see benchmarks/)
+	@for name in path local outbox drain batching model_load "pool --quick"; do \
 		echo "==> python -m benchmarks.$$name $(ARGS)"; \
 		$(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 

@@ -124,9 +124,13 @@ Accepted: TypeAlias = asyncio.Future[Committed | Overtaken | Recorded]
 
 @dataclass(slots=True)
 class _Fresh:
-    """A row that waits for its group."""
+    """A row that waits for its group.
+
+    It is made here and not in the thread, which would have to wait for the interpreter.
+    """
 
     spill: Spill
+    row: OpenRow
     accepted: Accepted
     since_s: float
 
@@ -312,8 +316,8 @@ class Outbox:
         the spill ended first, or what is `Recorded` when the id is not new.
 
         Raises:
-            OutboxFull: at once when a limit is reached; through the future when
-                the disk refuses the write.
+            OutboxFull: at once when a limit is reached, or nothing can store it;
+                through the future when the disk refuses the write.
         """
         accepted: Accepted = self._loop.create_future()
         key = spill.key
@@ -332,9 +336,10 @@ class Outbox:
             return accepted
         device, size = spill.device, len(spill.request)
         self.check_room(device, size)
+        row = _row(spill)
         self._quotas.take(device, size)
         self._refused_since_room = 0
-        self._fresh[key] = _Fresh(spill, accepted, self._loop.time())
+        self._fresh[key] = _Fresh(spill, row, accepted, self._loop.time())
         waiting = len(self._fresh)
         if waiting < MANY_ROWS:
             self._start_group()
@@ -425,8 +430,7 @@ class Outbox:
         self._stop_group()
         if self._closed or not (self._fresh or self._overtaken):
             return
-        fresh, rows = self._rows_of(self._fresh)
-        self._fresh = {}
+        fresh, self._fresh = self._fresh, {}
         overtaken, self._overtaken = self._overtaken, {}
         self._being_written |= overtaken
         self._writing |= fresh
@@ -434,30 +438,15 @@ class Outbox:
         for key in fresh:
             self._journal.note(Event.ACCEPTING, *key)
         writing = self._loop.run_in_executor(
-            self._thread, self._write_group, rows, overtaken
+            self._thread,
+            self._write_group,
+            [each.row for each in fresh.values()],
+            overtaken,
         )
         self._track(writing)
         writing.add_done_callback(
             lambda done: self._group_written(fresh, overtaken, done)
         )
-
-    def _rows_of(
-        self, fresh: dict[Key, _Fresh]
-    ) -> tuple[dict[Key, _Fresh], list[OpenRow]]:
-        """Those that can be stored, and their rows; the others are refused.
-
-        Not in the thread, which would have to wait for the interpreter at each of them.
-        """
-        storable: dict[Key, _Fresh] = {}
-        rows: list[OpenRow] = []
-        for key, each in fresh.items():
-            try:
-                rows.append(open_row(each.spill))
-            except Exception as error:  # noqa: BLE001 - whatever it was, a device waits
-                self._refuse({key: each}, error)
-            else:
-                storable[key] = each
-        return storable, rows
 
     def _write_group(
         self, fresh: list[OpenRow], overtaken: dict[Key, tuple[Spill, Ended]]
@@ -708,6 +697,7 @@ class Outbox:
             fresh = self._fresh.get(key)
             if fresh is not None:
                 fresh.spill = replace(fresh.spill, due_ms=due_ms)
+                fresh.row = open_row(fresh.spill)
         await self._run(lambda: self._table.reschedule(keys, due_ms))
 
     async def claim_due(
@@ -830,6 +820,14 @@ async def enduring(loop: Callable[[], Awaitable[None]]) -> None:
         except OutboxFailed as error:
             log.error("outbox_failed", error=str(error), retry_in_s=FAILURE_PAUSE_S)
             await asyncio.sleep(FAILURE_PAUSE_S)
+
+
+def _row(spill: Spill) -> OpenRow:
+    try:
+        return open_row(spill)
+    except Exception as error:
+        # Whatever it was, its device is told.
+        raise OutboxFull(f"the outbox could not be written: {error}") from error
 
 
 def _as_resend(again: Accepted, encoding: str, first: Accepted) -> None:

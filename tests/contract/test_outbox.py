@@ -675,10 +675,9 @@ async def test_a_row_that_cannot_be_stored_refuses_its_device_and_stops_nothing(
 ) -> None:
     unstorable = replace(EDGE, outputs={"x": np.array([1j])})
     async with Outbox(path) as outbox:
-        odd = outbox.accept(spill("odd", edge=unstorable))
         neighbour = outbox.accept(spill("a"))
         with pytest.raises(OutboxFull, match="could not be written"):
-            await odd
+            await outbox.accept(spill("odd", edge=unstorable))
         assert await neighbour == Committed()
         assert (await outbox.counts()).open == 1
 

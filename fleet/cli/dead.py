@@ -110,8 +110,8 @@ def list_letters(  # noqa: PLR0913 - each is an option of the command
 
 
 def _oldest(letters: list[Letter], limit: int) -> list[Letter]:
-    """The first `limit`; of one moment, in the order of their names."""
-    return sorted(letters, key=lambda each: (each.death.at_ms, each.name))[:limit]
+    """The first `limit`, those of an unknown time before all; of one moment by name."""
+    return sorted(letters, key=lambda each: (each.death.at_ms or 0, each.name))[:limit]
 
 
 @app.command()

@@ -29,6 +29,7 @@ from edge_agent.adapters.outbox import Outbox
 from edge_agent.adapters.spill_table import RANKS
 from edge_agent.core.delivery import Channel, Spill
 from edge_agent.core.quotas import QuotaLimits
+from edge_agent.interpreter import share_interpreter
 from lifecycle.clock import SystemClock
 from lifecycle.logs import configure_logs
 
@@ -267,6 +268,7 @@ def main() -> int:
     )
     chosen = parser.parse_args()
     configure_logs("error")
+    share_interpreter()  # as the daemon does
     with tempfile.TemporaryDirectory(prefix="ovs-", dir=chosen.folder) as folder:
         figures, limits = asyncio.run(measure(Path(folder)))
     return report(figures, limits, as_json=chosen.json)

@@ -21,6 +21,7 @@ from edge_agent.adapters.embedded_broker import PortTaken
 from edge_agent.adapters.outbox import OutboxUnusable
 from edge_agent.cli import outbox
 from edge_agent.cli.terminal import AsJson, StateDir, UserError, read_settings
+from edge_agent.interpreter import share_interpreter
 from edge_agent.settings import AgentSettings
 from lifecycle.logs import configure_logs
 from lifecycle.signals import stop_on_signals
@@ -99,6 +100,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         configure_logs(log_level)
     except KeyError as error:
         raise UserError(f"unknown log level {log_level!r}") from error
+    share_interpreter()
     asyncio.run(_run(settings))
 
 

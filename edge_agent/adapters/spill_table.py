@@ -147,13 +147,10 @@ _INSERT_ENDED: Final = (
     "stage, outcome, answer, ended_ms, closed_ms) "
     f"VALUES ({', '.join('?' * 20)}) ON CONFLICT DO NOTHING"
 )
-# One statement for many: each lets go of the interpreter's lock, and another thread
-# that is busy gives it back only after a while.
-_TOGETHER: Final = (128, 32, 8, 1)
-_INSERT_OPEN_ROWS: Final = {
-    rows: f"{_INSERT_OPEN} {', '.join([_OPEN_ROW] * rows)} ON CONFLICT DO NOTHING"
-    for rows in _TOGETHER
-}
+# One statement for many: each lets go of the interpreter, and a busy event loop gives
+# it back only after milliseconds. SQLite takes 32,766 values in one.
+INSERTED_TOGETHER: Final = 512
+_INSERT_ONE: Final = f"{_INSERT_OPEN} {_OPEN_ROW} ON CONFLICT DO NOTHING"
 # The log moves into the file when nobody waits for it (see `Outbox`), or else before
 # the transaction that finds it long for its disk. Never within a commit, as
 # SQLite would do it by itself: it keeps to itself what goes wrong there.
@@ -225,6 +222,7 @@ class SpillTable:
         self._log_in_doubt = True
         self._entries: Counter[tuple[str, str, str]] = Counter()
         self._checkpointed = 0
+        self._synchronous = ""
 
     @classmethod
     def open(cls, path: Path, damage: str | None = None) -> Self:
@@ -296,7 +294,9 @@ class SpillTable:
     @contextlib.contextmanager
     def transaction(self, synchronous: Literal["FULL", "NORMAL"]) -> Iterator[None]:
         """All or nothing; FULL survives a power cut, NORMAL a killed process."""
-        self._db.execute(f"PRAGMA synchronous = {synchronous}")
+        if synchronous != self._synchronous:
+            self._db.execute(f"PRAGMA synchronous = {synchronous}")
+            self._synchronous = synchronous
         if self._log_is_long():
             self.checkpoint()
         if self._log_in_doubt:
@@ -360,31 +360,27 @@ class SpillTable:
     def insert_all(self, rows: Sequence[OpenRow]) -> list[Key]:
         """Add open spills; gives the ids that were there already."""
         known: list[Key] = []
-        start = 0
-        for size in _TOGETHER:
-            while start + size <= len(rows):
-                known += self._insert_together(rows[start : start + size])
-                start += size
+        for start in range(0, len(rows), INSERTED_TOGETHER):
+            some = rows[start : start + INSERTED_TOGETHER]
+            try:
+                self._insert_together(some)
+            except sqlite3.IntegrityError:
+                # It undoes all of the statement, and does not say which it was.
+                known += [row.key for row in some if not self._insert_one(row)]
         return known
 
-    def _insert_together(self, rows: Sequence[OpenRow]) -> list[Key]:
-        """Add them with one statement; gives the ids that were there already."""
+    def _insert_together(self, rows: Sequence[OpenRow]) -> None:
+        statement = f"{_INSERT_OPEN} {', '.join([_OPEN_ROW] * len(rows))}"
         values = list(itertools.chain.from_iterable(row.values for row in rows))
-        statement = _INSERT_OPEN_ROWS[len(rows)]
-        if len(rows) == 1:
-            if self._db.execute(statement, values).rowcount != 1:
-                return [rows[0].key]
-        else:
-            self._db.execute("SAVEPOINT together")
-            if self._db.execute(statement, values).rowcount != len(rows):
-                # It does not say which of them.
-                self._db.execute("ROLLBACK TO together")
-                self._db.execute("RELEASE together")
-                return [key for row in rows for key in self._insert_together([row])]
-            self._db.execute("RELEASE together")
+        self._db.execute(statement, values)
         for reason, count in Counter([row.reason for row in rows]).items():
             self._entries[ACCEPTED, reason, ""] += count
-        return []
+
+    def _insert_one(self, row: OpenRow) -> bool:
+        if self._db.execute(_INSERT_ONE, row.values).rowcount != 1:
+            return False
+        self._entries[ACCEPTED, row.reason, ""] += 1
+        return True
 
     def insert_ended(self, spill: Spill, ended: Ended) -> int | None:
         """Add a spill that ended before it was written, or end the row of its id.

@@ -37,7 +37,7 @@ from tests.faults.stage import Gateway, Stage
 
 STRETCH = 5000
 DEVICES = 3
-WINDOW = 300
+WINDOW = 1000
 AGENTS = ("agent-1", "agent-2")
 WORKERS = ("w1", "w2")
 # What devices ask for, and how often; some have less time than a fault takes.

@@ -29,8 +29,8 @@ from edge_agent.adapters.outbox import Outbox
 from edge_agent.adapters.spill_table import RANKS
 from edge_agent.core.delivery import Channel, Spill
 from edge_agent.core.quotas import QuotaLimits
-from edge_agent.interpreter import share_interpreter
 from lifecycle.clock import SystemClock
+from lifecycle.interpreter import share_interpreter
 from lifecycle.logs import configure_logs
 
 PAYLOAD_BYTES: Final = 1024

@@ -21,8 +21,8 @@ from edge_agent.adapters.embedded_broker import PortTaken
 from edge_agent.adapters.outbox import OutboxUnusable
 from edge_agent.cli import outbox
 from edge_agent.cli.terminal import AsJson, StateDir, UserError, read_settings
-from edge_agent.interpreter import share_interpreter
 from edge_agent.settings import AgentSettings
+from lifecycle.interpreter import share_interpreter
 from lifecycle.logs import configure_logs
 from lifecycle.signals import stop_on_signals
 from lifecycle.tracing import TelemetryMissing

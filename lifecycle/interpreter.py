@@ -1,4 +1,4 @@
-"""How the threads of the daemon share the interpreter."""
+"""How the threads of a daemon share the interpreter."""
 
 from __future__ import annotations
 

@@ -351,6 +351,7 @@ class AmqpLink:
         self._name = name
         # One queue may be bound more than once.
         self._queues = {_binding(queue): queue for queue in queues}
+        self._first_queues = {queue.name for queue in queues}
         self._consume: dict[str, Prefetch] = dict(consume or {})
         self._round_trip_s = 0.0
         if self._consume and on_delivery is None:
@@ -459,8 +460,9 @@ class AmqpLink:
     async def consume_also(self, queues: Sequence[Queue], prefetch: Prefetch) -> None:
         """Declare these queues and consume them from now on, after reconnects as well.
 
-        Without a connection this takes effect with the next one. A queue that is
-        consumed already goes on with the new prefetch.
+        Without a connection this takes effect with the next one, where a queue that is
+        refused is logged and tried again with the one after. A queue that is consumed
+        already goes on with the new prefetch.
 
         Raises:
             CannotConsume: the broker refused one of them; none of them is consumed.
@@ -712,11 +714,20 @@ class AmqpLink:
 
     async def _set_up(self, connection: aio_pika.Connection) -> None:
         self._inspector = await _open_channel(connection)
-        for queue in self._queues.values():
-            await self._declare(self._inspector, queue)
+        refused: set[str] = set()
+        for queue in tuple(self._queues.values()):
+            try:
+                await self._declare(self._inspector, queue)
+            except _Refused as refusal:
+                if queue.name in self._first_queues:
+                    raise
+                # One that was added must not keep the others away.
+                log.error("queue_not_consumed", queue=queue.name, error=str(refusal))
+                refused.add(queue.name)
+                self._inspector = await _open_channel(connection)
         self._round_trip_s = await _round_trip_s(self._inspector)
         self._inlet = connection
-        for name in self._consume:
+        for name in self._consume.keys() - refused:
             await self._start_consumer(connection, name)
 
     async def _while_consuming(

@@ -18,7 +18,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.codec import explain
-from broker.messages import MAX_RANK, VERSION_PATTERN
+from broker.messages import MAX_RANK, MAX_TENSORS, VERSION_PATTERN
 from broker.topics import BadId, check_id
 from bundle.manifest import Decision, ImageRecipe
 from cloud_worker.adapters.frames import Format, ModelSource
@@ -34,6 +34,7 @@ SUFFIXES: Final[Mapping[Format, str]] = {
     "tflite": ".tflite",
     "onnx": ".onnx",
 }
+MAX_LABEL_CHARS: Final = 1024
 MAX_SIDECAR_BYTES: Final = 4 * 1024 * 1024
 _VERSION: Final = re.compile(VERSION_PATTERN.removesuffix("$") + r"\Z")
 
@@ -84,9 +85,11 @@ class Candidate:
         """The model, once its signature is known.
 
         Raises:
-            Unservable: `model.json` names an input or output that it does not have.
+            Unservable: `model.json` names an input or output that it does not have,
+                or its results could not travel.
         """
         self._check_names(spec)
+        self._check_results(spec)
         return ServedModel(
             name=self.source.name,
             version=self.source.version,
@@ -98,6 +101,24 @@ class Candidate:
             max_request=self.sidecar.max_request,
             padding=self._padding(spec),
         )
+
+    def _check_results(self, spec: ModelSpec) -> None:
+        if len(spec.outputs) > MAX_TENSORS:
+            raise Unservable(
+                f"it gives {len(spec.outputs)} outputs, a result carries {MAX_TENSORS}"
+            )
+        for each in spec.outputs:
+            if each.shape is not None and len(each.shape) > MAX_RANK:
+                raise Unservable(
+                    f"output {each.name!r} has rank {len(each.shape)}, a result "
+                    f"carries {MAX_RANK}"
+                )
+        longest = max(map(len, self.sidecar.labels), default=0)
+        if longest > MAX_LABEL_CHARS:
+            raise Unservable(
+                f"{SIDECAR} has a label of {longest} characters, a result carries "
+                f"{MAX_LABEL_CHARS}"
+            )
 
     def _padding(self, spec: ModelSpec) -> Padding | None:
         pad = self.sidecar.pad

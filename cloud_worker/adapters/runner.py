@@ -96,6 +96,7 @@ class RunnerProcess:
         self._at_once = 1
         self._loaded: asyncio.Future[Loaded] = self._loop.create_future()
         self._fault: str | None = None
+        self._cut = False
         self._asked_to_end = False
         self._output = bytearray()
         self._exited = asyncio.Event()
@@ -161,7 +162,7 @@ class RunnerProcess:
     @property
     def ended(self) -> bool:
         """Whether it has died, or is about to."""
-        return self._exited.is_set() or self._fault is not None
+        return self._cut or self._exited.is_set() or self._fault is not None
 
     @property
     def running(self) -> int:
@@ -309,6 +310,8 @@ class RunnerProcess:
 
     def _lost(self, error: BaseException | None) -> None:
         """The socket is gone; the exit code, a moment later, says why."""
+        # In between nothing may be written to it.
+        self._cut = True
         if isinstance(error, FrameError):
             self.kill(f"the model's process said what is no frame: {error}")
         self._kill()

@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Protocol
 
 import structlog
+from pydantic import ValidationError
 
+from broker.codec import explain
 from broker.dead_letters import MAX_MISHAPS, Mishap, times_retried
 from broker.messages import Result, Tensor, Timings
 from cloud_worker.adapters.runner import BatchFailed, ModelFailed
@@ -174,7 +176,7 @@ class Infer:
             return
         group = batch[0].group
         if (why := self._given_up.get(group.key)) is not None:
-            self._replies.finish(self._failed(item, why) for item in batch)
+            self._fail(batch, why)
             return
         self._submitted[group.key] += 1
         self._replies.observer.batch_started(batch, len(self._batcher))
@@ -406,16 +408,26 @@ def _results(
             infer_ms=outputs.infer_ms,
         )
         served = Served(model.version, len(batch), timings)
-        whole = _whole(held, outputs, index, reading)
-        if whole is None:
-            continue
-        gave, meaning = whole
-        if isinstance(meaning, Unreadable):
-            result = failed(held.subject, meaning.reason, stamp, served)
+        was_over = held.over
+        try:
+            whole = _whole(held, outputs, index, reading)
+            if whole is None:
+                continue
+            gave, meaning = whole
+            if isinstance(meaning, Unreadable):
+                result = failed(held.subject, meaning.reason, stamp, served)
+                cause = Cause.MODEL
+            else:
+                result = answered(held.subject, gave, meaning, served, stamp)
+                cause = Cause.ANSWERED
+        except ValidationError as error:
+            # The model's doing, and no reason for the worker to end.
+            if was_over:
+                continue
+            held.end()
+            reason = f"what model {model.name!r} gave cannot travel: {explain(error)}"
+            result = failed(held.subject, reason, stamp, served)
             cause = Cause.MODEL
-        else:
-            result = answered(held.subject, gave, meaning, served, stamp)
-            cause = Cause.ANSWERED
         finished.append(_finished(item, result, cause))
     return finished
 

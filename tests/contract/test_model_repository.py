@@ -144,6 +144,7 @@ def test_a_wrong_model_json_costs_that_version_only(
     [
         ({"decision": {"output": "z"}}, "decides by output 'z'"),
         ({"pad": {"axis": 1, "sizes": [4]}}, "no input has a free axis 1"),
+        ({"labels": ["a", "b" * 1025]}, "a label of 1025 characters"),
         (
             {"preprocess": {"input": "z", "width": 1, "height": 1, "channels": 1}},
             "makes the input 'z'",

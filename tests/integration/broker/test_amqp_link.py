@@ -344,6 +344,35 @@ async def test_an_added_queue_that_is_refused_costs_the_others_nothing(
         assert (await heard.delivery()).body == b"at last"
 
 
+async def test_an_added_queue_that_is_refused_at_a_connect_keeps_no_other_away(
+    rabbit: Node,
+) -> None:
+    heard = Heard()
+    good, good_key = norm_queue("good-beside")
+    odd, odd_key = norm_queue("odd-at-start")
+    async with await aio_pika.connect(rabbit.amqp_url("admin")) as admin:
+        channel = await admin.channel()
+        await channel.declare_queue(odd.name, durable=True)
+        link = AmqpLink(
+            rabbit.amqp_url("worker"),
+            name="test",
+            on_delivery=heard.on_delivery,
+            on_change=heard.on_change,
+            backoff=quick(),
+        )
+        await link.consume_also([odd], 5)
+        await link.consume_also([good], 5)
+        async with running(link.run):
+            await link.wait_up()
+            await link.publish(good_key, b"fine")
+            fine = await heard.delivery()
+            assert fine.body == b"fine"
+            await channel.queue_delete(odd.name)
+            await link.consume_also([odd], 5)
+            await link.publish(odd_key, b"at last")
+            assert (await heard.delivery()).body == b"at last"
+
+
 async def test_a_queue_that_is_added_without_a_connection_comes_with_it(
     rabbit: Node,
 ) -> None:

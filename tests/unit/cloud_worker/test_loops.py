@@ -655,6 +655,34 @@ async def test_one_part_that_fails_fails_the_request_once() -> None:
         assert len(on.broker.results()) == 2
 
 
+async def test_a_split_request_of_a_version_that_never_comes_fails_once() -> None:
+    async with bench() as on:
+        on.runner.up = False
+        beside = Letter(encode(many("r-1", range(40)), request("r-2", 7.0)))
+        await on.take(beside)
+        on.infer.give_up("double/1", "it cannot be loaded")
+        await until(lambda: beside.ended == "acked")
+        assert sorted(each.id for each in on.broker.results()) == ["r-1", "r-2"]
+        assert on.ended == {Cause.MODEL: 2}
+        assert on.room.held == 0
+
+
+async def test_an_output_that_cannot_travel_fails_its_request_and_not_the_worker() -> (
+    None
+):
+    async with bench() as on:
+        on.runner.held = []
+        letter = Letter(encode(request("r-1")))
+        await on.take(letter)
+        await until(lambda: on.runner.held)
+        block = OutputBlock("y", "float32", ((1,) * 9,), memoryview(bytes(4)))
+        on.runner.held.pop().set_result(BatchOutputs(1, (block,), 1.0))
+        await until(lambda: letter.ended == "acked")
+        (result,) = on.broker.results()
+        assert result.status is Status.FAILED
+        assert "cannot travel" in (result.reason or "")
+
+
 async def test_a_request_whose_parts_expire_is_expired_once() -> None:
     async with bench() as on:
         on.runner.held = []

@@ -50,6 +50,10 @@ async def test_an_agent_without_its_cloud_is_ready_and_counts(short_tmp: Path) -
         http_port=http,
     )
     async with Agent(settings), device(f"mqtt://127.0.0.1:{mqtt}") as cam:
+        async with asyncio.timeout(10):
+            # Before it listens, its broker has nobody to give a request to.
+            while (await get(http, "/readyz"))[0] != 200:  # noqa: ASYNC110 - HTTP tells no event
+                await asyncio.sleep(0.02)
         await cam.send("fashion", SHIRT)
         assert (await cam.next_answer(0))["status"] == "answered"
         await cam.send("fashion", b"nonsense")

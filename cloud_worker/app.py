@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import structlog
 
-from broker.amqp import AmqpLink, Prefetch
-from broker.amqp import Delivery as AmqpDelivery
+from broker.amqp.delivery import Delivery as AmqpDelivery
+from broker.amqp.link import AmqpLink
+from broker.amqp.subscriber import Prefetch
 from broker.backoff import Backoff
 from broker.topology import GET_QUEUE, standing_queues
 from bundle.store import BundleStore

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from broker.amqp import AmqpLink
+from broker.amqp.link import AmqpLink
 from cloud_worker.core.ledger import STATUS, Aside, Cause, Ledger
 from cloud_worker.loops.observer import Observer
 from cloud_worker.loops.overload import PoolWatch

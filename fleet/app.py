@@ -12,7 +12,8 @@ from typing import Final, Self
 
 import structlog
 
-from broker.amqp import AmqpLink, LinkDown
+from broker.amqp.link import AmqpLink
+from broker.link import LinkDown
 from broker.topology import TELEMETRY_QUEUE, standing_queues
 from fleet.adapters.hints import hint_once, send_hints
 from fleet.adapters.registry import Publication, Registry

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from broker.amqp import LinkDown
 from broker.dead_letters import POISON, Death, headers_of
+from broker.link import LinkDown
 from broker.topology import DEAD_EXCHANGE
 from cloud_worker.core.dead_letters import own_envelope
 from cloud_worker.core.ledger import Aside, Ledger

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from broker.amqp import CannotConsume, Prefetch
+from broker.amqp.subscriber import CannotConsume, Prefetch
 from broker.topology import Queue, model_queues
 from cloud_worker.adapters.frames import ModelSource
 from cloud_worker.adapters.library import Holdings, Library

@@ -8,7 +8,8 @@ from typing import Final
 
 import structlog
 
-from broker.amqp import LinkDown, NoSuchQueue, QueueLook
+from broker.amqp.queues import NoSuchQueue, QueueLook
+from broker.link import LinkDown
 from broker.topology import model_queues
 from cloud_worker.core.overload import Backlog, Depth, backlog
 from cloud_worker.core.spec import ServedModel

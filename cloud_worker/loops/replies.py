@@ -11,8 +11,8 @@ from typing import Final, Protocol
 
 import structlog
 
-from broker.amqp import LinkDown
 from broker.backoff import Backoff
+from broker.link import LinkDown
 from broker.topics import as_routing_key, results
 from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.replies import Finished, Reply, group_replies

@@ -12,8 +12,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from broker.amqp import AmqpLink, Browser, Delivery, LinkDown, NoSuchQueue, QueueInUse
+from broker.amqp.browser import Browser, QueueInUse
+from broker.amqp.delivery import Delivery
+from broker.amqp.link import AmqpLink
+from broker.amqp.queues import NoSuchQueue
 from broker.dead_letters import RETRIED
+from broker.link import LinkDown
 from broker.topology import DEAD_QUEUE
 from fleet.core.letters import Choice, Filter, Letter, read_letter
 

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
-from broker.amqp import AmqpLink, LinkDown
+from broker.amqp.link import AmqpLink
 from broker.codec import encode
+from broker.link import LinkDown
 from broker.messages import Command
 from broker.topics import as_routing_key, commands
 

@@ -16,7 +16,9 @@ from typing import Any, Final
 import numpy as np
 from rich.console import Console
 
-from broker.amqp import AmqpLink, Delivery, NoSuchQueue
+from broker.amqp.delivery import Delivery
+from broker.amqp.link import AmqpLink
+from broker.amqp.queues import NoSuchQueue
 from broker.link import LinkDown
 from broker.topology import model_queues
 from lifecycle.clock import Clock, SystemClock

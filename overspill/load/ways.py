@@ -178,7 +178,7 @@ class IntoQueue:
 
     def __init__(self, run: str, url: str, hears: Hears, *, agents: int) -> None:
         # aio-pika is no dependency of the other ways.
-        from broker.amqp import AmqpLink  # noqa: PLC0415 - as said
+        from broker.amqp.link import AmqpLink  # noqa: PLC0415 - as said
         from broker.topology import result_queue  # noqa: PLC0415 - as said
 
         self._run = run

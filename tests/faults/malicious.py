@@ -10,7 +10,8 @@ import asyncio
 import random
 from collections import deque
 
-from broker.amqp import AmqpLink, Delivery
+from broker.amqp.delivery import Delivery
+from broker.amqp.link import AmqpLink
 from broker.codec import decode, encode
 from broker.messages import Request, Result, Status, Tensor
 from broker.topics import as_routing_key, read_request_key, results

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from broker.amqp import AmqpLink, LinkDown
+from broker.amqp.link import AmqpLink
+from broker.link import LinkDown
 from broker.mqtt import MqttLink, MqttTarget
 from broker.node import Node
 from tests.faults.lossy_link import FAR, NEAR, LossyLink, why_not

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker.amqp import AmqpLink, Delivery
+from broker.amqp.delivery import Delivery
+from broker.amqp.link import AmqpLink
 from broker.backoff import Backoff
 from broker.mqtt import MqttLink, MqttTarget
 

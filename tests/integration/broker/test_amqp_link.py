@@ -10,15 +10,12 @@ from typing_extensions import override
 from yarl import URL
 
 from broker import topology
-from broker.amqp import (
-    AmqpLink,
-    BadUrl,
-    CannotConsume,
-    LinkDown,
-    NoSuchQueue,
-    QueueInUse,
-)
+from broker.amqp.browser import QueueInUse
+from broker.amqp.link import AmqpLink
+from broker.amqp.queues import NoSuchQueue
+from broker.amqp.subscriber import CannotConsume
 from broker.backoff import Backoff
+from broker.link import BadUrl, LinkDown
 from broker.messages import Priority
 from broker.node import Node
 from tests.integration.broker.links import Heard, amqp, quick, running, until

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from broker import topology
-from broker.amqp import AmqpLink, LinkDown, PublishTimeout
+from broker.amqp.link import AmqpLink
+from broker.link import LinkDown, PublishTimeout
 from broker.mqtt import LinkDown as MqttDown
 from broker.mqtt import MqttLink, MqttTarget
 from broker.node import Node, NodeError, PortTaken

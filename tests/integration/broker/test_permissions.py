@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from broker import codec, topics, topology
-from broker.amqp import LinkDown as AmqpDown
+from broker.link import LinkDown as AmqpDown
 from broker.messages import Command, Priority, Result, Status
 from broker.mqtt import LinkDown, MqttLink, MqttTarget
 from broker.node import Node

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.amqp import AmqpLink
+from broker.amqp.link import AmqpLink
 from broker.messages import Result, Status
 from broker.node import Node
 from tests.integration.cloud_worker.pool import (

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from broker import topics
-from broker.amqp import AmqpLink
+from broker.amqp.link import AmqpLink
 from broker.codec import decode, encode
 from broker.messages import Command, Desired, Report, SlotReport
 from broker.mqtt import MqttLink, MqttTarget

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from broker.amqp import AmqpLink, Delivery
+from broker.amqp.delivery import Delivery
+from broker.amqp.link import AmqpLink
 from broker.node import Node
 from broker.topology import result_queue
 from edge_agent.settings import AgentSettings

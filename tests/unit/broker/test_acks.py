@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.acks import Acks, Due
+from broker.amqp.acks import Acks, Due
 
 
 def test_nothing_is_owed_at_first() -> None:

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from broker.amqp import LinkDown
 from broker.codec import decode, encode, seal_envelope
 from broker.dead_letters import RETRIED, Mishap, read_death
+from broker.link import LinkDown
 from broker.messages import (
     Medium,
     Reason,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.amqp import LinkDown, NoSuchQueue, QueueLook
+from broker.amqp.queues import NoSuchQueue, QueueLook
+from broker.link import LinkDown
 from cloud_worker.loops.observer import Observer
 from cloud_worker.loops.overload import PoolWatch
 from cloud_worker.loops.stamps import Stamps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from broker.amqp import AmqpLink
+from broker.amqp.link import AmqpLink
 from cloud_worker.core.ledger import Aside, Cause, Ledger
 from cloud_worker.loops.observer import Observer
 from cloud_worker.loops.overload import PoolWatch

@@ -105,6 +105,8 @@ class Standing:
         try:
             self._on_change(up)
         except Exception:
+            # All there is: it is somebody else's function, and no mistake in it may
+            # keep a link from coming up, or from being torn down.
             log.exception("a link's on_change failed", link=self.name, up=up)
 
 

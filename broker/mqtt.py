@@ -397,13 +397,13 @@ class MqttLink:
     async def _connect_once(self) -> None:
         """Connect, subscribe and hold the connection; raises LinkDown at its end."""
         client = self._new_client()
-        try:
-            await client.__aenter__()
-        except BaseException as error:
-            client.abandon()
-            if isinstance(error, (aiomqtt.MqttError, OSError, ValueError)):
+        with contextlib.ExitStack() as undo:
+            undo.callback(client.abandon)
+            try:
+                await client.__aenter__()
+            except (aiomqtt.MqttError, OSError, ValueError) as error:
                 raise LinkDown(self._why_unconnected(error)) from error
-            raise
+            undo.pop_all()
         client.timeout = CLOSE_TIMEOUT_S
         client.suspect_after(self._keepalive_s / 2)
         try:
@@ -500,6 +500,8 @@ class MqttLink:
         try:
             self._on_message(topic, payload)
         except Exception:
+            # All there is: it is somebody else's function, and past here it would end
+            # in paho's reader, the message never acknowledged.
             log.exception(
                 "a message was not handled", link=self._standing.name, topic=topic
             )

@@ -121,6 +121,7 @@ class Pages:
         try:
             return make()
         except Exception as error:
+            # All there is: it is somebody else's function, and whoever asks is told.
             log.exception("page failed", path=path)
             return Page.text(HTTPStatus.INTERNAL_SERVER_ERROR, type(error).__name__)
 

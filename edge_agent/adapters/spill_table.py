@@ -307,7 +307,7 @@ class SpillTable:
             if self._entries:
                 self._write_entries()
             self._db.execute("COMMIT")
-        except BaseException as error:
+        except BaseException as error:  # raised again: half a transaction may not stay
             self._entries.clear()
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
@@ -891,7 +891,7 @@ def _connect_sound(path: Path, damage: str | None) -> sqlite3.Connection:
     try:
         if not checked:
             _check_pages(db)
-    except BaseException:
+    except BaseException:  # raised again: a file that is set aside may not be open
         db.close()
         raise
     return db
@@ -977,7 +977,7 @@ def _connect(path: Path) -> sqlite3.Connection:
                 f"BEGIN; {script} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
             version = SCHEMA_VERSION
-    except BaseException:
+    except BaseException:  # raised again: nobody else could close it
         db.close()
         raise
     if version != SCHEMA_VERSION:

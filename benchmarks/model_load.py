@@ -31,7 +31,8 @@ from benchmarks.limits import (
 )
 from broker.codec import decode, encode
 from broker.messages import Priority, Reason, Request, Result, Status, Tensor
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from broker.node import Node
 from broker.topics import downlink, requests
 from lifecycle.clock import SystemClock

@@ -28,7 +28,7 @@ from benchmarks.limits import (
     report,
     together,
 )
-from broker.mqtt import MqttTarget
+from broker.mqtt.target import MqttTarget
 from broker.node import Node
 from edge_agent.app import Agent
 from edge_agent.settings import AgentSettings

@@ -20,8 +20,10 @@ import structlog
 
 from broker import topics
 from broker.backoff import Backoff
+from broker.link import LinkDown
 from broker.messages import Priority
-from broker.mqtt import LinkDown, MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from broker.traceparent import read_traceparent
 from bundle.pack import BundleRejected
 from bundle.trust import load_public_keys

@@ -15,7 +15,7 @@ from typing import Any, Final
 import structlog
 
 from broker.messages import Report
-from broker.mqtt import MqttLink
+from broker.mqtt.link import MqttLink
 from edge_agent.adapters.outbox import Counts, Outbox, OutboxFailed, enduring
 from edge_agent.core.ledger import Ledger
 from edge_agent.core.slots import Slots

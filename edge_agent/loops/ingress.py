@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from broker.mqtt import LinkDown
+from broker.link import LinkDown
 from edge_agent.adapters.outbox import (
     Committed,
     Outbox,

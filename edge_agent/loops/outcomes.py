@@ -16,8 +16,8 @@ from typing import Final
 import structlog
 
 from broker.codec import WireError, decode
+from broker.link import LinkDown
 from broker.messages import Result
-from broker.mqtt import LinkDown
 from edge_agent.adapters.outbox import Outbox, OutboxFailed, enduring
 from edge_agent.core.answers import Answer
 from edge_agent.core.delivery import (

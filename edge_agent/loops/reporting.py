@@ -10,8 +10,8 @@ import structlog
 
 from broker import topics
 from broker.codec import encode
+from broker.link import LinkDown
 from broker.messages import Report
-from broker.mqtt import LinkDown
 from edge_agent.loops.uplink import Link
 
 log = structlog.get_logger(__name__)

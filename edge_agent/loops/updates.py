@@ -18,8 +18,8 @@ import structlog
 
 from broker import topics
 from broker.codec import WireError, decode, encode
+from broker.link import LinkDown
 from broker.messages import Blob, Desired, DesiredModel, Get
-from broker.mqtt import LinkDown
 from bundle.pack import BundleRejected
 from bundle.seal import Seal, SealRejected, open_seal
 from bundle.trust import TrustedKeys

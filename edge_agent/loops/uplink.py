@@ -18,8 +18,8 @@ import structlog
 
 from broker import topics
 from broker.codec import WireError, repack, seal_envelope
+from broker.link import LinkDown
 from broker.messages import Request
-from broker.mqtt import LinkDown
 from edge_agent.adapters.outbox import Outbox, OutboxFailed, enduring
 from edge_agent.core.delivery import Spill, resend_delay_ms
 from edge_agent.core.ready import Ready, ReadySet

@@ -25,7 +25,8 @@ from typing import IO, Any, Final, Protocol
 import msgpack
 
 from broker.link import LinkDown
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from lifecycle.clock import Clock, SystemClock
 from lifecycle.logs import configure_logs
 from overspill.demo.history import Reply, Sent, as_line

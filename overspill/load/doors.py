@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from broker.link import without_password
-from broker.mqtt import MqttTarget
+from broker.mqtt.target import MqttTarget
 from broker.node import Node, NodeInfo
 from broker.topics import check_id
 from overspill.load.ways import AsAgents, AsDevices, Hears, IntoQueue, Way

@@ -13,7 +13,8 @@ from typing import Any, Final, Protocol
 import structlog
 
 from broker.codec import WireError
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from broker.topics import as_routing_key, requests, results
 from overspill.load.account import Ending
 from overspill.load.mix import Planned

@@ -14,7 +14,8 @@ from typing import Final
 import typer
 
 from broker import topics
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from broker.node_info import NodeError, read_info
 from lifecycle.logs import configure_logs
 from lifecycle.signals import stop_on_signals

@@ -18,7 +18,9 @@ import msgpack
 import numpy as np
 
 from broker.backoff import Backoff
-from broker.mqtt import LinkDown, MqttLink, MqttTarget
+from broker.link import LinkDown
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from tests.faults.history import History
 
 COPY_BYTES = 1024

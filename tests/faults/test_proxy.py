@@ -12,7 +12,8 @@ import pytest
 
 from broker.amqp.link import AmqpLink
 from broker.link import LinkDown
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from broker.node import Node
 from tests.faults.lossy_link import FAR, NEAR, LossyLink, why_not
 from tests.faults.proxy import DEAD, GOOD, LOOPBACK, Proxy, Road

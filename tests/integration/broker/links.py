@@ -11,7 +11,8 @@ from typing import Any
 from broker.amqp.delivery import Delivery
 from broker.amqp.link import AmqpLink
 from broker.backoff import Backoff
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 
 PATIENCE_S = 30.0
 

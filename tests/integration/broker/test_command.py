@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from broker.mqtt import MqttTarget
+from broker.mqtt.target import MqttTarget
 from broker.node import Node
 from broker.process import alive
 from tests.integration.broker.links import mqtt

@@ -12,7 +12,9 @@ import pytest
 from typing_extensions import override
 
 from broker.backoff import Backoff
-from broker.mqtt import BadUrl, LinkDown, MqttLink, MqttTarget, PublishTimeout
+from broker.link import BadUrl, LinkDown, PublishTimeout
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from tests.integration.broker.links import Heard, mqtt, quick, running, until, within
 
 pytestmark = pytest.mark.integration
@@ -191,7 +193,7 @@ async def test_a_broker_that_confirms_nothing_is_left_and_tried_again() -> None:
 async def test_a_link_that_hears_no_answer_connects_anew_and_then_less_often(
     mosquitto: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.mqtt.DEAF_AFTER_S", 0.3)
+    monkeypatch.setattr("broker.mqtt.link.DEAF_AFTER_S", 0.3)
     heard = Heard()
     asked = {"answered": lambda topic: topic == "ask"}
     async with mqtt(mosquitto, "a", "answer", heard=heard, **asked) as link:

@@ -13,8 +13,8 @@ import pytest
 from broker import topology
 from broker.amqp.link import AmqpLink
 from broker.link import LinkDown, PublishTimeout
-from broker.mqtt import LinkDown as MqttDown
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from broker.node import Node, NodeError, PortTaken
 from broker.node_info import plan, read_info
 from broker.ports import is_free
@@ -139,7 +139,7 @@ async def test_links_outlive_a_broker_that_is_absent_stopped_and_killed(
             await heard.delivery()
             await node.kill()
             await until(lambda: not agent.up and not worker.up)
-            with pytest.raises(MqttDown):
+            with pytest.raises(LinkDown):
                 await agent.publish("e1/agent-1/up/get", b"", timeout_s=30)
             with pytest.raises(LinkDown):
                 await worker.publish("e1.agent-1.dn.res", b"", timeout_s=30)

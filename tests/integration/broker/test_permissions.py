@@ -7,7 +7,8 @@ import pytest
 from broker import codec, topics, topology
 from broker.link import LinkDown
 from broker.messages import Command, Priority, Result, Status
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from broker.node import Node
 from tests.integration.broker.links import Heard, amqp, mqtt, quick, running, until
 

@@ -25,7 +25,8 @@ from broker.messages import (
     Result,
     Tensor,
 )
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from broker.node import Node
 from broker.topics import blobs, downlink, gets, requests, results
 from cloud_worker.app import Worker

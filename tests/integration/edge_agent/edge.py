@@ -18,7 +18,8 @@ from typing import Any
 import msgpack
 
 from broker.backoff import Backoff
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from edge_agent.app import Agent
 from edge_agent.settings import AgentSettings
 

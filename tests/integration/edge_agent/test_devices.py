@@ -14,7 +14,8 @@ import pytest
 
 from broker.codec import encode
 from broker.messages import Result, Status
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from broker.node import Node
 from broker.ports import free_port
 from broker.topics import results

@@ -17,7 +17,8 @@ from broker import topics
 from broker.amqp.link import AmqpLink
 from broker.codec import decode, encode
 from broker.messages import Command, Desired, Report, SlotReport
-from broker.mqtt import MqttLink, MqttTarget
+from broker.mqtt.link import MqttLink
+from broker.mqtt.target import MqttTarget
 from broker.node import Node
 from broker.topology import TELEMETRY_QUEUE
 from bundle.store import BundleStore

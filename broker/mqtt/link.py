@@ -1,8 +1,4 @@
-"""One MQTT 3.1.1 connection that endures. The only user of aiomqtt.
-
-Messages are handed over in the reader's own callback, before they are acknowledged,
-and nothing here is queued: what is published is confirmed, refused or timed out.
-"""
+"""An MQTT link: one connection that subscribes and publishes."""
 
 from __future__ import annotations
 
@@ -10,35 +6,26 @@ import asyncio
 import contextlib
 import functools
 import logging
-import math
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Self, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from dataclasses import dataclass
+from typing import Any, Final
 
 import aiomqtt
-import paho.mqtt.client as paho
 import structlog
-from typing_extensions import override
 
 from broker.backoff import Backoff
 from broker.link import (
-    BadUrl,
     LinkDown,
     PublishTimeout,
     Standing,
-    each_address,
     until_cancelled,
     why_unreachable,
-    without_password,
 )
-
-__all__ = ["BadUrl", "LinkDown", "MqttLink", "MqttTarget", "PublishTimeout"]
+from broker.mqtt.client import Client
+from broker.mqtt.target import MqttTarget
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 10.0
 SUBSCRIBE_TIMEOUT_S: Final = 10.0
@@ -50,189 +37,9 @@ CLOSE_TIMEOUT_S: Final = 2.0
 # Nagle's algorithm meets delayed acknowledgements: 44 ms a round trip instead of 2.
 NODELAY: Final = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
 
-_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 _REFUSED: Final = 0x80
 # CONNACK 4 and 5 as MQTT 3.1.1 numbers them and as paho translates them.
 _BAD_CREDENTIALS: Final = frozenset({4, 5, 0x86, 0x87})
-
-
-@dataclass(frozen=True, slots=True)
-class MqttTarget:
-    """Where a broker is and who we are to it.
-
-    Attributes:
-        others: further addresses of the same broker, a cluster's, to be tried in turn.
-    """
-
-    host: str
-    port: int
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    tls: bool = False
-    ca_file: str | None = None
-    others: tuple[tuple[str, int], ...] = ()
-
-    @classmethod
-    def from_url(cls, url: str) -> MqttTarget:
-        """Read `mqtt://user:password@host:1883` or `mqtts://host?ca_file=/path.pem`.
-
-        The members of a cluster are named with commas between: `mqtt://a:1883,b:1883`.
-
-        Raises:
-            BadUrl: it names no broker.
-        """
-        first, *rest = (cls._from_one(each) for each in each_address(url))
-        return replace(first, others=tuple((each.host, each.port) for each in rest))
-
-    @classmethod
-    def _from_one(cls, url: str) -> MqttTarget:
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as error:
-            raise BadUrl(f"not the URL of an MQTT broker ({error})") from error
-        if parts.scheme not in _PORTS or not parts.hostname:
-            raise BadUrl(
-                f"{without_password(url)!r} does not name an MQTT broker; write "
-                "mqtt://user:password@host:1883, or mqtts:// for TLS"
-            )
-        ca_files = parse_qs(parts.query).get("ca_file", [None])
-        return cls(
-            host=parts.hostname,
-            port=port or _PORTS[parts.scheme],
-            username=None if parts.username is None else unquote(parts.username),
-            password=None if parts.password is None else unquote(parts.password),
-            tls=parts.scheme == "mqtts",
-            ca_file=ca_files[0],
-        )
-
-    def next_address(self) -> MqttTarget:
-        """The same broker at its next address; itself when it has only one."""
-        if not self.others:
-            return self
-        (host, port), *rest = self.others
-        others = (*rest, (self.host, self.port))
-        return replace(self, host=host, port=port, others=others)
-
-    @override
-    def __str__(self) -> str:
-        return f"{'mqtts' if self.tls else 'mqtt'}://{self.host}:{self.port}"
-
-
-class _Client(aiomqtt.Client):
-    """aiomqtt's client, made safe to lose and to cancel while it connects.
-
-    aiomqtt connects in a thread; a cancelled connect goes on there, comes up later
-    and then holds the session that its successor wants. And a connection that is
-    lost before `__aenter__` has returned is taken for a good one.
-    """
-
-    entered = False
-    lost = False
-    abandoned = False
-    owes_puback = False
-
-    def __init__(
-        self,
-        *args: Any,  # noqa: ANN401 - aiomqtt's own
-        hand_over: Callable[[str, bytes], None],
-        **kwargs: Any,  # noqa: ANN401 - aiomqtt's own
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.hand_over = hand_over
-
-    @override
-    async def __aenter__(self) -> Self:
-        await super().__aenter__()
-        if self.lost:
-            raise aiomqtt.MqttError("it closed the connection at once")
-        self.entered = True
-        return self
-
-    @override
-    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:
-        # Not `asyncio.wait_for`: until Python 3.12 that may forget a cancellation.
-        seconds = self.timeout if timeout is None else timeout
-        try:
-            async with asyncio.timeout(None if seconds == math.inf else seconds):
-                return await fut
-        except TimeoutError:
-            raise aiomqtt.MqttError("Operation timed out") from None
-
-    @override
-    def _client_connect(self) -> None:
-        super()._client_connect()
-        if self.abandoned:
-            # In the loop, after what paho has just scheduled there.
-            self._loop.call_soon_threadsafe(self.abandon)
-
-    @override
-    def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:
-        self.lost = True
-        if self.entered:
-            super()._on_disconnect(*args, **kwargs)
-
-    @override
-    def _on_socket_register_write(
-        self,
-        client: paho.Client,
-        userdata: Any,
-        sock: Any,
-    ) -> None:
-        if self.abandoned:
-            return  # `abandon` writes by itself, and the socket is closed after it.
-        # aiomqtt's way through a pipe and the selector costs two turns of the loop,
-        # more than the write itself. What we publish is written at once; a PUBACK
-        # after those who wait for its message.
-        if not self.entered:
-            super()._on_socket_register_write(client, userdata, sock)
-        elif self.owes_puback:
-            self.owes_puback = False
-            self._loop.call_soon(self._flush, sock)
-        else:
-            self._flush(sock)
-
-    @override
-    def _on_message(
-        self, client: paho.Client, userdata: Any, message: paho.MQTTMessage
-    ) -> None:
-        # Handed over at once: no queue, and no task or wait for each message.
-        self.hand_over(message.topic, bytes(message.payload))
-        self.owes_puback = True
-
-    def begin(self, topic: str, payload: bytes) -> asyncio.Event:
-        """Publish at QoS 1; the event is set on PUBACK.
-
-        As aiomqtt's `publish`, but for the task and the turns of the loop it costs.
-        """
-        info = self._client.publish(topic, payload, 1)
-        if info.rc != paho.MQTT_ERR_SUCCESS:
-            raise aiomqtt.MqttCodeError(info.rc, "Could not publish message")
-        confirmation = asyncio.Event()
-        self._pending_publishes[info.mid] = confirmation
-        return confirmation
-
-    def _flush(self, sock: socket.socket) -> None:
-        client = self._client
-        with contextlib.suppress(OSError):  # the reader learns of it too
-            client.loop_write()
-        # A socket that was closed meanwhile has no number for the selector.
-        if client.want_write() and not self.abandoned and sock.fileno() >= 0:
-            super()._on_socket_register_write(client, None, sock)
-
-    def suspect_after(self, silent_s: float) -> None:
-        """Ask the broker for a sign of life after so long, and again wait so long.
-
-        paho does both after the keepalive that the broker was told, so that it would
-        notice a dead connection only after twice that.
-        """
-        self._client._keepalive = silent_s  # type: ignore[assignment]  # noqa: SLF001 - only compared; the public one is closed
-
-    def abandon(self) -> None:
-        """Let go of a connection that was not made to the end."""
-        self.abandoned = True
-        self._client.disconnect()
-        self._client.loop_write()
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +96,7 @@ class MqttLink:
         self._keepalive_s = keepalive_s
         self._standing = Standing(f"{target} as {client_id}", on_change, backoff)
         self._slots = asyncio.Semaphore(window)
-        self._client: _Client | None = None
+        self._client: Client | None = None
         self._waiting: set[asyncio.Timeout] = set()
         self._unconfirmed = 0
         self._stalled = asyncio.Event()
@@ -356,7 +163,7 @@ class MqttLink:
 
     async def _confirmed(
         self,
-        client: _Client,
+        client: Client,
         begun: asyncio.Event | None,
         topic: str,
         payload: bytes,
@@ -415,9 +222,9 @@ class MqttLink:
             with contextlib.suppress(aiomqtt.MqttError):
                 await client.__aexit__(None, None, None)
 
-    def _new_client(self) -> _Client:
+    def _new_client(self) -> Client:
         target = self._target
-        client = _Client(
+        client = Client(
             target.host,
             target.port,
             username=target.username,
@@ -437,7 +244,7 @@ class MqttLink:
         client.pending_calls_threshold = self._window_size + len(self._subscriptions)
         return client
 
-    async def _serve(self, client: _Client) -> None:
+    async def _serve(self, client: Client) -> None:
         self._unconfirmed = 0
         self._asked_s = None
         self._stalled.clear()
@@ -474,7 +281,7 @@ class MqttLink:
             "nobody answers, or the session was deleted; it is made anew"
         )
 
-    async def _subscribe(self, client: _Client) -> None:
+    async def _subscribe(self, client: Client) -> None:
         for topic in self._subscriptions:
             self._asking = topic
             granted = await client.subscribe(topic, qos=1, timeout=SUBSCRIBE_TIMEOUT_S)
@@ -538,7 +345,7 @@ class MqttLink:
         )
 
 
-async def _until_lost(client: _Client) -> None:
+async def _until_lost(client: Client) -> None:
     # Messages go to `_deliver`; the iterator itself only ever reports the loss.
     async for message in client.messages:
         log.error("a message came by a way that is not used", topic=message.topic.value)

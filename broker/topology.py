@@ -160,28 +160,28 @@ def agent_user(agent: str) -> User:
 
 
 def worker_user(name: str = "worker") -> User:
-    """The pool: its queues, and the downlinks of every agent."""
-    queues = "infer\\..*|unrouted|model\\.get|fleet\\.telemetry"
-    return User(
-        name=name,
-        configure=f"^({queues})$",
-        write=f"^({queues}|amq\\.topic)$",
-        read=f"^({queues}|amq\\.topic)$",
-        # `up.req` as well: what was unrouted goes back once its queue exists.
-        topic_write="^e1\\.[a-z0-9_-]+\\.(dn\\.|up\\.req\\.)",
-        topic_read="^e1\\.",
-    )
+    """The pool: its queues, and the downlinks of every agent.
+
+    Requests too, because what was unrouted goes back once its queue exists.
+    """
+    return _cloud_user(name)
 
 
 def fleet_user(name: str = "fleet") -> User:
-    """The operators' program: hears telemetry, sends hints, retries dead letters."""
+    """The operators' program: hears telemetry, sends hints.
+
+    Requests too, because a retried dead letter goes back to where it died.
+    """
+    return _cloud_user(name)
+
+
+def _cloud_user(name: str) -> User:
     queues = "infer\\..*|unrouted|model\\.get|fleet\\.telemetry"
     return User(
         name=name,
         configure=f"^({queues})$",
         write=f"^({queues}|amq\\.topic)$",
         read=f"^({queues}|amq\\.topic)$",
-        # `up.req` as well: a retried dead letter goes back to where it died.
         topic_write="^e1\\.[a-z0-9_-]+\\.(dn\\.|up\\.req\\.)",
         topic_read="^e1\\.",
     )

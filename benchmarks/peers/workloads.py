@@ -6,12 +6,13 @@ import asyncio
 import random
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
 from benchmarks.peers import processes
 from benchmarks.peers.accounts import Accounts, Summary
-from benchmarks.peers.arrivals import bursts, poisson
+from benchmarks.peers.arrivals import Arrival, bursts, poisson
 from benchmarks.peers.contenders import OURS
 from benchmarks.peers.session import Session
 
@@ -64,7 +65,6 @@ async def load(
     session: Session, draw: random.Random, per_s: float, seconds: float
 ) -> Figures:
     """The stub at a steady open-loop rate; good within 100 ms."""
-    accounts = session.begin()
     arrivals = poisson(
         draw,
         per_s=per_s,
@@ -72,15 +72,13 @@ async def load(
         models=["stub"],
         deadlines_s=[LOAD_DEADLINE_S],
     )
-    await session.play(accounts, arrivals, expire=False)
-    return await _settled(session, accounts)
+    return await _played(session, arrivals, expire=False)
 
 
 async def mixed(
     session: Session, draw: random.Random, per_s: float, seconds: float
 ) -> Figures:
     """Two models in equal parts, deadlines half 30 ms and half 150 ms, told to all."""
-    accounts = session.begin()
     arrivals = poisson(
         draw,
         per_s=per_s,
@@ -88,15 +86,13 @@ async def mixed(
         models=["stub", "resnet"],
         deadlines_s=MIXED_DEADLINES_S,
     )
-    await session.play(accounts, arrivals, expire=True)
-    return await _settled(session, accounts)
+    return await _played(session, arrivals, expire=True)
 
 
 async def burst(
     session: Session, draw: random.Random, quiet_per_s: float, count: int
 ) -> Figures:
     """Bursts of 150 to the stub over a quiet stream; good within 250 ms."""
-    accounts = session.begin()
     arrivals = bursts(
         draw,
         count=count,
@@ -106,11 +102,14 @@ async def burst(
         model="stub",
         deadline_s=BURST_DEADLINE_S,
     )
-    await session.play(accounts, arrivals, expire=False)
-    return await _settled(session, accounts)
+    return await _played(session, arrivals, expire=False)
 
 
-async def _settled(session: Session, accounts: Accounts) -> Figures:
+async def _played(
+    session: Session, arrivals: Sequence[Arrival], *, expire: bool
+) -> Figures:
+    accounts = session.begin()
+    await session.play(accounts, arrivals, expire=expire)
     await session.until_quiet(accounts, QUIET_S, GRACE_S)
     figures = _figures(accounts.summary())
     # What is still queued belongs to no later workload.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.adapters.control import ask
+from tests.waiting import until
 
 READY_S = 30.0
 
@@ -137,10 +138,3 @@ async def agent(folder: Path, **settings: Any) -> AsyncIterator[AgentProcess]:
         yield made
     finally:
         await made.end(signal.SIGKILL)
-
-
-async def until(what: Callable[[], object], within_s: float = 15.0) -> None:
-    """Return once `what()` holds."""
-    async with asyncio.timeout(within_s):
-        while not what():  # noqa: ASYNC110 - what is asked has no event
-            await asyncio.sleep(0.02)

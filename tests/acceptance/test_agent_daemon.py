@@ -16,12 +16,7 @@ import pytest
 from broker.node import Node, NodeInfo
 from broker.node_info import save_info
 from broker.ports import free_port as choose_port
-from tests.acceptance.processes import (
-    agent,
-    one_line,
-    said,
-    until,
-)
+from tests.acceptance.processes import agent, one_line, said
 from tests.integration.edge_agent.edge import (
     ROOT,
     SHIRT,
@@ -32,6 +27,7 @@ from tests.integration.edge_agent.edge import (
     tiny,
     worker,
 )
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]  # real processes
 

@@ -13,10 +13,11 @@ import pytest
 
 from broker.ports import free_port as choose_port
 from edge_agent.adapters.spill_table import SpillTable
-from tests.acceptance.processes import agent, one_line, said, until
+from tests.acceptance.processes import agent, one_line, said
 from tests.acceptance.test_agent_daemon import COPY
 from tests.contract.test_outbox import NOW_MS, spill
 from tests.integration.edge_agent.edge import Device, device
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]  # real processes
 

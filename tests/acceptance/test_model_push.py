@@ -20,7 +20,7 @@ import pytest
 
 from broker.node import Node
 from fleet.adapters.registry import Registry
-from tests.acceptance.processes import AgentProcess, agent, environment, module, until
+from tests.acceptance.processes import AgentProcess, agent, environment, module
 from tests.integration.edge_agent.edge import (
     ROOT,
     SHIRT,
@@ -31,6 +31,7 @@ from tests.integration.edge_agent.edge import (
     pool_models,
     worker,
 )
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]  # real processes
 

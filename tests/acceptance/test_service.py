@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from broker.ports import free_port
-from tests.acceptance.processes import AgentProcess, agent, environment, module, until
+from tests.acceptance.processes import AgentProcess, agent, environment, module
 from tests.integration.edge_agent.edge import pool_models, tiny
 from tests.unit.lifecycle.systemd import Systemd
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(60)]  # real processes
 

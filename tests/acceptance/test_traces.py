@@ -22,6 +22,7 @@ from lifecycle.tracing import Tracing
 from tests.acceptance.processes import agent
 from tests.integration.cloud_worker import pool
 from tests.integration.edge_agent.edge import device
+from tests.waiting import until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]  # real processes
 
@@ -117,7 +118,7 @@ async def test_one_trace_shows_the_whole_way_of_a_request(
         await asyncio.to_thread(tracing.close)
         trace = trace_of(tracing.traceparent(span))
         names = {"device", "agent", "queue", "batch", "infer", "publish", "result"}
-        await pool.until(lambda: collector.of(trace).keys() >= names, 20)
+        await until(lambda: collector.of(trace).keys() >= names, 20)
     spans = collector.of(trace)
     assert spans.keys() == names
     services = {name: service for name, (service, _) in spans.items()}
@@ -170,7 +171,7 @@ async def test_a_batch_is_linked_to_each_request_in_it(
         await asking.ask(*items)
         await asking.all_results(each.id for each in items)
         found = [collector.of(trace_of(each)) for each in parents]
-        await pool.until(
+        await until(
             lambda: all("publish" in collector.of(trace_of(each)) for each in parents),
             20,
         )

@@ -32,6 +32,7 @@ from edge_agent.adapters.spill_table import SpillTable
 from edge_agent.core.answers import Answer, AnswerStatus, Source
 from edge_agent.core.delivery import Channel, Outcome, Spill, Stage, Step, Why
 from edge_agent.core.quotas import Full, QuotaLimits
+from tests.spills import open_spill
 
 NOW_MS = 1_700_000_000_000.0
 FAR_MS = NOW_MS + 60_000.0
@@ -47,20 +48,8 @@ EDGE = Answer(
 
 
 def spill(id_: str, device: str = "cam1", **more: Any) -> Spill:
-    base = Spill(
-        device=device,
-        id=id_,
-        model="fashion",
-        priority=Priority.NORM,
-        reason=Reason.HARD,
-        channel=Channel.MQTT,
-        encoding="json",
-        request=b"x" * 1000,
-        accepted_ms=NOW_MS,
-        deadline_ms=FAR_MS,
-        due_ms=NOW_MS,
-    )
-    return replace(base, **more)
+    usual = {"device": device, "request": b"x" * 1000, **more}
+    return open_spill(id_, now_ms=NOW_MS, left_ms=FAR_MS - NOW_MS, **usual)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.acceptance.processes import environment, module, until
+from tests.acceptance.processes import environment, module
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 READY_S = 90.0

@@ -21,11 +21,11 @@ from typing import Any, Self
 from broker.node import Node
 from broker.ports import free_port
 from edge_agent.adapters.control import ControlError, ask
-from tests.acceptance.processes import until
 from tests.faults.checker import Verdict, check
 from tests.faults.device import LOCAL, SPILLED, Device, Kind
 from tests.faults.history import History, read
 from tests.faults.program import ROOT, Program, python
+from tests.waiting import until
 
 AGENTS = ("agent-1", "agent-2", "agent-3", "agent-4")
 MODELS = ("copy", "fragile")

@@ -17,7 +17,8 @@ from broker.mqtt.target import MqttTarget
 from broker.node import Node
 from tests.faults.lossy_link import FAR, NEAR, LossyLink, why_not
 from tests.faults.proxy import DEAD, GOOD, LOOPBACK, Proxy, Road
-from tests.integration.broker.links import Heard, amqp, mqtt, quick, running, until
+from tests.integration.broker.links import Heard, amqp, mqtt, quick, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

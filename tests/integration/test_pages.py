@@ -15,6 +15,7 @@ from lifecycle.pages import (
     CannotListen,
     Pages,
 )
+from tests.integration.pages import ask
 
 pytestmark = pytest.mark.integration
 
@@ -29,15 +30,6 @@ def broken() -> Page:
 
 def served() -> Pages:
     return Pages("127.0.0.1", 0, {"/well": well, "/broken": broken})
-
-
-async def ask(port: int, request: bytes) -> bytes:
-    async with asyncio.timeout(10):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request)
-        answer = await reader.read()
-        writer.close()
-    return answer
 
 
 @pytest.mark.parametrize(

@@ -103,10 +103,3 @@ async def within(
 ) -> None:
     async with asyncio.timeout(seconds):
         _ = await awaitable
-
-
-async def until(what: Callable[[], object], seconds: float = PATIENCE_S) -> None:
-    """Return once `what()` is true; fail when it is not in time."""
-    async with asyncio.timeout(seconds):
-        while not what():  # noqa: ASYNC110 - what is asked has no event
-            await asyncio.sleep(0.02)

@@ -18,7 +18,8 @@ from broker.backoff import Backoff
 from broker.link import BadUrl, LinkDown
 from broker.messages import Priority
 from broker.node import Node
-from tests.integration.broker.links import Heard, amqp, quick, running, until
+from tests.integration.broker.links import Heard, amqp, quick, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

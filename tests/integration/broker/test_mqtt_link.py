@@ -15,7 +15,8 @@ from broker.backoff import Backoff
 from broker.link import BadUrl, LinkDown, PublishTimeout
 from broker.mqtt.link import MqttLink
 from broker.mqtt.target import MqttTarget
-from tests.integration.broker.links import Heard, mqtt, quick, running, until, within
+from tests.integration.broker.links import Heard, mqtt, quick, running, within
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -20,7 +20,8 @@ from broker.node_info import plan, read_info
 from broker.ports import is_free
 from broker.process import alive
 from broker.topics import BadId
-from tests.integration.broker.links import Heard, quick, running, until, within
+from tests.integration.broker.links import Heard, quick, running, within
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.integration,

@@ -10,7 +10,8 @@ from broker.messages import Command, Priority, Result, Status
 from broker.mqtt.link import MqttLink
 from broker.mqtt.target import MqttTarget
 from broker.node import Node
-from tests.integration.broker.links import Heard, amqp, mqtt, quick, running, until
+from tests.integration.broker.links import Heard, amqp, mqtt, quick, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker.process import alive, birth_of, end, spawn
-from tests.integration.broker.links import until
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -32,18 +32,10 @@ from broker.topics import blobs, downlink, gets, requests, results
 from cloud_worker.app import Worker
 from cloud_worker.settings import WorkerSettings
 from lifecycle.clock import SystemClock
+from tests.waiting import until
 
 MODELS = Path(__file__).parents[2] / "contract" / "worker_models"
 PATIENCE_S = 60.0
-
-
-async def until(
-    condition: Callable[[], object], patience_s: float = PATIENCE_S
-) -> None:
-    """Return once `condition` holds."""
-    async with asyncio.timeout(patience_s):
-        while not condition():  # noqa: ASYNC110 - it may be another process's
-            await asyncio.sleep(0.01)
 
 
 def repository(root: Path, **models: str) -> Path:

@@ -19,8 +19,8 @@ from tests.integration.cloud_worker.pool import (
     first_value,
     repository,
     request,
-    until,
 )
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.integration,

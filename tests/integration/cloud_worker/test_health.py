@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from broker.node import Node
 from cloud_worker.app import Worker
@@ -19,36 +18,11 @@ from tests.integration.cloud_worker.pool import (
     WorkerProcess,
     repository,
     request,
-    until,
 )
+from tests.integration.pages import Sample, get, metrics, sample
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
-
-
-async def get(port: int, path: str) -> tuple[int, str]:
-    """The status and body of one GET."""
-    async with asyncio.timeout(10):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: worker\r\n\r\n".encode())
-        answer = (await reader.read()).decode()
-        writer.close()
-    head, _, body = answer.partition("\r\n\r\n")
-    return int(head.split()[1]), body
-
-
-async def metrics(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample by name and labels."""
-    status, body = await get(port, "/metrics")
-    assert status == 200
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(body)
-        for sample in family.samples
-    }
-
-
-def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
-    return name, frozenset(labels.items())
 
 
 async def test_a_worker_is_ready_only_when_it_is_warm_and_consumes(
@@ -107,7 +81,7 @@ async def test_a_worker_that_drains_is_not_ready_and_says_so(
         assert model is not None
         process.stop_model()
         await agent.ask(request("drain-1", "it-drain"))
-        held = key("overspill_worker_held")
+        held = sample("overspill_worker_held")
         async with asyncio.timeout(20):
             while (await metrics(port))[held] != 1:  # noqa: ASYNC110 - of a process
                 await asyncio.sleep(0.02)
@@ -145,33 +119,33 @@ async def test_the_metrics_tell_what_was_done_and_what_waits(
         await agent.ask(request("m-late", "it-metrics", expires_at_ms=1))
         await agent.all_results([*ids, "m-late"])
         name, version = {"model": "it-metrics"}, {"version": "1"}
-        wanted: Mapping[tuple[str, frozenset[tuple[str, str]]], float] = {
-            key("overspill_worker_ready"): 1,
-            key("overspill_worker_link_up"): 1,
-            key("overspill_worker_requests_taken_total"): 9,
-            key(
+        wanted: Mapping[Sample, float] = {
+            sample("overspill_worker_ready"): 1,
+            sample("overspill_worker_link_up"): 1,
+            sample("overspill_worker_requests_taken_total"): 9,
+            sample(
                 "overspill_worker_requests_ended_total", status="ok", reason="answered"
             ): 8,
-            key(
+            sample(
                 "overspill_worker_requests_ended_total",
                 status="expired",
                 reason="on_arrival",
             ): 1,
-            key("overspill_worker_results_published_total"): 9,
-            key("overspill_worker_batch_size_sum", **name, **version): 8,
-            key("overspill_worker_infer_seconds_count", **name, **version): 1,
-            key(
+            sample("overspill_worker_results_published_total"): 9,
+            sample("overspill_worker_batch_size_sum", **name, **version): 8,
+            sample("overspill_worker_infer_seconds_count", **name, **version): 1,
+            sample(
                 "overspill_worker_queue_wait_seconds_count",
                 **name,
                 **{"class": "norm"},
             ): 8,
-            key("overspill_worker_request_seconds_count", **name): 9,
-            key("overspill_worker_held"): 0,
-            key("overspill_worker_acknowledgement_lag_seconds"): 0,
-            key("overspill_worker_runner_restarts_total", runner="it-metrics/1"): 0,
-            key("overspill_pool_workers", **name): 1,
-            key("overspill_pool_queue_messages", **name): 0,
-            key("overspill_pool_drain_seconds"): 0,
+            sample("overspill_worker_request_seconds_count", **name): 9,
+            sample("overspill_worker_held"): 0,
+            sample("overspill_worker_acknowledgement_lag_seconds"): 0,
+            sample("overspill_worker_runner_restarts_total", runner="it-metrics/1"): 0,
+            sample("overspill_pool_workers", **name): 1,
+            sample("overspill_pool_queue_messages", **name): 0,
+            sample("overspill_pool_drain_seconds"): 0,
         }
         async with asyncio.timeout(20):
             while True:
@@ -180,11 +154,13 @@ async def test_the_metrics_tell_what_was_done_and_what_waits(
                     break
                 await asyncio.sleep(0.05)
         memory = said[
-            key("overspill_worker_runner_resident_memory_bytes", runner="it-metrics/1")
+            sample(
+                "overspill_worker_runner_resident_memory_bytes", runner="it-metrics/1"
+            )
         ]
         assert memory > 10_000_000
-        assert said[key("process_resident_memory_bytes")] > 10_000_000
-        assert 0 < said[key("overspill_worker_busy_seconds_total", **name)] < 5
+        assert said[sample("process_resident_memory_bytes")] > 10_000_000
+        assert 0 < said[sample("overspill_worker_busy_seconds_total", **name)] < 5
 
 
 async def test_the_wait_of_the_pool_follows_its_queue(
@@ -209,13 +185,17 @@ async def test_the_wait_of_the_pool_follows_its_queue(
             while True:
                 said = await metrics(port)
                 # The prefetch is here, which follows the model's cost; the rest waits.
-                if 0 < said.get(key("overspill_pool_queue_messages", **name), 0) < 600:
+                if (
+                    0
+                    < said.get(sample("overspill_pool_queue_messages", **name), 0)
+                    < 600
+                ):
                     break
                 await asyncio.sleep(0.05)
-        assert said[key("overspill_pool_wait_seconds", **name)] > 0
-        assert said[key("overspill_pool_drain_seconds")] > 0
-        assert said[key("overspill_pool_work_seconds", **name)] > 0
-        assert said[key("overspill_worker_acknowledgement_lag_seconds")] > 0
+        assert said[sample("overspill_pool_wait_seconds", **name)] > 0
+        assert said[sample("overspill_pool_drain_seconds")] > 0
+        assert said[sample("overspill_pool_work_seconds", **name)] > 0
+        assert said[sample("overspill_worker_acknowledgement_lag_seconds")] > 0
         process.resume_model()
         await agent.all_results(ids)
         assert max(each[0].pool_wait_ms for each in agent.results.values()) > 0

@@ -20,10 +20,10 @@ from tests.integration.cloud_worker.pool import (
     first_value,
     repository,
     request,
-    until,
     worker,
 )
 from tests.integration.cloud_worker.test_worker import run_once
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 

@@ -21,8 +21,8 @@ from tests.integration.cloud_worker.pool import (
     WorkerProcess,
     repository,
     request,
-    until,
 )
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 

@@ -40,9 +40,9 @@ from tests.integration.cloud_worker.pool import (
     first_value,
     repository,
     request,
-    until,
     worker,
 )
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.integration,

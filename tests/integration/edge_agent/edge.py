@@ -22,6 +22,7 @@ from broker.mqtt.link import MqttLink
 from broker.mqtt.target import MqttTarget
 from edge_agent.app import Agent
 from edge_agent.settings import AgentSettings
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "examples" / "fashion" / "edge" / "tiny"
@@ -166,13 +167,6 @@ async def serving(
             await until_status(agent, lambda status: status["cloud"]["up"])
         yield agent
         stop.set()
-
-
-async def until(what: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
-    """Return once `what()` holds."""
-    async with asyncio.timeout(patience_s):
-        while not what():  # noqa: ASYNC110 - what is asked has no event
-            await asyncio.sleep(0.01)
 
 
 async def until_status(

@@ -29,9 +29,9 @@ from tests.integration.edge_agent.edge import (
     read,
     serving,
     tiny,
-    until,
     until_status,
 )
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.integration,

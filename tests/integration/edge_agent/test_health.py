@@ -7,36 +7,16 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from broker.ports import free_port
 from edge_agent.app import Agent
 from edge_agent.settings import AgentSettings
 from lifecycle.pages import CannotListen
-from tests.integration.edge_agent.edge import SHIRT, device, tiny, until
+from tests.integration.edge_agent.edge import SHIRT, device, tiny
+from tests.integration.pages import get, metrics, sample
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
-
-
-async def get(port: int, path: str) -> tuple[int, str]:
-    """The status and body of one GET."""
-    async with asyncio.timeout(10):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: agent\r\n\r\n".encode())
-        answer = (await reader.read()).decode()
-        writer.close()
-    head, _, body = answer.partition("\r\n\r\n")
-    return int(head.split()[1]), body
-
-
-async def samples(port: int) -> dict[tuple[str, tuple[str, ...]], float]:
-    status, body = await get(port, "/metrics")
-    assert status == 200
-    return {
-        (sample.name, tuple(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(body)
-        for sample in family.samples
-    }
 
 
 async def test_an_agent_without_its_cloud_is_ready_and_counts(short_tmp: Path) -> None:
@@ -60,13 +40,13 @@ async def test_an_agent_without_its_cloud_is_ready_and_counts(short_tmp: Path) -
         assert (await cam.next_answer(1))["status"] == "refused"
         assert await get(http, "/healthz") == (200, "alive\n")
         assert await get(http, "/readyz") == (200, "ready\n")
-        said = await samples(http)
-    assert said["overspill_agent_ready", ()] == 1
-    assert said["overspill_agent_answered_edge_total", ()] == 1
-    assert said["overspill_agent_ingress_bad_total", ()] == 1
-    assert said["overspill_agent_link_up", ("cloud",)] == 0
-    assert said["overspill_agent_link_up", ("devices",)] == 1
-    assert said["overspill_agent_outbox_open", ()] == 0
+        said = await metrics(http)
+    assert said[sample("overspill_agent_ready")] == 1
+    assert said[sample("overspill_agent_answered_edge_total")] == 1
+    assert said[sample("overspill_agent_ingress_bad_total")] == 1
+    assert said[sample("overspill_agent_link_up", link="cloud")] == 0
+    assert said[sample("overspill_agent_link_up", link="devices")] == 1
+    assert said[sample("overspill_agent_outbox_open")] == 0
     assert all(re.fullmatch(r"(overspill_agent|process)_\w+", name) for name, _ in said)
 
 

@@ -15,14 +15,8 @@ from broker.ports import free_port as choose_port
 from edge_agent.adapters.embedded_broker import EmbeddedBroker, PortTaken
 from edge_agent.app import Agent
 from edge_agent.settings import AgentSettings
-from tests.integration.edge_agent.edge import (
-    SHIRT,
-    device,
-    serving,
-    tiny,
-    until,
-    until_status,
-)
+from tests.integration.edge_agent.edge import SHIRT, device, serving, tiny, until_status
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,6 @@ import random
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from typing_extensions import override
 
 from broker.codec import encode
 from broker.link import LinkDown
-from broker.messages import Priority, Reason, Result, Status
+from broker.messages import Reason, Result, Status
 from edge_agent.adapters.outbox import Committed, Outbox
 from edge_agent.core.answers import Answer, AnswerStatus, Source
 from edge_agent.core.delivery import (
-    Channel,
     Ending,
     Key,
     Outcome,
@@ -32,6 +30,8 @@ from edge_agent.core.delivery import (
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.uplink import Uplink, UplinkLimits
 from lifecycle.clock import SteadyTime, SystemClock
+from tests.spills import open_spill
+from tests.waiting import until
 
 PATIENCE_S = 10.0
 
@@ -87,21 +87,8 @@ class Parts:
         )
 
     def spill(self, id_: str, *, left_ms: float = 60_000.0, **more: Any) -> Spill:
-        now_ms = self.now_ms()
-        base = Spill(
-            device="cam1",
-            id=id_,
-            model="fashion",
-            priority=Priority.NORM,
-            reason=Reason.FORCED,
-            channel=Channel.MQTT,
-            encoding="json",
-            request=b"packed",
-            accepted_ms=now_ms,
-            deadline_ms=now_ms + left_ms,
-            due_ms=now_ms,
-        )
-        return replace(base, **more)
+        usual = {"reason": Reason.FORCED, **more}
+        return open_spill(id_, now_ms=self.now_ms(), left_ms=left_ms, **usual)
 
     async def take(self, spill: Spill) -> None:
         accepted = self.outbox.accept(spill)
@@ -115,12 +102,6 @@ async def running(parts: Parts) -> AsyncIterator[Parts]:
         task = tasks.create_task(parts.outcomes.run())
         yield parts
         task.cancel()
-
-
-async def until(what: Callable[[], object], seconds: float = PATIENCE_S) -> None:
-    async with asyncio.timeout(seconds):
-        while not what():  # noqa: ASYNC110 - what is asked has no event
-            await asyncio.sleep(0.01)
 
 
 def result(id_: str) -> Result:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from broker.codec import decode, pack
 from broker.link import LinkDown, PublishTimeout
 from broker.messages import Priority, Reason, Request, Tensor
 from edge_agent.adapters.outbox import Committed, Outbox
-from edge_agent.core.delivery import Channel, Spill
+from edge_agent.core.delivery import Spill
 from edge_agent.loops.uplink import Uplink, UplinkLimits
 from lifecycle.clock import SteadyTime, SystemClock
+from tests.spills import open_spill
+from tests.waiting import until
 
 now_ms = SteadyTime(SystemClock()).now_ms
 
@@ -74,20 +75,7 @@ def spill(id_: str, *, size: int = 10, **more: Any) -> Spill:
         expires_at_ms=round(now) + 60_000,
         tensors={"x": tensor},
     )
-    base = Spill(
-        device="cam1",
-        id=id_,
-        model="fashion",
-        priority=Priority.NORM,
-        reason=Reason.HARD,
-        channel=Channel.MQTT,
-        encoding="json",
-        request=pack(wire),
-        accepted_ms=now,
-        deadline_ms=now + 60_000,
-        due_ms=now,
-    )
-    return replace(base, **more)
+    return open_spill(id_, now_ms=now, left_ms=60_000, request=pack(wire), **more)
 
 
 @pytest.fixture
@@ -118,12 +106,6 @@ async def running(outbox: Outbox, wire: Wire, **limits: Any) -> AsyncIterator[Up
         await asyncio.sleep(0)
         yield uplink
         task.cancel()
-
-
-async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not what():  # noqa: ASYNC110 - what is asked has no event
-            await asyncio.sleep(0.01)
 
 
 async def take(outbox: Outbox, *spills: Spill) -> None:

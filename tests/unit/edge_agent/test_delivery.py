@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.messages import Priority, Reason, Result, Status, Tensor
+from broker.messages import Result, Status, Tensor
 from edge_agent.core.answers import Answer, AnswerStatus, Source
 from edge_agent.core.delivery import (
     EXPIRY_SLACK_MS,
@@ -18,7 +18,6 @@ from edge_agent.core.delivery import (
     ImpossibleStep,
     Outcome,
     Retry,
-    Spill,
     Stage,
     Step,
     Why,
@@ -29,6 +28,7 @@ from edge_agent.core.delivery import (
     resend_delay_ms,
     settling_step,
 )
+from tests.spills import open_spill
 
 ACCEPTED_MS, DEADLINE_MS = 1_000.0, 5_000.0
 LOGITS = np.array([[0.5, 2.0]], np.float32)
@@ -44,19 +44,7 @@ EDGE = Answer(
     ms=2.0,
     outputs={"logits": LOGITS},
 )
-SPILL = Spill(
-    device="cam1",
-    id="r1",
-    model="fashion",
-    priority=Priority.NORM,
-    reason=Reason.HARD,
-    channel=Channel.MQTT,
-    encoding="json",
-    request=b"packed",
-    accepted_ms=ACCEPTED_MS,
-    deadline_ms=DEADLINE_MS,
-    due_ms=ACCEPTED_MS,
-)
+SPILL = open_spill("r1", now_ms=ACCEPTED_MS, left_ms=DEADLINE_MS - ACCEPTED_MS)
 DOUBTED = replace(SPILL, edge=EDGE)
 
 

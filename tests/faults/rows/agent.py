@@ -37,7 +37,9 @@ async def killed_at(event: Event, stage: Stage) -> None:
     await stage.local_stream(gateway)
     stage.note_fault(f"agent dies at {event} begins")
     await stage.load(stage.n(20), rate=100)
-    await asyncio.sleep(0.5)
+    await stage.until(
+        lambda: all(each.heard_accepted >= each.open.keys() for each in stage.devices)
+    )
     worker.signal(signal.SIGCONT)
     await stage.load(stage.n(20), rate=100)
     await stage.until(lambda: gateway.restarts)
@@ -50,6 +52,7 @@ async def killed_at_random(stage: Stage) -> None:
     load = stage.background(stage.load(stage.n(400), rate=60))
     async with stage.fault("random kills"):
         for _ in range(stage.n(10)):
+            # The fault itself: at any moment of its life.
             await asyncio.sleep(stage.random.uniform(0.05, 1.5))
             gateway.agent.signal(signal.SIGKILL)
             await stage.restarted(gateway)

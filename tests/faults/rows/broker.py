@@ -30,7 +30,7 @@ async def through(
             beside.create_task(begin())
             beside.create_task(stage.load(stage.n(100), rate=RATE * 4))
         await _waits_in_the_outbox(stage, gateway)
-        await asyncio.sleep(away_s * stage.scale)
+        await asyncio.sleep(away_s * stage.scale)  # the fault itself
         await end()
     await stage.load(stage.n(50), rate=RATE * 4)
     await stage.until_ended(120)

@@ -29,6 +29,8 @@ YEAR_S: Final = 365 * 86_400.0
 KIND: Final = replace(SPILLED, deadline_s=120.0)
 # Half of the least round trip to the pool that counts as a jump, and much of a year.
 OFFSET_SLACK_MS: Final = 2_000.0
+# Longer than between two looks at deadlines: nothing tells of one that found none.
+LOOKED_S: Final = 1.5
 
 
 async def agents_clock_jumps(stage: Stage, seconds: float) -> None:
@@ -47,7 +49,7 @@ async def agents_clock_jumps(stage: Stage, seconds: float) -> None:
             await gate.shut()
             waiting = await _offered_offline(stage, device)
             clock.jump_wall(seconds)
-            await asyncio.sleep(1.5)  # Longer than between two looks at deadlines.
+            await asyncio.sleep(LOOKED_S)
             assert not device.ended.keys() & set(waiting), "expired early"
             await gate.open()
         await _all_answered(stage, device)
@@ -89,7 +91,7 @@ async def clock_jumps_while_down(stage: Stage, seconds: float) -> None:
         async with stage.fault(f"the clock jumps by {seconds:+.0f} s, agent down"):
             clock.jump_wall(seconds)
         async with agent_inside(stage, mosquitto, clock, cloud_url=url):
-            await asyncio.sleep(1.5)  # Longer than between two looks at deadlines.
+            await asyncio.sleep(LOOKED_S)
             assert not device.ended, "expired early"
             # A deadline is still one: by time that has passed, not by the wall clock.
             clock.advance(10.0)

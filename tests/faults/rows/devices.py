@@ -11,6 +11,8 @@ from tests.faults.row import Row
 from tests.faults.stage import Gateway, Stage
 
 SHORT = Kind("copy", deadline_s=0.5)
+# How long answers wait for a device that stays away for longer.
+KEPT_S = 2.0
 
 
 async def malicious_worker(stage: Stage) -> None:
@@ -70,7 +72,7 @@ async def vanishes(stage: Stage) -> None:
     """The device goes with its session, and its broker too; the answers wait."""
     gateway, device, count = await _answers_wait(stage)
     async with stage.fault("device away"):
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(1.0)  # the fault itself: nobody is there to hear it
         still = (await gateway.status())["outbox"]["untold"]
         assert still == count, "an answer was given up while nobody could hear it"
         await gateway.mosquitto.start()
@@ -80,9 +82,9 @@ async def vanishes(stage: Stage) -> None:
 
 async def stays_away(stage: Stage) -> None:
     """As before, for longer than answers are kept; the agent looks when it starts."""
-    gateway, device, count = await _answers_wait(stage, keep_untold_s=2.0)
+    gateway, device, count = await _answers_wait(stage, keep_untold_s=KEPT_S)
     async with stage.fault("device away for too long"):
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(KEPT_S)  # the fault itself
         gateway.agent.signal(signal.SIGKILL)
         # It is ready once it hears its devices, whose broker is still away.
         await stage.until_status(

@@ -230,7 +230,7 @@ async def _until_accepting(outbox: Outbox, disk: WatchedDisk, trial: Trial) -> N
         for number in itertools.count():
             if await _offer_one(outbox, disk, f"again-{number}", trial):
                 return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # between two tries: nothing tells of a disk
 
 
 async def _look(outbox: Outbox, trial: Trial, ended: set[str]) -> None:
@@ -331,8 +331,11 @@ async def _fill_small_disk(stage: Stage) -> None:
             status = await stage.until_status(gateway, _refuses)
             assert status["local"]["up"]
             # Outcomes come now, and cannot be written.
+            come = status["counters"]["results"] + len(before)
             worker.signal(signal.SIGCONT)
-            await asyncio.sleep(1.0)
+            await stage.until_status(
+                gateway, lambda now: now["counters"]["results"] >= come
+            )
             await _start_on_full_disk(stage, gateway)
             ballast.unlink()
         await stage.until_ended()

@@ -96,6 +96,7 @@ async def road_gone(stage: Stage) -> None:
         async with stage.fault("no road"):
             both.make(DEAD)
             await stage.load(stage.n(200), rate=20)
+            # The fault itself: it is noticed in the meantime.
             await asyncio.sleep(2.0 * KEEPALIVE_S * stage.scale)
             await stage.until_status(
                 both.gateway, lambda said: said["outbox"]["open"] >= 2 * stage.n(200)
@@ -112,6 +113,7 @@ async def resets(stage: Stage) -> None:
             before = both.agent.accepted
             count = stage.n(12)
             for _ in range(count):
+                # The fault itself: connections of any age.
                 await asyncio.sleep(stage.random.uniform(0.2, 1.5))
                 both.agent.reset()
                 both.worker.reset()
@@ -127,7 +129,7 @@ async def bad_road(bad: Road, requests: int, stage: Stage) -> None:
         async with stage.fault(f"{bad}"):
             both.make(bad)
             await stage.load(stage.n(requests), rate=10)
-            await asyncio.sleep(10.0 * stage.scale)
+            await asyncio.sleep(10.0 * stage.scale)  # the fault itself
             # It goes on, bad as it is: that is what is waited for here.
             await stage.until(
                 lambda: all(device.ended for device in stage.devices), SLOW_DRAIN_S
@@ -165,7 +167,7 @@ async def packet_loss(stage: Stage) -> None:
         async with stage.fault("10 % of packets lost"):
             link.loss = 0.1
             await stage.load(stage.n(300), rate=20)
-            await asyncio.sleep(10.0 * stage.scale)
+            await asyncio.sleep(10.0 * stage.scale)  # the fault itself
             await stage.until(
                 lambda: all(device.ended for device in stage.devices), SLOW_DRAIN_S
             )

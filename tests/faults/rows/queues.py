@@ -23,6 +23,7 @@ SESSION = "mqtt-subscription-agent-1qos1"
 LIMIT = 20
 LIMIT_POLICY = "fault-limit"
 TIMES = 5
+RESULTS_WAIT_S = 30.0
 
 Deed = Callable[[aio_pika.abc.AbstractChannel], Awaitable[object]]
 
@@ -56,6 +57,7 @@ async def deleted(deed: Deed, stage: Stage) -> None:
         async with stage.fault("deletions"):
             with bounded(both, 3 * TIMES):
                 for _ in range(TIMES):
+                    # The fault itself: at any moment, before all is mended too.
                     await asyncio.sleep(stage.random.uniform(0.5, 1.5))
                     await deed(channel)
         await load
@@ -75,19 +77,38 @@ async def session_deleted_while_away(stage: Stage) -> None:
         await stage.load(stage.n(20))
         async with stage.fault("the session expires"):
             both.gateway.keep = False
+            worker = stage.workers["w1"]
+            worker.signal(signal.SIGSTOP)
+            status = await both.gateway.status()
+            sent = status["counters"]["sent"]
             await stage.load(stage.n(100))
+            await stage.until_status(
+                both.gateway, lambda now: now["counters"]["sent"] > sent
+            )
             both.gateway.agent.signal(signal.SIGKILL)
             await both.gateway.agent.ended()
-            await asyncio.sleep(1)
+            worker.signal(signal.SIGCONT)
+            await _until_results_wait(channel)
             await delete_session(channel)
             both.gateway.keep = True
             await stage.restarted(both.gateway)
         await stage.until_ended()
 
 
+async def _until_results_wait(channel: aio_pika.abc.AbstractChannel) -> None:
+    async with asyncio.timeout(RESULTS_WAIT_S):
+        while not await _ready(channel, SESSION):  # noqa: ASYNC110 - RabbitMQ tells no event
+            await asyncio.sleep(0.05)
+
+
+async def _ready(channel: aio_pika.abc.AbstractChannel, name: str) -> int:
+    queue = await channel.declare_queue(name, passive=True)
+    return queue.declaration_result.message_count or 0
+
+
 async def limit_drops(stage: Stage) -> None:
     """The queue is at its length limit and drops its oldest."""
-    async with roads(stage):
+    async with roads(stage) as both:
         pattern = "^" + QUEUE.name.replace(".", "\\.") + "$"
         worker = stage.workers["w1"]
         await stage.load(stage.n(20))
@@ -96,8 +117,13 @@ async def limit_drops(stage: Stage) -> None:
             await stage.node.control("set_policy", LIMIT_POLICY, pattern, limit)
             try:
                 worker.signal(signal.SIGSTOP)
-                await stage.load(stage.n(400))
-                await asyncio.sleep(3)
+                status = await both.gateway.status()
+                count = stage.n(400)
+                sent = status["counters"]["sent"] + count * len(stage.devices)
+                await stage.load(count)
+                await stage.until_status(
+                    both.gateway, lambda now: now["counters"]["sent"] >= sent, 60
+                )
                 worker.signal(signal.SIGCONT)
                 await stage.until_ended()
             finally:
@@ -116,7 +142,7 @@ async def limit_rejects(stage: Stage) -> None:
             await declare(channel, QUEUE, {**rejecting, "x-queue-type": "quorum"})
             with bounded(both, 12):
                 await stage.load(stage.n(100))
-                await asyncio.sleep(12.0)
+                await asyncio.sleep(12.0)  # the fault itself
             await delete_queue(channel)
             await stage.workers["w1"].start()
         await stage.until_ended(120)

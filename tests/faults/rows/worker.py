@@ -22,6 +22,7 @@ async def killed(stage: Stage) -> None:
         beside.create_task(stage.load(stage.n(600), rate=60))
         async with stage.fault("worker kills"):
             for _ in range(stage.n(5)):
+                # The fault itself: at any moment of its life, warm or not.
                 await asyncio.sleep(stage.random.uniform(0.2, 1.0))
                 await second.kill()
                 await second.start()
@@ -48,9 +49,9 @@ async def stopped(stage: Stage) -> None:
     async with asyncio.TaskGroup() as beside:
         beside.create_task(stage.load(stage.n(300), rate=30))
         async with stage.fault("worker stopped"):
-            await asyncio.sleep(0.5)
+            await stage.until(lambda: any(each.ended for each in stage.devices))
             second.signal(signal.SIGSTOP)
-            await asyncio.sleep(STOPPED_S * stage.scale)
+            await asyncio.sleep(STOPPED_S * stage.scale)  # the fault itself
             second.signal(signal.SIGCONT)
     await stage.until_ended(120)
 
@@ -64,7 +65,7 @@ async def poison(stage: Stage) -> None:
     one = stage.devices[0]
     async with asyncio.TaskGroup() as beside, stage.fault("poison"):
         beside.create_task(stage.load(stage.n(40), FRAGILE, rate=100))
-        await asyncio.sleep(0.1)
+        await stage.until(lambda: all(each.open for each in stage.devices))
         bad = [await one.offer(FRAGILE, poison=True) for _ in range(2)]
     await stage.until_ended(120)
     ended = {id_: how for each in stage.devices for id_, how in each.ended.items()}

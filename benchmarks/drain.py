@@ -31,7 +31,9 @@ from broker.codec import WIRE_VERSION, pack
 from broker.messages import Priority, Reason, Request, Tensor
 from broker.node import Node
 from broker.topics import as_routing_key, results
-from edge_agent.adapters.spill_table import ENDED, SpillTable, open_row
+from edge_agent.adapters.spill_file import open_table
+from edge_agent.adapters.spill_rows import open_row
+from edge_agent.adapters.spill_table import ENDED
 from edge_agent.core.delivery import Channel, Spill
 from lifecycle.clock import SystemClock
 from lifecycle.logs import configure_logs
@@ -51,7 +53,7 @@ def fill(path: Path, count: int) -> None:
     """An outbox with `count` requests that were accepted while there was no cloud."""
     now_ms = float(SystemClock().wall_ms())
     path.parent.mkdir()
-    table = SpillTable.open(path)
+    table = open_table(path)
     for first in range(0, count, FILL_ROWS):
         some = range(first, min(count, first + FILL_ROWS))
         with table.transaction("NORMAL"):

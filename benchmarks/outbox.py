@@ -26,7 +26,7 @@ from typing import Final
 from benchmarks.limits import Limit, median, progress, quantile, report, together
 from broker.messages import Priority, Reason
 from edge_agent.adapters.outbox import Outbox
-from edge_agent.adapters.spill_table import RANKS
+from edge_agent.adapters.spill_rows import RANKS
 from edge_agent.core.delivery import Channel, Spill
 from edge_agent.core.quotas import QuotaLimits
 from lifecycle.clock import SystemClock

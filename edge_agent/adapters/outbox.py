@@ -27,17 +27,14 @@ from typing import Final, Literal, Self, TypeAlias, TypeVar
 
 import structlog
 
-from edge_agent.adapters.spill_table import (
-    Counts,
-    Ended,
-    OpenRow,
+from edge_agent.adapters.spill_file import (
     OutboxFailed,
     OutboxUnusable,
-    Recorded,
-    SpillTable,
     is_damage,
-    open_row,
+    open_table,
 )
+from edge_agent.adapters.spill_rows import Ended, OpenRow, Recorded, open_row
+from edge_agent.adapters.spill_table import Counts, SpillTable
 from edge_agent.core.delivery import (
     Channel,
     Key,
@@ -271,9 +268,9 @@ class Outbox:
         """In the thread: open the file, and count what waits in it.
 
         Raises:
-            OutboxUnusable, OutboxFailed: as `SpillTable.open`.
+            OutboxUnusable, OutboxFailed: as `open_table`.
         """
-        table = SpillTable.open(self._path)
+        table = open_table(self._path)
         try:
             held = _held(table)
         except sqlite3.DatabaseError as error:
@@ -281,7 +278,7 @@ class Outbox:
             if not is_damage(error):
                 raise _failed(self._path, error) from error
             # The look at its pages had not found it.
-            table = SpillTable.open(self._path, str(error))
+            table = open_table(self._path, str(error))
             try:
                 held = _held(table)
             except sqlite3.Error as again:
@@ -506,11 +503,11 @@ class Outbox:
     def _tidy_up(self) -> None:
         """Let the log move into the file while nobody waits for a commit."""
         table = self._opened
-        if table is None or self._fresh or self._closed or not table.checkpoint_due:
+        if table is None or self._fresh or self._closed or not table.log.checkpoint_due:
             return
         if not self._tidying:
             self._tidying = True
-            tidying = self._loop.run_in_executor(self._thread, table.checkpoint)
+            tidying = self._loop.run_in_executor(self._thread, table.log.checkpoint)
             self._track(tidying)
             tidying.add_done_callback(self._tidied)
 
@@ -775,7 +772,7 @@ class Outbox:
         if table is not None:
             table.leave()
         try:
-            self._opened = SpillTable.open(self._path, damage)
+            self._opened = open_table(self._path, damage)
         except (OutboxFailed, OutboxUnusable) as error:
             self._why_closed = str(error)
             raise sqlite3.OperationalError(str(error)) from error

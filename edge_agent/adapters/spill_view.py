@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from edge_agent.adapters.spill_table import BY_RANK, SCHEMA_VERSION, OutboxUnusable
+from edge_agent.adapters.spill_file import OutboxUnusable
+from edge_agent.adapters.spill_rows import BY_RANK
+from edge_agent.adapters.spill_schema import SCHEMA_VERSION
 from edge_agent.core.delivery import Key, Stage
 
 _SUMMARY: Final = (

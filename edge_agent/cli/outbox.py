@@ -24,7 +24,9 @@ from rich.table import Table
 
 from broker.codec import WireError, unpack
 from edge_agent.adapters.control import NoAgent, ask, only_agent_of
-from edge_agent.adapters.spill_table import Ended, SpillTable
+from edge_agent.adapters.spill_file import open_table
+from edge_agent.adapters.spill_rows import Ended
+from edge_agent.adapters.spill_table import SpillTable
 from edge_agent.adapters.spill_view import Carried, Seen, SpillView
 from edge_agent.cli.terminal import AsJson, StateDir, UserError, read_settings
 from edge_agent.core.delivery import (
@@ -215,7 +217,7 @@ def cancel_one(
 def _cancel_in_file(state_dir: Path, path: Path, key: Key) -> bool:
     """Write the outcome as the daemon would have."""
     with only_agent_of(state_dir):
-        table = SpillTable.open(path)
+        table = open_table(path)
         try:
             with table.transaction("FULL"):
                 spill = table.get(key)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from broker.ports import free_port as choose_port
-from edge_agent.adapters.spill_table import SpillTable
+from edge_agent.adapters.spill_file import open_table
 from tests.acceptance.processes import agent, one_line, said
 from tests.acceptance.test_agent_daemon import COPY
 from tests.contract.test_outbox import NOW_MS, spill
@@ -113,7 +113,7 @@ async def test_what_waits_is_listed_shown_exported_and_cancelled(
 def test_an_id_of_several_devices_must_be_named_with_its_device(
     short_tmp: Path,
 ) -> None:
-    table = SpillTable.open(short_tmp / "outbox.db")
+    table = open_table(short_tmp / "outbox.db")
     with table.transaction("NORMAL"):
         for name in ("cam1", "cam2"):
             table.insert(spill("r1", name, request=b"\xc1", deadline_ms=NOW_MS))
@@ -132,7 +132,7 @@ def test_what_is_no_outbox_is_told_in_one_line(short_tmp: Path) -> None:
     assert "cannot read the outbox" in one_line(said("outbox", "list", *state))
     assert [each.name for each in short_tmp.iterdir()] == ["outbox.db"]
     (short_tmp / "outbox.db").unlink()
-    SpillTable.open(short_tmp / "outbox.db").close()
+    open_table(short_tmp / "outbox.db").close()
     assert json.loads(said("outbox", "list", "--json", *state).stdout) == []
 
 

@@ -28,6 +28,7 @@ from edge_agent.adapters.outbox import (
     Overtaken,
     Recorded,
 )
+from edge_agent.adapters.spill_file import open_table
 from edge_agent.adapters.spill_table import SpillTable
 from edge_agent.core.answers import Answer, AnswerStatus, Source
 from edge_agent.core.delivery import Channel, Outcome, Spill, Stage, Step, Why
@@ -772,7 +773,7 @@ def steps_of(table: SpillTable, work: Callable[[], object]) -> int:
 def test_claiming_from_a_deep_outbox_does_not_read_it_all(
     path: Path, attempt: int
 ) -> None:
-    table = SpillTable.open(path)
+    table = open_table(path)
     due_ms = FAR_MS if attempt else NOW_MS
     with table.transaction("NORMAL"):
         for number in range(3000):

@@ -23,7 +23,7 @@ from edge_agent.adapters.outbox import (
     OutboxFailed,
     OutboxFull,
 )
-from edge_agent.adapters.spill_table import CHECKPOINT_CHANGES, LONG_LOG_BYTES
+from edge_agent.adapters.spill_log import CHECKPOINT_CHANGES, LONG_LOG_BYTES
 from edge_agent.core.delivery import Outcome, Spill
 from tests.faults.rows.corruption import (
     DAMAGES,

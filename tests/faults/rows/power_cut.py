@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, Protocol
 
 from broker.messages import Priority, Reason
 from edge_agent.adapters.outbox import Committed, Outbox
-from edge_agent.adapters.spill_table import SpillTable
+from edge_agent.adapters.spill_file import open_table
 from edge_agent.core.delivery import Channel, Outcome, Spill
 from lifecycle.journal import Event
 from tests.faults.history import History
@@ -129,7 +129,7 @@ async def recorded(requests: int, seed: int) -> list[Step]:
 def recorded_alone(requests: int, synchronous: Literal["FULL", "NORMAL"]) -> list[Step]:
     """The trace of rows accepted one by one, committed in the way that is given."""
     with _folder() as folder, watched(folder) as disk:
-        table = SpillTable.open(folder / FILE)
+        table = open_table(folder / FILE)
         for id_ in (f"r{n}" for n in range(requests)):
             disk.mark("offered", id_)
             with table.transaction(synchronous):

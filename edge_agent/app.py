@@ -13,59 +13,46 @@ import functools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Self
 
-import numpy as np
 import structlog
 
 from broker import topics
 from broker.backoff import Backoff
-from broker.link import LinkDown
 from broker.messages import Priority
 from broker.mqtt.link import MqttLink
 from broker.mqtt.target import MqttTarget
 from broker.traceparent import read_traceparent
-from bundle.pack import BundleRejected
 from bundle.trust import load_public_keys
 from edge_agent.adapters.control import ControlServer, only_agent_of
 from edge_agent.adapters.embedded_broker import EmbeddedBroker
-from edge_agent.adapters.litert import ModelRunner, ModelUnsupported
-from edge_agent.adapters.model_store import ModelStore, StoredBundle
+from edge_agent.adapters.model_store import ModelStore
 from edge_agent.adapters.outbox import (
-    Accepted,
     Outbox,
     OutboxFailed,
-    OutboxFull,
-    Recorded,
 )
 from edge_agent.adapters.time_stamp import TimeStampFile, this_boot
-from edge_agent.adapters.trial import try_bundle
-from edge_agent.core.agent_time import TimeStamp, resume_ms
-from edge_agent.core.answers import Answer, Array
-from edge_agent.core.arrays import NotAnArray, check_finite
-from edge_agent.core.delivery import Channel
+from edge_agent.core.answers import Answer
+from edge_agent.core.calls import Call, Inputs, read_call
 from edge_agent.core.payload import (
-    MAX_DEADLINE_MS,
-    DeviceRequest,
-    Encoding,
     PayloadLimits,
-    media_type,
 )
 from edge_agent.core.quotas import QuotaLimits
-from edge_agent.core.records import read_rendered
-from edge_agent.core.served import Served, rule_of
-from edge_agent.core.slots import Slots, State
+from edge_agent.core.slots import Slots
+from edge_agent.loops.calls import Calls
 from edge_agent.loops.ingress import REQUEST_FILTER, Ingress
+from edge_agent.loops.loading import Loading, LoadingSettings
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.reporting import Reporting
-from edge_agent.loops.serving import OnItsWay, Serving
+from edge_agent.loops.serving import Serving
 from edge_agent.loops.spans import RequestSpans
-from edge_agent.loops.updates import ModelRefused, Updates, UpdateSettings
-from edge_agent.loops.uplink import Link, Uplink, UplinkLimits
+from edge_agent.loops.timekeeping import Timekeeping
+from edge_agent.loops.updates import Updates, UpdateSettings
+from edge_agent.loops.uplink import Link, NoLink, Uplink, UplinkLimits
 from edge_agent.operator import Operator
 from edge_agent.settings import AgentSettings
 from edge_agent.status import AgentStatus, Counted
-from lifecycle.clock import Clock, SteadyTime, SystemClock
+from lifecycle.clock import Clock, SystemClock
 from lifecycle.health import Pulse, readiness_page
 from lifecycle.journal import NOBODY, Journal
 from lifecycle.supervisor import Supervisor
@@ -73,25 +60,7 @@ from lifecycle.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
-Inputs: TypeAlias = bytes | Array | Mapping[str, Array]
-
 ONLY_INPUT: Final = "input"
-STAMP_EVERY_S: Final = 10.0
-
-
-class _NoLink:
-    """The cloud side of an agent that has none."""
-
-    up = False
-
-    async def publish(
-        self,
-        topic: str,
-        payload: bytes,  # noqa: ARG002 - a link's arguments
-        *,
-        timeout_s: float = 10.0,  # noqa: ARG002 - a link's arguments
-    ) -> None:
-        raise LinkDown(f"this agent has no cloud to publish {topic} to")
 
 
 class Agent:
@@ -193,109 +162,25 @@ class Agent:
             The final answer. A request that cannot be taken has status `refused`
             and its reason; this does not raise.
         """
-        request = self._request(model, inputs, id, device, deadline_s, priority, force)
+        served = self._serving.model(model)
+        call = Call(
+            model=model,
+            inputs=inputs,
+            only_input=ONLY_INPUT
+            if served is None
+            else next(iter(served.input_shapes)),
+            id=id,
+            device=device or self.settings.agent_id,
+            deadline_s=deadline_s,
+            priority=priority,
+            forced=force,
+            traceparent=None if traceparent is None else read_traceparent(traceparent),
+        )
+        request = read_call(call, max_payload_bytes=self.settings.max_payload_bytes)
         if isinstance(request, Answer):
             self._serving.count_refusal("bad_request")
             return request
-        if traceparent is not None:
-            request = replace(request, traceparent=read_traceparent(traceparent))
-        return await self._infer(request)
-
-    def _request(  # noqa: PLR0913, PLR0917 - the arguments of `infer`
-        self,
-        model: str,
-        inputs: Inputs,
-        id_: str | None,
-        device: str | None,
-        deadline_s: float | None,
-        priority: Priority,
-        force: bool,
-    ) -> DeviceRequest | Answer:
-        who = device or self.settings.agent_id
-        tensors, medium = self._as_inputs(model, inputs)
-        try:
-            topics.check_id("model", model)
-            topics.check_id("device", who)
-            if id_ is not None:
-                topics.check_id("request", id_)
-            for array in (tensors or {}).values():
-                check_finite(array)
-        except (topics.BadId, NotAnArray) as error:
-            return Answer.refused(id_, who, model, reason=str(error))
-        if medium is not None and medium[0] is None:
-            return Answer.refused(id_, who, model, reason="not a PNG or JPEG image")
-        if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_MS / 1000.0:
-            return Answer.refused(
-                id_, who, model, reason=f"a deadline of {deadline_s} s cannot be kept"
-            )
-        size = _size_of(tensors, medium)
-        if size > self.settings.max_payload_bytes:
-            return Answer.refused(
-                id_,
-                who,
-                model,
-                reason=f"{size} bytes are over the limit of "
-                f"{self.settings.max_payload_bytes}",
-            )
-        return DeviceRequest(
-            id=id_,
-            device=who,
-            model=model,
-            encoding=Encoding.MSGPACK,
-            tensors=tensors,
-            medium=None if medium is None else (medium[0] or "", medium[1]),
-            deadline_ms=None if deadline_s is None else deadline_s * 1000.0,
-            priority=priority,
-            forced=force,
-            payload_bytes=size,
-        )
-
-    def _as_inputs(
-        self, model: str, inputs: Inputs
-    ) -> tuple[dict[str, Array] | None, tuple[str | None, bytes] | None]:
-        match inputs:
-            case bytes():
-                return None, (media_type(inputs), inputs)
-            case np.ndarray():
-                served = self._serving.model(model)
-                name = ONLY_INPUT if served is None else next(iter(served.input_shapes))
-                return {name: inputs}, None
-            case _:
-                return {name: np.asarray(each) for name, each in inputs.items()}, None
-
-    async def _infer(self, request: DeviceRequest) -> Answer:
-        if request.id is None:
-            return await self._ask(request)
-        key = (request.device, request.id)
-        # Waiting before looking: no outcome slips in between.
-        answer = self._outcomes.wait_for(key)
-        try:
-            recorded = await self._outbox.find(key)
-            if recorded is None:
-                return await self._ask(request)
-            if recorded.answer is None:
-                return await answer
-            return read_rendered(recorded.answer, Encoding(recorded.encoding))
-        except OutboxFailed as error:
-            self._serving.count_refusal("outbox_unreadable")
-            return Answer.refused(
-                request.id, request.device, request.model, reason=str(error)
-            )
-        finally:
-            answer.cancel()
-
-    async def _ask(self, request: DeviceRequest) -> Answer:
-        reply = await self._serving.handle(request, Channel.CALL)
-        if not isinstance(reply, OnItsWay):
-            return reply
-        answer = self._outcomes.wait_for(reply.spill.key)
-        reply.accepted.add_done_callback(functools.partial(_pass_on, answer))
-        try:
-            return await answer
-        except OutboxFull as error:
-            return self._serving.unkept(reply.spill, error)
-        finally:
-            answer.cancel()
+        return await self._calls.answer(request)
 
     # --- state ----------------------------------------------------------------------
 
@@ -307,9 +192,12 @@ class Agent:
 
     async def _open(self) -> None:
         settings = self.settings
+        self._slots: Mapping[str, Slots] = {}
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.enter_context(only_agent_of(settings.state_dir))
-        self._resume_time()
+        stamps = TimeStampFile(settings.state_dir / "time.json", self._boot_id)
+        self._timekeeping = Timekeeping(stamps, self._clock)
+        self._time = self._timekeeping.time
         self._store = ModelStore(settings.state_dir / "models")
         self._trusted = (
             {}
@@ -334,40 +222,19 @@ class Agent:
         self._make_links()
         self._open_traces()
         self._make_parts()
-        self._stack.callback(self._save_time)
+        self._stack.callback(
+            lambda: self._timekeeping.save(self._uplink.pool_offset_ms)
+        )
         with contextlib.suppress(OutboxFailed):  # the status says so
             await self._status.count()
         self._stack.push_async_callback(self._serving.close)
-        await self._load_models()
+        self._slots = await self._loading.restore(settings.bundles)
+        if self._updates is not None:
+            self._updates.start_with(self._slots)
         await self._open_control()
         await self._serve_health()
         await self._stack.enter_async_context(self._loops)
         self._start(self._loops)
-
-    def _resume_time(self) -> None:
-        """Go on with the time of the last life, whatever the wall clock says now."""
-        self._stamps = TimeStampFile(
-            self.settings.state_dir / "time.json", self._boot_id
-        )
-        self._stamp = self._stamps.read()
-        start_ms = resume_ms(self._stamp, self._stamps.now(self._clock))
-        self._time = SteadyTime(self._clock, start_ms)
-
-    def _save_time(self) -> None:
-        stamp = TimeStamp.at(
-            self._time.now_ms(),
-            self._stamps.now(self._clock),
-            self._uplink.pool_offset_ms,
-        )
-        try:
-            self._stamps.write(stamp)
-        except OSError as error:
-            log.error("time_stamp_not_written", error=str(error))
-
-    async def _save_time_now_and_then(self) -> None:
-        while True:
-            await asyncio.to_thread(self._save_time)
-            await asyncio.sleep(STAMP_EVERY_S)
 
     async def _open_local_broker(self) -> None:
         settings = self.settings
@@ -443,7 +310,7 @@ class Agent:
 
     def _make_parts(self) -> None:
         settings = self.settings
-        link: Link = self._cloud if self._cloud is not None else _NoLink()
+        link: Link = self._cloud if self._cloud is not None else NoLink()
         self._uplink = Uplink(
             agent=settings.agent_id,
             link=link,
@@ -459,8 +326,8 @@ class Agent:
             rng=self._rng,
             journal=self._journal,
         )
-        if self._stamp is not None and self._stamp.pool_offset_ms is not None:
-            self._uplink.pool_offset_ms = self._stamp.pool_offset_ms
+        if self._timekeeping.last_offset_ms is not None:
+            self._uplink.pool_offset_ms = self._timekeeping.last_offset_ms
         self._outcomes = Outcomes(
             outbox=self._outbox,
             uplink=self._uplink,
@@ -479,6 +346,20 @@ class Agent:
             now_ms=self._time.now_ms,
             default_deadline_s=settings.default_deadline_s,
             spans=self._spans,
+        )
+        self._calls = Calls(
+            serving=self._serving, outcomes=self._outcomes, outbox=self._outbox
+        )
+        self._loading = Loading(
+            store=self._store,
+            trusted=self._trusted,
+            settings=LoadingSettings(
+                threads=settings.threads,
+                infer_queue=settings.infer_queue,
+                trial_timeout_s=settings.trial_timeout_s,
+                trial_memory_mb=settings.trial_memory_mb,
+            ),
+            swap=self._serving.swap,
         )
         self._limits = PayloadLimits(max_payload_bytes=settings.max_payload_bytes)
         self._ingress = Ingress(
@@ -515,7 +396,6 @@ class Agent:
 
     def _make_fleet_side(self, link: Link) -> None:
         settings = self.settings
-        self._slots: dict[str, Slots] = {}
         self._updates: Updates | None = None
         self._reporting: Reporting | None = None
         if self._cloud is None:
@@ -537,8 +417,8 @@ class Agent:
                 timeout_s=settings.pull_timeout_s,
                 poll_every_s=settings.poll_desired_every_s,
             ),
-            try_out=self._try_out,
-            load=self._load,
+            try_out=self._loading.try_out,
+            load=self._loading.load,
             swap=self._serving.swap,
             changed=self._reporting.report_now,
             rng=self._rng,
@@ -548,7 +428,10 @@ class Agent:
         pauses = Backoff(rng=self._rng)
         loops.start("outbox", functools.partial(self._outbox.keep_open, pauses))
         loops.start("outcomes", self._outcomes.run)
-        loops.start("time", self._save_time_now_and_then)
+        loops.start(
+            "time",
+            lambda: self._timekeeping.run(lambda: self._uplink.pool_offset_ms),
+        )
         loops.start("counts", self._status.run)
         if self._cloud is not None:
             loops.start("cloud link", self._cloud.run)
@@ -560,77 +443,6 @@ class Agent:
         if self._local is not None:
             loops.start("ingress", functools.partial(self._ingress.run, self._local))
             loops.start("devices' link", self._local.run)
-
-    # --- models -----------------------------------------------------------------------
-
-    async def _load_models(self) -> None:
-        """Put in service what the slots name, and what the settings bring."""
-        await asyncio.to_thread(self._store.prepare)
-        slots = await asyncio.to_thread(self._store.slots)
-        for path in self.settings.bundles:
-            brought = await asyncio.to_thread(self._store.peek, path)
-            name = brought.name
-            if name in slots and (active := slots[name].active) is not None:
-                # What the fleet has pushed since wins over what came along.
-                if active != brought.version:
-                    log.info("bundle_passed_over", bundle=str(path), active=active)
-                continue
-            stored = await asyncio.to_thread(self._store.provision, path, self._trusted)
-            slots[name] = Slots(name, active=stored.manifest.version)
-            await asyncio.to_thread(self._store.save, slots[name])
-        self._slots = {name: await self._restore(each) for name, each in slots.items()}
-        if self._updates is not None:
-            self._updates.start_with(self._slots)
-
-    async def _restore(self, slots: Slots) -> Slots:
-        """Serve the active version or else the previous; gives what came of it."""
-        why = ""
-        for version in (slots.active, slots.previous):
-            if version is None:
-                continue
-            try:
-                stored = await asyncio.to_thread(
-                    self._store.bundle, slots.model, version
-                )
-                await self._serving.swap(await self._load(stored))
-            except (BundleRejected, ModelRefused) as error:
-                log.error(
-                    "model_not_restored",
-                    model=slots.model,
-                    version=version,
-                    reason=str(error),
-                )
-                why = why or str(error)
-            else:
-                return slots if version == slots.active else _fell_back(slots, why)
-        return _fell_back(replace(slots, previous=None), why) if why else slots
-
-    async def _try_out(self, stored: StoredBundle) -> object:
-        settings = self.settings
-        return await try_bundle(
-            stored.folder,
-            stored.manifest,
-            threads=settings.threads,
-            timeout_s=settings.trial_timeout_s,
-            memory_mb=settings.trial_memory_mb,
-        )
-
-    async def _load(self, stored: StoredBundle) -> Served:
-        settings = self.settings
-        try:
-            runner = await ModelRunner.open(
-                stored.model_path,
-                threads=settings.threads,
-                queue_limit=settings.infer_queue,
-            )
-        except ModelUnsupported as error:
-            raise ModelRefused(str(error)) from error
-        return Served(
-            manifest=stored.manifest,
-            runner=runner,
-            input_shapes={name: spec.shape for name, spec in runner.inputs.items()},
-            rule=rule_of(stored.manifest),
-        )
 
     # --- links ------------------------------------------------------------------------
 
@@ -665,7 +477,7 @@ class Agent:
         if self._devices:
             operator = Operator(
                 status=self._status,
-                infer=self._infer,
+                infer=self._calls.answer,
                 cancel=self._outcomes.cancel,
                 limits=self._limits,
             )
@@ -677,38 +489,3 @@ class Agent:
                     raise
                 # Devices are served all the same, and telemetry goes on.
                 log.error("control_not_served", error=str(error))
-
-
-def _fell_back(slots: Slots, why: str) -> Slots:
-    """The slots when the active version cannot serve; not saved, so tried again."""
-    return replace(
-        slots,
-        active=slots.previous,
-        previous=None,
-        staged=slots.active,
-        state=State.REFUSED,
-        reason=why[:1024],
-    )
-
-
-def _size_of(
-    tensors: Mapping[str, Array] | None, medium: tuple[str | None, bytes] | None
-) -> int:
-    if medium is not None:
-        return len(medium[1])
-    return sum(each.nbytes for each in (tensors or {}).values())
-
-
-def _pass_on(answer: asyncio.Future[Answer], accepted: Accepted) -> None:
-    """End the wait for an answer when the outbox says that none will come."""
-    if accepted.cancelled():
-        return
-    error = accepted.exception()  # looked at, or it counts as never retrieved
-    if answer.done():
-        return
-    if error is not None:
-        answer.set_exception(error)
-        return
-    ended = accepted.result()
-    if isinstance(ended, Recorded) and ended.answer is not None:
-        answer.set_result(read_rendered(ended.answer, Encoding(ended.encoding)))

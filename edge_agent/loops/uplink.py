@@ -48,6 +48,26 @@ class Link(Protocol):
         ...
 
 
+class NoLink:
+    """The cloud side of an agent that has none."""
+
+    up = False
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,  # noqa: ARG002 - a link's arguments
+        *,
+        timeout_s: float = 10.0,  # noqa: ARG002 - a link's arguments
+    ) -> None:
+        """There is nowhere to.
+
+        Raises:
+            LinkDown: always.
+        """
+        raise LinkDown(f"this agent has no cloud to publish {topic} to")
+
+
 @dataclass(frozen=True, slots=True)
 class UplinkLimits:
     """How much may be under way, and how patient to be."""

@@ -15,8 +15,9 @@ import pytest
 from broker.ports import free_port
 from bundle.recipe import decode_image
 from edge_agent.adapters.control import ControlError
-from edge_agent.app import Agent, Inputs
+from edge_agent.app import Agent
 from edge_agent.core.answers import Source
+from edge_agent.core.calls import Inputs
 from edge_agent.core.slots import Slots, State
 from edge_agent.settings import AgentSettings
 from tests.integration.edge_agent.edge import ROOT, SHIRT, tiny, until_status

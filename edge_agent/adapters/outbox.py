@@ -15,26 +15,23 @@ One thread owns the file. Times are milliseconds of the agent's own clock
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-import os
-import sqlite3
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, Self, TypeAlias, TypeVar
+from typing import Final, Self, TypeAlias, TypeVar
 
 import structlog
 
+from edge_agent.adapters.spill_ends import Ends
 from edge_agent.adapters.spill_file import (
     OutboxFailed,
     OutboxUnusable,
-    is_damage,
-    open_table,
 )
+from edge_agent.adapters.spill_room import OutboxFull, Room, free_bytes
 from edge_agent.adapters.spill_rows import Ended, OpenRow, Recorded, open_row
 from edge_agent.adapters.spill_table import Counts, SpillTable
+from edge_agent.adapters.spill_thread import SpillThread
 from edge_agent.core.delivery import (
     Channel,
     Key,
@@ -46,13 +43,7 @@ from edge_agent.core.delivery import (
     after_step,
 )
 from edge_agent.core.quotas import (
-    UNKNOWN_RETRY_S,
-    DrainRate,
-    Full,
-    Held,
     QuotaLimits,
-    Quotas,
-    Refusal,
 )
 from lifecycle.journal import NOBODY, Event, Journal
 from lifecycle.supervisor import Pauses
@@ -82,26 +73,6 @@ BUSY_ROWS: Final = 32
 BEGIN_AT: Final = 0.85
 UNWRITTEN_ROWS: Final = 10_000
 ENDED_LATELY: Final = 4096
-
-
-class OutboxFull(Exception):
-    """A spill cannot be kept safely; the device is refused and told why.
-
-    Attributes:
-        full: which limit it was.
-        retry_after_s: when there may be room.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        full: Full = Full.NOT_WRITTEN,
-        retry_after_s: float = UNKNOWN_RETRY_S,
-    ) -> None:
-        super().__init__(reason)
-        self.full = full
-        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +134,6 @@ class OutboxCounters:
     records_dropped: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Settling:
-    """An outcome that waits to be committed before it is told."""
-
-    ended: Ended
-    first: asyncio.Future[bool]
-
-
 class Outbox:
     """Spills in SQLite (WAL). Use as `async with Outbox(path) as outbox`.
 
@@ -194,12 +157,9 @@ class Outbox:
     ) -> None:
         self._path = path
         self._group_s = group_commit_ms / 1000.0
-        self._quotas = Quotas(limits)
-        self._refused_since_room = 0
+        self._limits = limits
         self._reserve = disk_reserve_bytes
         self._journal = journal
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="outbox")
-        self._free_bytes = 1 << 62
         self._fresh: dict[Key, _Fresh] = {}
         self._writing: dict[Key, _Fresh] = {}
         self._overtaken: dict[Key, tuple[Spill, Ended]] = {}
@@ -208,14 +168,7 @@ class Outbox:
         self._ended_lately: dict[Key, None] = {}
         self._group: asyncio.Handle | None = None
         self._groups_under_way = 0
-        self._settling: list[_Settling] = []
-        self._settles_under_way = False
-        self._written: set[asyncio.Future[object]] = set()
         self._closed = False
-        self._tidying = False
-        self._opened: SpillTable | None = None
-        self._why_closed = "it has not been opened yet"
-        self._damage: str | None = None
         self.counters = OutboxCounters()
 
     async def __aenter__(self) -> Self:
@@ -225,11 +178,18 @@ class Outbox:
             OutboxUnusable: somebody must first mend what is named.
         """
         self._loop = asyncio.get_running_loop()
-        self._drain = DrainRate(self._loop.time())
+        self._room = Room(self._path, self._limits, self._reserve, self._loop.time)
+        self._thread = SpillThread(self._path, self._room.restore)
+        self._ends = Ends(
+            self._thread,
+            on_first=self._first_end,
+            on_failure=self._count_failure,
+            on_commit=self._tidy_up,
+        )
         try:
-            await self._in_thread(self._open)
+            await self._thread.open()
         except OutboxFailed as error:
-            self._stays_closed(error)
+            log.error("outbox_not_opened", error=str(error))
         return self
 
     async def keep_open(self, pauses: Pauses) -> None:
@@ -238,71 +198,34 @@ class Outbox:
         Args:
             pauses: how long to wait before each try.
         """
-        while self._opened is None and self._damage is None:
+        while self._thread.unopened:
             await asyncio.sleep(pauses.next_s())
             try:
-                await self._in_thread(self._open)
+                await self._thread.open()
             except (OutboxFailed, OutboxUnusable) as error:
-                self._stays_closed(error)
+                log.error("outbox_not_opened", error=str(error))
             else:
-                log.info("outbox_opened", open=self._quotas.total.rows)
+                log.info("outbox_opened", open=self._room.quotas.total.rows)
         await self._loop.create_future()
 
     @property
     def error(self) -> str | None:
         """Why the file is not open; None when it is."""
-        return self._why_closed if self._opened is None else None
+        return self._thread.error
 
     @property
     def _table(self) -> SpillTable:
-        """In the thread: the file.
-
-        Raises:
-            sqlite3.OperationalError: it is not open.
-        """
-        if self._opened is None:
-            raise sqlite3.OperationalError(self._why_closed)
-        return self._opened
-
-    def _open(self) -> None:
-        """In the thread: open the file, and count what waits in it.
-
-        Raises:
-            OutboxUnusable, OutboxFailed: as `open_table`.
-        """
-        table = open_table(self._path)
-        try:
-            held = _held(table)
-        except sqlite3.DatabaseError as error:
-            table.leave()
-            if not is_damage(error):
-                raise _failed(self._path, error) from error
-            # The look at its pages had not found it.
-            table = open_table(self._path, str(error))
-            try:
-                held = _held(table)
-            except sqlite3.Error as again:
-                table.close()
-                raise _failed(self._path, again) from again
-        # Nothing else touches them before it is open.
-        self._quotas.restore(held)
-        self._free_bytes = _free_bytes(self._path)
-        self._opened = table
-
-    def _stays_closed(self, error: Exception) -> None:
-        self._why_closed = str(error)
-        log.error("outbox_not_opened", error=str(error))
+        """In the thread: the file; see `SpillThread.table`."""
+        return self._thread.table
 
     async def __aexit__(self, *_: object) -> None:
         """Commit what is pending and close the file."""
         self._hand_over()
-        self._settle_group()
-        while self._written:
-            await asyncio.wait(self._written)
+        self._ends.commit()
+        await self._thread.until_idle()
         self._closed = True
-        if self._opened is not None:
-            await self._in_thread(self._opened.close)
-        self._thread.shutdown()
+        self._ends.close()
+        await self._thread.close()
 
     # --- accept -------------------------------------------------------------------
 
@@ -334,8 +257,7 @@ class Outbox:
         device, size = spill.device, len(spill.request)
         self.check_room(device, size)
         row = _row(spill)
-        self._quotas.take(device, size)
-        self._refused_since_room = 0
+        self._room.take(device, size)
         self._fresh[key] = _Fresh(spill, row, accepted, self._loop.time())
         waiting = len(self._fresh)
         if waiting < MANY_ROWS:
@@ -361,37 +283,9 @@ class Outbox:
         Raises:
             OutboxFull: a limit is reached, or the file is not open; says which.
         """
-        if self._opened is None:
-            raise OutboxFull(self._why_closed)
-        refusal = self._quotas.refusal(device, size)
-        if refusal is not None:
-            raise self._full(refusal, device, size)
-        if self._free_bytes < self._reserve:
-            # Nothing is written while it refuses, so nothing else looks again.
-            self._free_bytes = _free_bytes(self._path)
-        if self._free_bytes < self._reserve:
-            raise OutboxFull(
-                f"the disk has {self._free_bytes} bytes free, less than the "
-                f"{self._reserve} kept in reserve",
-                full=Full.DISK_RESERVE,
-            )
-
-    def _full(self, refusal: Refusal, device: str, size: int) -> OutboxFull:
-        """What is refused, and when there may be room for it."""
-        # Those who were refused before come first, or at the same time.
-        self._refused_since_room += 1
-        rows = self._refused_since_room
-        share = 1.0
-        if refusal.full in (Full.DEVICE_ROWS, Full.DEVICE_BYTES):
-            rows = 1
-            share = self._quotas.of(device).rows / max(1, self._quotas.total.rows)
-        by_bytes = refusal.full in (Full.BYTES, Full.DEVICE_BYTES)
-        retry_after_s = self._drain.retry_after_s(
-            self._loop.time(), rows=rows, size=size if by_bytes else 0, share=share
-        )
-        return OutboxFull(
-            refusal.reason, full=refusal.full, retry_after_s=retry_after_s
-        )
+        if self._thread.error is not None:
+            raise OutboxFull(self._thread.error)
+        self._room.check(device, size)
 
     def _start_group(self) -> None:
         if self._group is None:
@@ -434,13 +328,9 @@ class Outbox:
         self._groups_under_way += 1
         for key in fresh:
             self._journal.note(Event.ACCEPTING, *key)
-        writing = self._loop.run_in_executor(
-            self._thread,
-            self._write_group,
-            [each.row for each in fresh.values()],
-            overtaken,
+        writing = self._thread.submit(
+            self._write_group, [each.row for each in fresh.values()], overtaken
         )
-        self._track(writing)
         writing.add_done_callback(
             lambda done: self._group_written(fresh, overtaken, done)
         )
@@ -449,8 +339,8 @@ class Outbox:
         self, fresh: list[OpenRow], overtaken: dict[Key, tuple[Spill, Ended]]
     ) -> _Written:
         """In the thread: one transaction, with an fsync if anything is accepted."""
-        free = _free_bytes(self._path)
-        with self._transaction("FULL" if fresh else "NORMAL"):
+        free = free_bytes(self._path)
+        with self._thread.transaction("FULL" if fresh else "NORMAL"):
             known = {
                 key: self._table.find(key) for key in self._table.insert_all(fresh)
             }
@@ -478,15 +368,15 @@ class Outbox:
             self._refuse(fresh, error)
             self._keep_unwritten(overtaken, error)
             return
-        self._free_bytes = written.free_bytes
+        self._room.free_bytes = written.free_bytes
         self.counters.groups += bool(fresh)
         for key, size in written.freed:
-            self._make_room(key, size)
+            self._room.ended(key[0], size)
         note = self._journal.note
         for key, each in fresh.items():
             told: Committed | Recorded = COMMITTED
             if key in written.known:
-                self._give_back(key, len(each.spill.request))
+                self._room.give_back(key[0], len(each.spill.request))
                 told = written.known[key] or COMMITTED
             else:
                 note(Event.ACCEPTED, *key)
@@ -502,22 +392,13 @@ class Outbox:
 
     def _tidy_up(self) -> None:
         """Let the log move into the file while nobody waits for a commit."""
-        table = self._opened
-        if table is None or self._fresh or self._closed or not table.log.checkpoint_due:
-            return
-        if not self._tidying:
-            self._tidying = True
-            tidying = self._loop.run_in_executor(self._thread, table.log.checkpoint)
-            self._track(tidying)
-            tidying.add_done_callback(self._tidied)
-
-    def _tidied(self, _: object) -> None:
-        self._tidying = False
+        if not self._fresh and not self._closed:
+            self._thread.tidy_up()
 
     def _refuse(self, fresh: dict[Key, _Fresh], error: Exception) -> None:
         why = OutboxFull(f"the outbox could not be written: {error}")
         for key, each in fresh.items():
-            self._give_back(key, len(each.spill.request))
+            self._room.give_back(key[0], len(each.spill.request))
             if not each.accepted.done():
                 each.accepted.set_exception(why)
 
@@ -526,7 +407,7 @@ class Outbox:
     ) -> None:
         """Try again later to write what was told already, within a bound."""
         log.error("outbox_not_written", error=str(error), waiting=len(overtaken))
-        self.counters.write_failures += 1
+        self._count_failure()
         room = max(0, UNWRITTEN_ROWS - len(self._overtaken))
         self.counters.records_dropped += max(0, len(overtaken) - room)
         self._overtaken = {
@@ -561,83 +442,41 @@ class Outbox:
         Gives whether it is the first; True at once for a spill that was not yet
         accepted, otherwise once the outcome is committed (which is tried for ever).
         """
-        first: asyncio.Future[bool] = self._loop.create_future()
         stage = after_step(Stage.OPEN, step)
         ended = Ended(key, outcome, why, answer, ended_ms, stage)
         if key in self._fresh and key in self._ended_lately:
             # Sent twice at once, and the first has its outcome: the commit finds it.
-            first.set_result(False)
-            return first
+            return self._at_once(first=False)
         fresh = self._fresh.pop(key, None)
         if fresh is not None:
             self._remember_end(key)
-            self._make_room(key, len(fresh.spill.request))
+            self._room.ended(key[0], len(fresh.spill.request))
             if not fresh.accepted.done():
                 fresh.accepted.set_result(Overtaken())
             self._overtaken[key] = (fresh.spill, ended)
             self._start_group()
             self._journal.note(Event.ENDED, *key, outcome.value)
-            first.set_result(True)
-            return first
+            return self._at_once(first=True)
         self._journal.note(Event.ENDING, *key, outcome.value)
-        self._settling.append(_Settling(ended, first))
-        if not self._settles_under_way:
-            self._settles_under_way = True
-            self._loop.call_soon(self._settle_group)
-        return first
+        return self._ends.add(ended)
+
+    def _at_once(self, *, first: bool) -> asyncio.Future[bool]:
+        known: asyncio.Future[bool] = self._loop.create_future()
+        known.set_result(first)
+        return known
 
     def _remember_end(self, key: Key) -> None:
         self._ended_lately[key] = None
         if len(self._ended_lately) > ENDED_LATELY:
             del self._ended_lately[next(iter(self._ended_lately))]
 
-    def _settle_group(self) -> None:
-        """Commit what has ended since the last such commit, all at once."""
-        group, self._settling = self._settling, []
-        if self._closed or not group:
-            self._settles_under_way = False
-            return
-        self._settles_under_way = True
-        ending = self._loop.run_in_executor(
-            self._thread, self._end_group, [each.ended for each in group]
-        )
-        self._track(ending)
-        ending.add_done_callback(lambda done: self._group_ended(group, done))
+    def _first_end(self, ended: Ended, size: int) -> None:
+        self._remember_end(ended.key)
+        self._room.ended(ended.key[0], size)
+        self._journal.note(Event.ENDED, *ended.key, ended.outcome.value)
 
-    def _end_group(self, group: list[Ended]) -> list[int | None]:
-        with self._transaction("NORMAL"):
-            return [self._table.end(each) for each in group]
-
-    def _group_ended(
-        self, group: list[_Settling], done: asyncio.Future[list[int | None]]
-    ) -> None:
-        try:
-            freed = done.result()
-        except sqlite3.Error as error:
-            # The outcome is known and must be recorded before anybody is told.
-            log.error("outcome_not_recorded", error=str(error), waiting=len(group))
-            self.counters.write_failures += 1
-            self._settling = group + self._settling
-            self._loop.call_later(FAILURE_PAUSE_S, self._settle_group)
-            return
-        for each, size in zip(group, freed, strict=True):
-            if size is not None:
-                ended = each.ended
-                self._remember_end(ended.key)
-                self._make_room(ended.key, size)
-                self._journal.note(Event.ENDED, *ended.key, ended.outcome.value)
-            if not each.first.done():
-                each.first.set_result(size is not None)
-        self._settle_group()
-        self._tidy_up()
-
-    def _give_back(self, key: Key, size: int) -> None:
-        self._quotas.give_back(key[0], size)
-
-    def _make_room(self, key: Key, size: int) -> None:
-        """A spill has ended, and that is what room comes from."""
-        self._give_back(key, size)
-        self._drain.ended(self._loop.time(), size)
+    def _count_failure(self) -> None:
+        self.counters.write_failures += 1
 
     # --- the rest -----------------------------------------------------------------
 
@@ -729,7 +568,7 @@ class Outbox:
     async def counts(self) -> Counts:
         """Depth, age and outcomes."""
         self._hand_over()
-        open_bytes = self._quotas.total.bytes
+        open_bytes = self._room.quotas.total.bytes
         return await self._run(lambda: self._table.counts(open_bytes))
 
     async def give_up_untold(
@@ -750,63 +589,11 @@ class Outbox:
             self._ended_lately.clear()
         return gone
 
-    @contextlib.contextmanager
-    def _transaction(self, synchronous: Literal["FULL", "NORMAL"]) -> Iterator[None]:
-        """In the thread: a transaction, in a file that is mended first if it must be."""
-        if self._damage is not None:
-            self._mend(self._damage)
-        try:
-            with self._table.transaction(synchronous):
-                yield
-        except sqlite3.Error as error:
-            if is_damage(error):
-                self._damage = str(error)
-            raise
-
-    def _mend(self, damage: str) -> None:
-        """Go on with a new file, and what can be read of the old one.
-
-        What could not be read keeps its place in the quotas until the next start.
-        """
-        table, self._opened = self._opened, None
-        if table is not None:
-            table.leave()
-        try:
-            self._opened = open_table(self._path, damage)
-        except (OutboxFailed, OutboxUnusable) as error:
-            self._why_closed = str(error)
-            raise sqlite3.OperationalError(str(error)) from error
-        self._damage = None
-
     async def _run(self, work: Callable[[], T]) -> T:
-        def transacted() -> T:
-            with self._transaction("NORMAL"):
-                return work()
-
         try:
-            return await self._in_thread(transacted)
-        except sqlite3.Error as error:
-            raise _failed(self._path, error) from error
+            return await self._thread.run(work)
         finally:
             self._tidy_up()
-
-    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        return await self._loop.run_in_executor(self._thread, work, *arguments)
-
-    def _track(self, future: asyncio.Future[T]) -> None:
-        tracked: asyncio.Future[object] = future  # type: ignore[assignment] # only awaited
-        self._written.add(tracked)
-        tracked.add_done_callback(self._written.discard)
-
-
-def _failed(path: Path, error: sqlite3.Error) -> OutboxFailed:
-    return OutboxFailed(f"the outbox {path} failed: {error}")
-
-
-def _held(table: SpillTable) -> dict[str, Held]:
-    """What each device has waiting."""
-    with table.transaction("NORMAL"):
-        return table.held()
 
 
 async def enduring(loop: Callable[[], Awaitable[None]]) -> None:
@@ -839,11 +626,3 @@ def _as_resend(again: Accepted, encoding: str, first: Accepted) -> None:
         again.set_result(Recorded(Stage.OPEN, encoding))
     else:
         again.set_result(ended)
-
-
-def _free_bytes(path: Path) -> int:
-    """Free bytes of the disk under a file; plenty where that cannot be asked."""
-    with contextlib.suppress(OSError):
-        disk = os.statvfs(path.parent)
-        return disk.f_bavail * disk.f_frsize
-    return 1 << 62

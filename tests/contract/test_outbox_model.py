@@ -283,7 +283,7 @@ class OutboxAndModel(RuleBasedStateMachine):
             found = await self.outbox.find(key)
             assert found is not None, key
             assert (found.stage, found.outcome) == (row.stage, row.outcome), key
-        held = self.outbox._quotas
+        held = self.outbox._room.quotas
         waiting = self.stage(Stage.OPEN)
         assert held.total.rows == len(waiting)
         for device in ("cam1", "cam2"):

@@ -311,7 +311,7 @@ async def test_an_answer_during_the_commit_is_told_after_it(path: Path) -> None:
         with second_look(path) as other:
             other.execute("BEGIN IMMEDIATE")
             accepted = outbox.accept(each)
-            outbox._hand_over()
+            outbox._groups.hand_over()
             first = settle(outbox, each)
             await asyncio.wait({first}, timeout=0.1)
             assert not first.done()

@@ -7,22 +7,16 @@ silently wrong is an error here. Nothing returned points into the interpreter.
 
 from __future__ import annotations
 
-import asyncio
 import re
-import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, Final, Self
 
 import numpy as np
 
 from edge_agent.core.answers import Array
-from lifecycle.clock import Clock, SystemClock
-
-Shape = tuple[int, ...]
+from edge_agent.core.tensors import BadInput, Shape, TensorSpec, fit, real
 
 _DEFAULT_SIGNATURE: Final = "serving_default"
 _KEEPS_STATE: Final = "ASSIGN_VARIABLE"
@@ -32,10 +26,6 @@ _UNRESOLVED: Final = (
     re.compile(r"builtin opcode '(\w+' version '\w+)'"),
     re.compile(r"Node number \d+ \((\w+)\) failed"),
 )
-_WARM_UP_RUNS: Final = 1
-_MEASURED_RUNS: Final = 5
-_EWMA_WEIGHT: Final = 0.1
-_EXACT_IN_FLOAT32: Final = 2**24
 
 
 class ModelUnsupported(RuntimeError):
@@ -52,49 +42,6 @@ class ModelUnsupported(RuntimeError):
 
 class RunFailed(RuntimeError):
     """The model was loaded and could not answer this input."""
-
-
-# A quick model's queue is short in time, and a device that retries has a way to go.
-LEAST_RETRY_S: Final = 0.1
-
-
-class BadInput(ValueError):
-    """The inputs are not those the model takes; says which and what it wants."""
-
-
-class RunnerFull(RuntimeError):
-    """As many requests wait for the model as may.
-
-    Attributes:
-        retry_after_s: how long those that wait will take.
-    """
-
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class RunnerClosed(RuntimeError):
-    """The model was taken out of service; ask the one that replaced it."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One input or output as the model holds it.
-
-    Attributes:
-        dtype: as stored. Arrays of exactly this dtype are taken as they are.
-        shape: its sides, -1 where any length will do.
-        scale: of a quantised tensor, `real = (stored - zero_point) * scale`; else
-            None. Any other dtype given to a quantised input counts as real
-            numbers, and a quantised output comes back as float32.
-        zero_point: see `scale`.
-    """
-
-    dtype: np.dtype[Any]
-    shape: Shape
-    scale: float | None = None
-    zero_point: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +85,7 @@ class LiteRtModel:
             interpreter = interpreter_class(model_path=str(path), num_threads=threads)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError, TypeError) as error:
-            raise _unsupported(path.name, error) from error
+            raise unsupported(path.name, error) from error
         _refuse_state(interpreter, path.name)
         return cls(interpreter, path.name)
 
@@ -160,7 +107,7 @@ class LiteRtModel:
             raise BadInput(
                 f"the model takes inputs {sorted(self.inputs)}, got {sorted(inputs)}"
             )
-        fitted = [_fit(port, inputs[port.name]) for port in self._in]
+        fitted = [fit(port.name, port.spec, inputs[port.name]) for port in self._in]
         shapes = tuple(each.shape for each in fitted)
         interpreter = self._interpreter
         if shapes != self._shapes:
@@ -180,7 +127,7 @@ class LiteRtModel:
         if self._batch > 1:
             self._check_batch(found)
         return {
-            port.name: _real(port.spec, array)
+            port.name: real(port.spec, array)
             for port, array in zip(self._out, found, strict=True)
         }
 
@@ -222,152 +169,6 @@ class LiteRtModel:
                 )
 
 
-class ModelRunner:
-    """A model in service: measures itself, never runs twice at once, refuses when full.
-
-    A model faster than `inline_below_ms` answers on the event loop, since a thread
-    would cost more than it saves; a slower one has a thread of its own.
-    """
-
-    def __init__(
-        self,
-        model: LiteRtModel,
-        *,
-        queue_limit: int = 64,
-        inline_below_ms: float = 1.0,
-        clock: Clock | None = None,
-    ) -> None:
-        self._model: LiteRtModel | None = model
-        self.inputs = model.inputs
-        self.outputs = model.outputs
-        self._queue_limit = queue_limit
-        self._inline_below_ms = inline_below_ms
-        self._clock = clock or SystemClock()
-        self._run_ms: float | None = None
-        self._pending = 0
-        self._lock = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="litert")
-
-    @classmethod
-    async def open(
-        cls,
-        path: Path,
-        *,
-        threads: int = 1,
-        queue_limit: int = 64,
-        inline_below_ms: float = 1.0,
-        clock: Clock | None = None,
-    ) -> Self:
-        """Load and measure a model without holding up the event loop.
-
-        Raises:
-            ModelUnsupported: it cannot be loaded, or not even run on zeros.
-        """
-
-        def load() -> Any:  # noqa: ANN401 - mypy has no Self in a nested function
-            runner = cls(
-                LiteRtModel.load(path, threads=threads),
-                queue_limit=queue_limit,
-                inline_below_ms=inline_below_ms,
-                clock=clock,
-            )
-            runner.measure()
-            return runner
-
-        return await asyncio.to_thread(load)
-
-    @property
-    def predicted_ms(self) -> float:
-        """How long an answer asked for now would take, its queue included.
-
-        A moving average of the runs so far; 0 before the first.
-        """
-        return (self._run_ms or 0.0) * (1 + self._pending)
-
-    @property
-    def runs_inline(self) -> bool:
-        """Whether the next answer comes from the event loop itself."""
-        return (
-            self._pending == 0
-            and self._run_ms is not None
-            and self._run_ms < self._inline_below_ms
-        )
-
-    def measure(self) -> float:
-        """Warm the model up and take the median of a few runs on zeros, in ms.
-
-        Blocks, and must not overlap `infer`.
-
-        Raises:
-            ModelUnsupported: it cannot run on zeros.
-        """
-        model = self._in_service()
-        example = model.example()
-        try:
-            for _ in range(_WARM_UP_RUNS):
-                model.run(example)
-            taken = [self._timed(model, example)[1] for _ in range(_MEASURED_RUNS)]
-        except (RunFailed, BadInput) as error:
-            raise _unsupported("the model", error) from error
-        self._run_ms = median(taken)
-        return self._run_ms
-
-    async def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Answer one set of inputs; see `LiteRtModel.run`.
-
-        Raises:
-            RunnerFull: `queue_limit` requests are held already.
-            RunnerClosed: it was closed.
-            BadInput: as `LiteRtModel.run`.
-            RunFailed: as `LiteRtModel.run`.
-        """
-        model = self._in_service()
-        if self.runs_inline:
-            return self._run(model, inputs)
-        with self._lock:
-            if self._pending >= self._queue_limit:
-                raise RunnerFull(
-                    f"{self._pending} requests wait for the edge model, which is its "
-                    "limit; send again later",
-                    retry_after_s=max(LEAST_RETRY_S, self.predicted_ms / 1000.0),
-                )
-            self._pending += 1
-        future = self._thread.submit(self._run, model, inputs)
-        # Counted down by the thread itself: a caller that was cancelled leaves a run
-        # behind, and nothing may use the interpreter until that has ended.
-        future.add_done_callback(self._one_done)
-        return await asyncio.wrap_future(future)
-
-    async def close(self) -> None:
-        """Take no more requests, answer those that wait, and let the model go."""
-        self._model = None
-        await asyncio.to_thread(self._thread.shutdown, wait=True)
-
-    def _in_service(self) -> LiteRtModel:
-        if self._model is None:
-            raise RunnerClosed("the model was taken out of service")
-        return self._model
-
-    def _run(self, model: LiteRtModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        outputs, taken_ms = self._timed(model, inputs)
-        if self._run_ms is None:
-            self._run_ms = taken_ms
-        else:
-            self._run_ms += _EWMA_WEIGHT * (taken_ms - self._run_ms)
-        return outputs
-
-    def _timed(
-        self, model: LiteRtModel, inputs: Mapping[str, Array]
-    ) -> tuple[dict[str, Array], float]:
-        started_s = self._clock.monotonic()
-        outputs = model.run(inputs)
-        return outputs, (self._clock.monotonic() - started_s) * 1000
-
-    def _one_done(self, _: Future[dict[str, Array]]) -> None:
-        with self._lock:
-            self._pending -= 1
-
-
 def load_runtime() -> Any:  # noqa: ANN401 - untyped library
     """Import the interpreter, which takes a fifth of a second once.
 
@@ -386,7 +187,8 @@ def load_runtime() -> Any:  # noqa: ANN401 - untyped library
     return Interpreter
 
 
-def _unsupported(where: str, error: Exception) -> ModelUnsupported:
+def unsupported(where: str, error: Exception) -> ModelUnsupported:
+    """Why the interpreter cannot run a model, in a sentence."""
     text = str(error)
     for pattern in _UNRESOLVED:
         if found := pattern.search(text):
@@ -455,91 +257,6 @@ def _port(where: str, name: str, details: Mapping[str, Any]) -> _Port:
     else:
         spec = TensorSpec(dtype, shape)
     return _Port(name, int(details["index"]), spec)
-
-
-def _fit(port: _Port, value: Array) -> Array:
-    """An input as the interpreter takes it."""
-    spec = port.spec
-    if value.shape != spec.shape:
-        _check_shape(port, value.shape)
-    if value.dtype == spec.dtype:
-        if spec.dtype.kind == "f":
-            _check_finite(port, value)
-        return value
-    if value.dtype.kind not in "fiub":
-        raise BadInput(f"input {port.name!r} is of {value.dtype}, not of numbers")
-    if spec.scale is not None:
-        return _quantised(port, value, spec.scale)
-    if spec.dtype.kind == "f":
-        return _as_float(port, value)
-    return _as_whole(port, value)
-
-
-def _check_shape(port: _Port, shape: Shape) -> None:
-    wanted = port.spec.shape
-    fits = len(shape) == len(wanted) and all(
-        side == want or (want == -1 and side > 0)
-        for side, want in zip(shape, wanted, strict=True)
-    )
-    if not fits:
-        shown = [side if side >= 0 else "any" for side in wanted]
-        raise BadInput(
-            f"input {port.name!r} has shape {list(shape)}, the model takes "
-            f"[{', '.join(map(str, shown))}]"
-        )
-
-
-def _check_finite(port: _Port, value: Array) -> None:
-    finite = np.isfinite(value)
-    if not finite.all():
-        bad = value.size - int(finite.sum())
-        raise BadInput(
-            f"input {port.name!r} holds NaN or infinity in {bad} of {value.size} items"
-        )
-
-
-def _quantised(port: _Port, value: Array, scale: float) -> Array:
-    spec = port.spec
-    _check_finite(port, value)
-    bounds = np.iinfo(spec.dtype)
-    stored = np.rint(value.astype(np.float64) / scale) + spec.zero_point
-    clipped: Array = np.clip(stored, bounds.min, bounds.max).astype(spec.dtype)
-    return clipped
-
-
-def _as_float(port: _Port, value: Array) -> Array:
-    if value.dtype.kind in "iu" and value.dtype.itemsize > 2 and value.size:
-        most = max(abs(int(value.min())), abs(int(value.max())))
-        if most > _EXACT_IN_FLOAT32 and port.spec.dtype.itemsize < 8:
-            raise BadInput(
-                f"input {port.name!r} holds {most}, which {port.spec.dtype} cannot "
-                "hold exactly"
-            )
-    with np.errstate(over="ignore"):
-        cast = value.astype(port.spec.dtype)
-    _check_finite(port, cast)
-    return cast
-
-
-def _as_whole(port: _Port, value: Array) -> Array:
-    dtype = port.spec.dtype
-    if dtype.kind == "b" or value.dtype.kind not in "iu":
-        raise BadInput(
-            f"input {port.name!r} is of {value.dtype}, the model takes {dtype}"
-        )
-    bounds = np.iinfo(dtype)
-    if value.size and not (
-        bounds.min <= int(value.min()) and int(value.max()) <= bounds.max
-    ):
-        raise BadInput(f"input {port.name!r} holds numbers beyond {dtype}")
-    return value.astype(dtype)
-
-
-def _real(spec: TensorSpec, stored: Array) -> Array:
-    if spec.scale is None:
-        return stored
-    shifted = np.asarray(stored, np.float32) - np.float32(spec.zero_point)
-    return shifted * np.float32(spec.scale)
 
 
 def _one_line(error: BaseException) -> str:

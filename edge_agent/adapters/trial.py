@@ -22,13 +22,13 @@ from typing import Any, Final
 from bundle.manifest import MANIFEST_FILE, Manifest, ManifestError, parse_manifest
 from edge_agent.adapters.golden import GoldenMismatch, check_names, reproduce
 from edge_agent.adapters.litert import (
-    BadInput,
     LiteRtModel,
-    ModelRunner,
     ModelUnsupported,
     RunFailed,
     load_runtime,
 )
+from edge_agent.adapters.model_runner import ModelRunner
+from edge_agent.core.tensors import BadInput
 
 FAULTS: Final = (
     BadInput,

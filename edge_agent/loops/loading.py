@@ -11,7 +11,8 @@ import structlog
 
 from bundle.pack import BundleRejected
 from bundle.trust import TrustedKeys
-from edge_agent.adapters.litert import ModelRunner, ModelUnsupported
+from edge_agent.adapters.litert import ModelUnsupported
+from edge_agent.adapters.model_runner import ModelRunner
 from edge_agent.adapters.model_store import ModelStore, StoredBundle
 from edge_agent.adapters.trial import try_bundle
 from edge_agent.core.served import Served, rule_of

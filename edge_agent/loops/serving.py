@@ -19,12 +19,8 @@ from broker.codec import pack
 from broker.ids import uuid7
 from broker.messages import EdgeOpinion, Reason, Request
 from bundle.recipe import UnreadableImage, decode_image, image_size
-from edge_agent.adapters.litert import (
-    BadInput,
-    RunFailed,
-    RunnerClosed,
-    RunnerFull,
-)
+from edge_agent.adapters.litert import RunFailed
+from edge_agent.adapters.model_runner import RunnerClosed, RunnerFull
 from edge_agent.adapters.outbox import Accepted, Outbox, OutboxFull
 from edge_agent.core.answers import Answer, AnswerStatus, Array, Source
 from edge_agent.core.arrays import NotAnArray
@@ -40,6 +36,7 @@ from edge_agent.core.routing import (
     before,
 )
 from edge_agent.core.served import Served
+from edge_agent.core.tensors import BadInput
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.spans import RequestSpans
 from edge_agent.loops.uplink import Uplink

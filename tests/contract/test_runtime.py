@@ -14,16 +14,10 @@ from ai_edge_litert.interpreter import (  # noqa: TID253 - the limit we compare 
 )
 from typing_extensions import override
 
-from edge_agent.adapters.litert import (
-    BadInput,
-    LiteRtModel,
-    ModelRunner,
-    ModelUnsupported,
-    RunFailed,
-    RunnerClosed,
-    RunnerFull,
-)
+from edge_agent.adapters.litert import LiteRtModel, ModelUnsupported, RunFailed
+from edge_agent.adapters.model_runner import ModelRunner, RunnerClosed, RunnerFull
 from edge_agent.core.answers import Array
+from edge_agent.core.tensors import BadInput
 from lifecycle.clock import FakeClock
 
 MODELS = Path(__file__).parent / "models"

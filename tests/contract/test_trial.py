@@ -18,8 +18,9 @@ import pytest
 
 from bundle.manifest import Manifest, parse_manifest
 from edge_agent.adapters.golden import GoldenMismatch
-from edge_agent.adapters.litert import BadInput, ModelUnsupported
+from edge_agent.adapters.litert import ModelUnsupported
 from edge_agent.adapters.trial import TrialFailed, TrialReport, run_trial, try_bundle
+from edge_agent.core.tensors import BadInput
 
 MODELS = Path(__file__).parent / "models"
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3) / 12 - 0.4

@@ -120,7 +120,6 @@ class Worker:
                     for count, name in (
                         (self._settings.decode_threads, "decode"),
                         (UPDATE_READERS, "update"),
-                        (1, "repository"),
                     )
                 )
             )
@@ -238,7 +237,6 @@ class _Threads:
 
     decode: ThreadPoolExecutor
     update: ThreadPoolExecutor
-    repository: ThreadPoolExecutor
 
 
 class _Pool:
@@ -318,7 +316,6 @@ class _Pool:
             usage=usage,
             costs=costs,
             clock=clock,
-            thread=threads.repository,
             prefetch=partial(_prefetch, settings, costs),
             watch_s=settings.watch_s,
         )

@@ -121,7 +121,6 @@ class Worker:
                     for count, name in (
                         (self._settings.decode_threads, "decode"),
                         (UPDATE_READERS, "update"),
-                        (1, "repository"),
                     )
                 )
             )
@@ -239,7 +238,6 @@ class _Threads:
 
     decode: ThreadPoolExecutor
     update: ThreadPoolExecutor
-    repository: ThreadPoolExecutor
 
 
 class _Pool:
@@ -319,7 +317,6 @@ class _Pool:
             usage=usage,
             costs=costs,
             clock=clock,
-            thread=threads.repository,
             prefetch=partial(_prefetch, settings, costs),
             watch_s=settings.watch_s,
         )

@@ -179,7 +179,7 @@ class Runners:
         process = await self._start(source, gently=gently)
         before = self._kept.get(source.key)
         self._kept[source.key] = _Kept(source, process, process.spec)
-        self.on_change()
+        self._look_again()
         if before is not None:
             await self._see_off(before.process)
         return process.spec
@@ -278,7 +278,7 @@ class Runners:
             await process.end()
             return False
         before, kept.process, kept.failed = kept.process, process, None
-        self.on_change()
+        self._look_again()
         await self._see_off(before)
         return True
 
@@ -322,6 +322,11 @@ class Runners:
                     output=process.last_words(),
                 )
                 self._changed.set()
+
+    def _look_again(self) -> None:
+        """A process serves from now on; it may have died before anybody knew it."""
+        self._changed.set()
+        self.on_change()
 
     def _is_kept(self, kept: _Kept) -> bool:
         return self._kept.get(kept.source.key) is kept

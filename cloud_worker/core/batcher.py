@@ -50,15 +50,15 @@ Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
 class Group:
     """What may share a batch: one model version, and inputs of one dtype and shape.
 
-    `max_rows` bounds the batch. `part` is set on requests that run apart from all
-    others, to a number that only those of one part have. `size_bucket` is of `costs.size_bucket`
-    where the shape of an item decides its cost.
+    `max_rows` bounds the batch. `apart` is set on requests that run apart from all
+    others, to a number that only those who may share a batch have. `size_bucket` is of
+    `costs.size_bucket` where the shape of an item decides its cost.
     """
 
     model: str
     signature: Signature
     max_rows: int
-    part: int = 0
+    apart: int = 0
     version: str = ""
     size_bucket: int = 0
 
@@ -83,9 +83,10 @@ class Item(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Flush(Generic[T]):
-    """Run these as one batch."""
+    """Run these as one batch; `done_s` is when it should be done, in the time of `now`."""
 
     items: tuple[Item[T], ...]
+    done_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ class Batcher(Generic[T]):
         self._models = _Accounts()
         self._running = _Running()
         self._count = 0
-        self._parts = 0
+        self._set_apart = 0
         self._look_at_s = math.inf
         self._shed_at_s = -math.inf
 
@@ -184,9 +185,9 @@ class Batcher(Generic[T]):
 
     def add_apart(self, items: Iterable[Item[T]]) -> None:
         """Let requests wait that may share a batch with each other and no others."""
-        self._parts += 1
+        self._set_apart += 1
         for item in items:
-            self.add(replace(item, group=replace(item.group, part=self._parts)))
+            self.add(replace(item, group=replace(item.group, apart=self._set_apart)))
 
     def next_step(
         self, now: float, *, running: int, ready: Callable[[str], bool] = _always
@@ -195,7 +196,8 @@ class Batcher(Generic[T]):
 
         Args:
             now: monotonic seconds.
-            running: how many batches the runners hold.
+            running: how many batches the runners hold, but for those that are so late
+                that the others should not wait for them.
             ready: whether a model version ("name/version") can run now; one that
                 cannot waits without holding up the others.
         """
@@ -283,7 +285,7 @@ class Batcher(Generic[T]):
         items: list[Item[T]] = []
         for priority, places in line.pick(choice, self._max_batch_bytes):
             items.extend(self._remove(line, priority, places))
-        return Flush(tuple(items))
+        return Flush(tuple(items), choice.done_s)
 
     def _take_surplus(self, now: float, free_at_s: float) -> Shed[T] | None:
         """What cannot be answered whatever else runs: the cheapest of it to lose."""

@@ -2,7 +2,8 @@
 
 A model that answers goes on doing so until another version of it can: nothing is
 taken from the route before its successor is there, and nothing leaves the memory
-while a request waits for it. One version loads at a time.
+while a request waits for it, unless others have waited for a whole turn. One version
+loads at a time.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from typing import Final
 
 from typing_extensions import override
 
 from cloud_worker.core.policy import LATEST, Policy, Shares, summing_to_one
+
+# How long models that do not fit together, and are all in use, have the memory each.
+TURN_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -95,10 +100,14 @@ Step = Load | Unload | Retire | Route | GiveUp
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Who uses what: the keys that requests wait for, and when each was last asked."""
+    """Who uses what: the keys that requests wait for, and when each was last asked.
+
+    All times are in the monotonic clock of `now_s`.
+    """
 
     waiting: Collection[Key] = ()
     last_s: Mapping[Key, float] = field(default_factory=dict)
+    now_s: float = 0.0
 
 
 class Standing(Enum):
@@ -133,6 +142,8 @@ class Versions:
         self._shelves: Mapping[str, Shelf] = {}
         self._copies: dict[Key, _Copy] = {}
         self._routes: dict[str, Shares] = {}
+        # Those in no memory that requests wait for, and since when.
+        self._missed_s: dict[Key, float] = {}
         # The last route of each model on which all that was wanted answered.
         self._whole: dict[str, Shares] = {}
 
@@ -202,6 +213,7 @@ class Versions:
         Ask again when it is done, until nothing is left.
         """
         steps: list[Step] = []
+        self._note_missed(use)
         for name in sorted(self._shelves.keys() | self._routes.keys()):
             steps.extend(self._reroute(name))
         if steps:
@@ -365,18 +377,17 @@ class Versions:
                     pass
 
     def _next_load(self, use: Use) -> Key | None:
-        for key in self._loads_in_order(use):
+        for key in self._loads_in_order():
             replaces = bool(self._routes.get(key.name)) and not self._is_routed(key)
             if replaces or self._has_room(self._need(key), use):
                 return key
         return None
 
-    def _loads_in_order(self, use: Use) -> Iterator[Key]:
+    def _loads_in_order(self) -> Iterator[Key]:
         """What requests wait for, then models that nobody serves, then new versions."""
         yield from sorted(
-            key
-            for key in use.waiting
-            if self.standing(key) is Standing.UNLOADED and self._stored(key) is not None
+            (key for key in self._missed_s if self._stored(key) is not None),
+            key=lambda key: (self._missed_s[key], key),
         )
         for served in (False, True):
             for name in sorted(self._shelves):
@@ -405,21 +416,30 @@ class Versions:
             if copy.standing in {Standing.LOADED, Standing.LOADING}
         )
 
+    def _note_missed(self, use: Use) -> None:
+        self._missed_s = {
+            key: self._missed_s.get(key, use.now_s)
+            for key in use.waiting
+            if self.standing(key) is Standing.UNLOADED
+        }
+
     def _idle(self, use: Use) -> list[Key]:
-        """What answers, is in memory and has nothing to do: longest unused first."""
-        return sorted(
-            (
-                key
-                for key, copy in self._copies.items()
-                if copy.standing is Standing.LOADED
-                and self._is_routed(key)
-                and key not in use.waiting
-            ),
-            key=lambda key: (
-                max(use.last_s.get(key, 0.0), self._copies[key].since_s),
-                key,
-            ),
-        )
+        """What answers, is in memory and may leave it: longest unused first.
+
+        That is what has nothing to do; and, once a request has waited for a whole
+        turn for a version that is not there, also what has been there for longer.
+        """
+        turn_ends_s = use.now_s - TURN_S
+        in_turns = any(since_s <= turn_ends_s for since_s in self._missed_s.values())
+        free = []
+        for key, copy in self._copies.items():
+            if copy.standing is not Standing.LOADED or not self._is_routed(key):
+                continue
+            busy = key in use.waiting
+            if not busy or (in_turns and copy.since_s <= turn_ends_s):
+                used_s = max(use.last_s.get(key, 0.0), copy.since_s)
+                free.append((busy, copy.since_s if busy else used_s, key))
+        return [key for _, _, key in sorted(free)]
 
     def _has_room(self, need: int, use: Use) -> bool:
         if self._limit_bytes is None:
@@ -446,5 +466,10 @@ class Versions:
             yield Unload(
                 key,
                 f"the loaded models would take {over // 2**20 + 1} MiB more than "
-                "models_memory_mb, and it was unused for the longest time",
+                f"models_memory_mb, and it {self._why_it(key, use)}",
             )
+
+    def _why_it(self, key: Key, use: Use) -> str:
+        if key in use.waiting:
+            return "has had its turn, while requests wait for another"
+        return "was unused for the longest time"

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 from pydantic import ValidationError
@@ -43,6 +43,10 @@ from cloud_worker.loops.replies import Replies
 from lifecycle.clock import Clock
 
 log = structlog.get_logger(__name__)
+
+# A batch that takes so many times what it should, and not less than this, is late.
+LATE_TIMES: Final = 4.0
+LEAST_LATE_S: Final = 0.1
 
 Batch = tuple[Item[Held], ...]
 
@@ -105,6 +109,7 @@ class Infer:
         self._batches: asyncio.TaskGroup | None = None
         self._last_done_s = 0.0
         self._submitted: Counter[str] = Counter()
+        self._late: Counter[str] = Counter()
         self._given_up: dict[str, str] = {}
 
     @property
@@ -153,11 +158,12 @@ class Infer:
         """Do all that is due; say in how many seconds there is more."""
         while True:
             now = self._clock.monotonic()
-            running = self._runner.running
-            step = self._batcher.next_step(now, running=running, ready=self._ready)
+            step = self._batcher.next_step(
+                now, running=self._running_in_time(), ready=self._ready
+            )
             match step:
-                case Flush(items):
-                    self._start(batches, items, now)
+                case Flush(items, due_s):
+                    self._start(batches, items, now, due_s)
                 case Expire(items):
                     self._say_expired(items, now)
                 case Shed(items, own_wait_s):
@@ -167,10 +173,19 @@ class Infer:
                 case Idle():
                     return None
 
-    def _ready(self, key: str) -> bool:
-        return self._runner.ready(key) or key in self._given_up
+    def _running_in_time(self) -> int:
+        """Batches submitted and not finished, without those behind one that is late."""
+        held_up = sum(self._submitted[key] for key in self._late)
+        return max(self._runner.running - held_up, 0)
 
-    def _start(self, batches: asyncio.TaskGroup, items: Batch, now: float) -> None:
+    def _ready(self, key: str) -> bool:
+        if key in self._given_up:
+            return True
+        return key not in self._late and self._runner.ready(key)
+
+    def _start(
+        self, batches: asyncio.TaskGroup, items: Batch, now: float, due_s: float
+    ) -> None:
         batch = tuple(item for item in items if self._may_run(item))
         if not batch:
             return
@@ -192,7 +207,7 @@ class Infer:
             # After the runner's own callback, which counts it as ended.
             outputs.add_done_callback(lambda _: self._changed.set())
         else:
-            batches.create_task(self._collect(batches, batch, outputs, now))
+            batches.create_task(self._collect(batches, batch, outputs, now, due_s))
 
     def _may_run(self, item: Item[Held]) -> bool:
         """Whether a request should run; one that should not is dealt with here."""
@@ -210,7 +225,7 @@ class Infer:
             self._fail((item,), reason)
             return False
         accused = reason is not None or self._culprits.crashes(who) > 0
-        if accused and item.group.part == 0:
+        if accused and item.group.apart == 0:
             # A copy of one that may kill the process must not take others with it.
             self._batcher.add_apart((item,))
             return False
@@ -222,14 +237,32 @@ class Infer:
         batch: Batch,
         running: asyncio.Future[BatchOutputs],
         started_s: float,
+        due_s: float,
     ) -> None:
-        # The runner itself bounds the time.
-        await asyncio.wait((running,))
+        patience_s = max(LEAST_LATE_S, LATE_TIMES * (due_s - started_s))
+        await asyncio.wait((running,), timeout=patience_s)
+        if not running.done():
+            await self._wait_while_others_run(batch[0].group.key, running)
         done_s = self._clock.monotonic()
         # The runner first: it should not idle while results are written up.
         if running.exception() is None and self._start_batches(batches) is not None:
             self._changed.set()
         self._take(batch, running, started_s, done_s)
+
+    async def _wait_while_others_run(
+        self, key: str, late: asyncio.Future[BatchOutputs]
+    ) -> None:
+        """Wait for a batch that is late, or hangs, and holds up no other model."""
+        self._late[key] += 1
+        self._changed.set()
+        try:
+            # The runner itself bounds the time.
+            await asyncio.wait((late,))
+        finally:
+            self._late[key] -= 1
+            if not self._late[key]:
+                del self._late[key]
+            self._changed.set()
 
     def _take(
         self,

@@ -78,7 +78,7 @@ class Intake:
         if address is None:
             await self._bury(delivery, "its routing key names no agent")
             return
-        await self._room.wait()
+        await self._room.wait(address.model)
         if not delivery.live:
             return
         model = self._models.get(address.model)
@@ -106,39 +106,36 @@ class Intake:
         if not count:
             await self._bury(delivery, envelope.bad[0].reason)
             return
-        parcel = Parcel(delivery, address.agent, count, self._room)
+        parcel = Parcel(delivery, address, count, self._room)
         self._room.ledger.take(count)
         self._replies.observer.came(address.model, count)
         stamps = self._replies.stamps
         desk = _Desk(parcel, address, model, self._clock, stamps, self._usage)
-        handed_over = 0
         decoding: list[str] = []
         try:
             for subject, reason in bad:
                 desk.fail(subject, reason, Cause.UNREADABLE)
             media = desk.sort(envelope.items)
-            handed_over += self._hand_over(desk)
+            self._hand_over(desk)
             decoding = [version.key for _, _, version in media]
             self._usage.begin(decoding)
             for request, medium, version in media:
                 # What needs no decoding has gone ahead.
                 read = await self._decoder.decode(medium, version)
                 desk.check(request, read, version)
-                handed_over += self._hand_over(desk)
+                self._hand_over(desk)
         finally:
             self._usage.end(decoding)
             # Cancelled when its channel dies: the broker delivers it again.
-            for _ in range(count - handed_over):
+            for _ in range(count - desk.handed_over):
                 parcel.drop()
 
-    def _hand_over(self, desk: _Desk) -> int:
+    def _hand_over(self, desk: _Desk) -> None:
         finished, ready = desk.cleared()
         if finished:
             self._replies.finish(finished)
         if ready:
             self._offer(ready)
-        # The parts of a split request count as the one that it is.
-        return len(finished) + sum(item.work.part == 0 for item in ready)
 
     async def _refuse(
         self, delivery: Delivery, address: RequestAddress, reason: str
@@ -149,7 +146,7 @@ class Intake:
             await self._bury(delivery, reason)
             return
         self._complaints.say("envelope refused", agent=address.agent, reason=reason)
-        parcel = Parcel(delivery, address.agent, len(subjects), self._room)
+        parcel = Parcel(delivery, address, len(subjects), self._room)
         self._room.ledger.take(len(subjects))
         stamp = self._replies.stamps.now()
         self._replies.finish(
@@ -203,7 +200,11 @@ class Intake:
 
 
 class _Desk:
-    """One envelope being sorted into what is finished and what is ready to run."""
+    """One envelope being sorted into what is finished and what is ready to run.
+
+    Attributes:
+        handed_over: requests that were `cleared`, which others end from then on.
+    """
 
     def __init__(
         self,
@@ -223,12 +224,15 @@ class _Desk:
         self._wall_ms = clock.wall_ms()
         self._finished: list[Finished[Parcel]] = []
         self._ready: list[Item[Held]] = []
+        self.handed_over = 0
 
     def cleared(self) -> tuple[list[Finished[Parcel]], list[Item[Held]]]:
         """What was sorted since the last call: finished, and ready to run."""
-        cleared = self._finished, self._ready
+        finished, ready = self._finished, self._ready
         self._finished, self._ready = [], []
-        return cleared
+        # The parts of a split request count as the one that it is.
+        self.handed_over += len(finished) + sum(item.work.part == 0 for item in ready)
+        return finished, ready
 
     def sort(
         self, requests: Iterable[Request]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 import structlog
@@ -39,6 +38,7 @@ from cloud_worker.core.versions import (
 from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.usage import Usage
 from lifecycle.clock import Clock
+from lifecycle.threads import in_daemon_thread
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +91,7 @@ class Keeper:
         serving: what answers now, by model; others read it.
 
     Args:
-        library: the repository; looked at in `thread`, which nobody else uses.
+        library: the repository.
         versions: the decisions.
         runner: loads and unloads.
         link: consumes the queues of what is served.
@@ -114,7 +114,6 @@ class Keeper:
         usage: Usage,
         costs: Costs,
         clock: Clock,
-        thread: ThreadPoolExecutor,
         prefetch: Callable[[Serving], Prefetch],
         watch_s: float,
     ) -> None:
@@ -127,7 +126,6 @@ class Keeper:
         self._usage = usage
         self._costs = costs
         self._clock = clock
-        self._thread = thread
         self._prefetch = prefetch
         self._watch_s = watch_s
         self._candidates: Mapping[Key, Candidate] = {}
@@ -199,8 +197,7 @@ class Keeper:
             TimeoutError: it takes too long.
         """
         if self._looking is None:
-            loop = asyncio.get_running_loop()
-            self._looking = loop.run_in_executor(self._thread, self._library.look)
+            self._looking = in_daemon_thread(self._library.look, "repository")
         await asyncio.wait((self._looking,), timeout=LOOK_TIMEOUT_S)
         if not self._looking.done():
             raise TimeoutError
@@ -221,6 +218,7 @@ class Keeper:
         return Use(
             waiting={Key.read(key) for key in in_use},
             last_s={Key.read(key): at_s for key, at_s in self._usage.asked_s.items()},
+            now_s=self._clock.monotonic(),
         )
 
     async def _settle(self, load: Callable[[Load], Awaitable[None]]) -> None:
@@ -228,10 +226,18 @@ class Keeper:
         progress = True
         while progress:
             progress = False
-            for step in self._versions.next_steps(self._use()):
-                await self._carry_out(step, load)
-                # Giving up is said again until nobody waits.
-                progress |= not isinstance(step, GiveUp)
+            steps = self._versions.next_steps(self._use())
+            done = 0
+            try:
+                for step in steps:
+                    await self._carry_out(step, load)
+                    done += 1
+                    # Giving up is said again until nobody waits.
+                    progress |= not isinstance(step, GiveUp)
+            finally:
+                for step in steps[done:]:
+                    if isinstance(step, Load):
+                        self._versions.abandoned(step.key)
         for name in self._versions.unserved():
             self._say(f"nothing in the repository can answer for model {name!r}")
 

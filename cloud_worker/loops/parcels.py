@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from broker.dead_letters import Mishap
+from broker.topics import RequestAddress
 from cloud_worker.core.intake import Inputs
 from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.results import Subject
@@ -60,14 +62,22 @@ class Delivery(Protocol):
 class Room:
     """How many requests the worker holds, and whether there is room for more.
 
+    A model that holds less than its part may enter though others have filled the
+    room: one that is away must not keep the others out.
+
     Attributes:
         ledger: the books of those who take, end and give back.
+
+    Args:
+        most: how many requests; a model's part is that over the models that hold any.
+        ledger: see above.
     """
 
     def __init__(self, most: int, ledger: Ledger) -> None:
         self.ledger = ledger
         self._most = most
         self._held = 0
+        self._held_of: Counter[str] = Counter()
         self._roomy = asyncio.Event()
         self._roomy.set()
         self._empty = asyncio.Event()
@@ -78,49 +88,53 @@ class Room:
         """Requests taken and not yet settled."""
         return self._held
 
-    async def wait(self) -> None:
+    async def wait(self, model: str) -> None:
         """Return once there is room; one envelope may then go over the bound."""
-        while self._held >= self._most:
+        while not self._has_room(model):
+            self._roomy.clear()
             await self._roomy.wait()
 
     async def wait_empty(self) -> None:
         """Return once nothing is held."""
         await self._empty.wait()
 
-    def take(self, requests: int) -> None:
+    def take(self, model: str, requests: int) -> None:
         """Hold so many more."""
         self._held += requests
-        self._note()
+        self._held_of[model] += requests
+        self._empty.clear()
 
-    def give(self, requests: int) -> None:
+    def give(self, model: str, requests: int) -> None:
         """Hold so many fewer."""
         self._held -= requests
-        self._note()
+        self._held_of[model] -= requests
+        if not self._held_of[model]:
+            del self._held_of[model]
+        self._roomy.set()
+        if self._held <= 0:
+            self._empty.set()
 
-    def _note(self) -> None:
-        for event, holds in (
-            (self._roomy, self._held < self._most),
-            (self._empty, self._held <= 0),
-        ):
-            if holds:
-                event.set()
-            else:
-                event.clear()
+    def _has_room(self, model: str) -> bool:
+        if self._held < self._most:
+            return True
+        held = self._held_of.get(model, 0)
+        return held * len(self._held_of.keys() | {model}) < self._most
 
 
 class Parcel:
     """A delivery and how many of its requests are open."""
 
-    __slots__ = ("_open", "_room", "agent", "delivery")
+    __slots__ = ("_model", "_open", "_room", "agent", "delivery")
 
     def __init__(
-        self, delivery: Delivery, agent: str, requests: int, room: Room
+        self, delivery: Delivery, address: RequestAddress, requests: int, room: Room
     ) -> None:
         self.delivery = delivery
-        self.agent = agent
+        self.agent = address.agent
+        self._model = address.model
         self._open = requests
         self._room = room
-        room.take(requests)
+        room.take(self._model, requests)
 
     @property
     def live(self) -> bool:
@@ -132,12 +146,12 @@ class Parcel:
         self._open -= 1
         if self._open == 0:
             self.delivery.ack()
-        self._room.give(1)
+        self._room.give(self._model, 1)
 
     def drop(self) -> None:
         """Give one request up, because the delivery is no longer ours."""
         self._room.ledger.give_back()
-        self._room.give(1)
+        self._room.give(self._model, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -174,8 +174,8 @@ class SideQueues:
             )
             delivery.ack()
             return
-        await self._room.wait()
-        parcel = Parcel(delivery, address.agent, len(subjects), self._room)
+        await self._room.wait(address.model)
+        parcel = Parcel(delivery, address, len(subjects), self._room)
         self._ledger.take(len(subjects))
         self._replies.finish(
             Finished(address.agent, ending(subject), parcel, cause)

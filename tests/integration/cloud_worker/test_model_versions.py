@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -17,6 +21,7 @@ from broker.node import Node
 from tests.integration.cloud_worker.pool import (
     MODELS,
     Agent,
+    WorkerProcess,
     first_value,
     repository,
     request,
@@ -233,6 +238,38 @@ async def test_a_model_whose_folder_goes_leaves_its_queue_to_others_and_may_retu
         async with stream(agent, "mv-new") as new:
             await new.until_answered_by("1")
         looking.cancel()
+
+
+async def test_a_repository_whose_disk_hangs_holds_up_neither_answers_nor_the_end(
+    rabbit: Node, tmp_path: Path
+) -> None:
+    models = repository(tmp_path, mv_hangs="line_lite")
+    pipe = models / "mv-hangs" / "policy.json"
+    async with (
+        Agent(rabbit) as agent,
+        WorkerProcess(
+            rabbit.amqp_url("worker"), models, OVERSPILL_WORKER_WATCH_S="0.1"
+        ) as worker,
+    ):
+        await worker.ready()
+        os.mkfifo(pipe)
+        with await opened_by_a_reader(pipe):
+            await agent.ask(request("mv-hangs-1", "mv-hangs"))
+            assert (await agent.result("mv-hangs-1")).status is Status.OK
+            worker.signal(signal.SIGTERM)
+            assert await worker.ended() == 0
+
+
+async def opened_by_a_reader(pipe: Path) -> BinaryIO:
+    """The end to write to, once somebody reads, who then waits until it is closed."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return os.fdopen(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "wb")
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                await asyncio.sleep(0.02)
 
 
 async def test_two_workers_serve_what_each_of_them_has(

@@ -138,7 +138,7 @@ def test_expired_requests_are_given_up_before_anything_runs() -> None:
     batcher.add(late)
     batcher.add(live)
     assert batcher.next_step(1.0, running=0) == Expire((late,))
-    assert batcher.next_step(1.0, running=0) == Flush((live,))
+    assert batcher.next_step(1.0, running=0) == Flush((live,), done_s=1.001)
 
 
 def test_expiry_is_told_while_the_runner_is_busy() -> None:

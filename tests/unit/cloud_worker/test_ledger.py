@@ -66,11 +66,11 @@ def test_a_request_that_is_lost_or_ended_twice_is_cried_out(
     ends: int, missing: int
 ) -> None:
     room = Room(10, Ledger())
-    room.take(2)
+    room.take("m", 2)
     room.ledger.take(2)
     for _ in range(ends):
         room.ledger.end(Cause.ANSWERED)
-    room.give(2)
+    room.give("m", 2)
     with structlog.testing.capture_logs() as logs:
         books = Bookkeeping(room, Complaints(FakeClock()))
         assert not books.balanced()

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
@@ -58,6 +58,8 @@ MODEL = ServedModel(
     ),
     max_batch=8,
 )
+OTHER = replace(MODEL, name="twice")
+OTHER_KEY = KEY.replace("double", "twice")
 CRASH, REFUSE = 666.0, 13.0
 
 
@@ -148,7 +150,7 @@ class Doubling:
         return len(self._open)
 
     def ready(self, key: str) -> bool:
-        assert key == "double/1"
+        assert key in {"double/1", "twice/1"}
         return self.up
 
     def submit(
@@ -159,7 +161,7 @@ class Doubling:
         *,
         limit_s: float | None = None,
     ) -> asyncio.Future[BatchOutputs]:
-        assert key == "double/1"
+        assert key in {"double/1", "twice/1"}
         assert limit_s is None or limit_s >= 5.0
         ((name, dtype, (rows, columns)),) = signature
         assert (name, dtype, columns) == ("x", "float32", 1)
@@ -391,6 +393,25 @@ async def test_nothing_runs_while_the_model_process_is_away() -> None:
         on.runner.up = True
         on.infer.wake()
         await until(lambda: letter.ended == "acked")
+
+
+async def test_a_model_that_hangs_holds_up_no_other() -> None:
+    async with bench((MODEL, OTHER)) as on:
+        held: list[asyncio.Future[BatchOutputs]] = []
+        on.runner.held = held
+        hung = [Letter(encode(request(f"r-{n}", n))) for n in range(2)]
+        await on.take(hung[0])
+        await until(lambda: held)
+        await on.take(hung[1])
+        on.runner.held = None
+        # It fills no batch, and waits for room until the other is late.
+        other = Letter(encode(request("o-1", model="twice")), OTHER_KEY)
+        await on.take(other)
+        await until(lambda: other.ended == "acked")
+        assert len(on.runner.batches) == 2
+        on.runner.end(held[0], [0.0])
+        await until(lambda: all(each.ended == "acked" for each in hung))
+        assert on.ended == {Cause.ANSWERED: 3}
 
 
 async def test_a_model_that_is_given_up_fails_its_requests_at_once() -> None:
@@ -814,6 +835,28 @@ async def test_deliveries_wait_undecoded_while_too_much_is_held() -> None:
             on.runner.up = True
             on.infer.wake()
         await until(lambda: letter.ended == "acked")
+
+
+async def test_a_model_that_fills_the_room_leaves_others_their_part() -> None:
+    async with bench((MODEL, OTHER)) as on:
+        on.runner.up = False
+        await on.take(Letter(encode(*[request(f"r-{n}") for n in range(100)])))
+        others = [
+            Letter(
+                encode(*[request(f"o-{at}-{n}", model="twice") for n in range(25)]),
+                OTHER_KEY,
+            )
+            for at in range(3)
+        ]
+        await on.take(*others[:2])
+        assert on.room.held == 150
+        async with asyncio.TaskGroup() as group:
+            taking = group.create_task(on.intake.take(others[2]))
+            await asyncio.sleep(0)
+            assert not taking.done()
+            on.runner.up = True
+            on.infer.wake()
+        await until(lambda: others[2].ended == "acked")
 
 
 def unrouted(model: str, **changes: Any) -> Letter:

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from cloud_worker.core.policy import LATEST, Policy, Shares
 from cloud_worker.core.versions import (
+    TURN_S,
     GiveUp,
     Key,
     Load,
@@ -62,7 +63,8 @@ class Pool:
     def step(self) -> list[Step]:
         """One round; a load that it begins is left to end."""
         self.now_s += 1
-        steps = list(self.versions.next_steps(Use(self.waiting, self.last_s)))
+        use = Use(self.waiting, self.last_s, self.now_s)
+        steps = list(self.versions.next_steps(use))
         self.served += [
             (each.name, dict(each.shares)) for each in steps if isinstance(each, Route)
         ]
@@ -224,7 +226,7 @@ def test_the_longest_unused_model_makes_room() -> None:
     assert pool.versions.standing(key("a/1")) is Standing.UNLOADED
 
 
-def test_a_model_with_waiting_requests_is_never_unloaded() -> None:
+def test_a_model_with_waiting_requests_is_not_unloaded() -> None:
     pool = Pool(limit_mib=10, a=6, b=6)
     pool.settle(a=shelf("1"), b=shelf("1"))
     assert pool.versions.standing(key("a/1")) is Standing.UNLOADED
@@ -232,6 +234,20 @@ def test_a_model_with_waiting_requests_is_never_unloaded() -> None:
     assert pool.settle() == []
     pool.waiting = {key("a/1")}
     assert [type(each) for each in pool.settle()] == [Unload, Load]
+
+
+def test_models_that_do_not_fit_together_and_are_all_in_use_take_turns() -> None:
+    pool = Pool(limit_mib=10, a=6, b=6)
+    pool.settle(a=shelf("1"), b=shelf("1"))
+    pool.waiting = {key("a/1"), key("b/1")}
+    loaded_s = {key("a/1"): 0.0, key("b/1"): 0.0}
+    for _ in range(60):
+        for each in pool.step():
+            if isinstance(each, Load):
+                pool.end(each)
+        for one in loaded_s:
+            loaded_s[one] += pool.versions.standing(one) is Standing.LOADED
+    assert min(loaded_s.values()) > 20
 
 
 def test_a_model_over_the_limit_is_served_when_it_is_alone() -> None:
@@ -296,6 +312,7 @@ class AnyRepository(RuleBasedStateMachine):
         self.failed: dict[Key, str] = {}
         self.shelves: dict[str, Shelf] = {}
         self.now_s = 0.0
+        self.away_s: dict[Key, float] = {}
 
     @initialize(
         limit=st.sampled_from([None, 5, 12]),
@@ -359,7 +376,10 @@ class AnyRepository(RuleBasedStateMachine):
     def step(self) -> int:
         self.now_s += 1
         before = dict(self.versions.routes)
-        steps = self.versions.next_steps(Use(self.waiting, self.last_s))
+        steps = self.versions.next_steps(Use(self.waiting, self.last_s, self.now_s))
+        away = self.waiting - self.in_memory
+        self.away_s = {each: self.away_s.get(each, self.now_s) for each in away}
+        in_turns = any(self.now_s - away_s >= TURN_S for away_s in self.away_s.values())
         for each in steps:
             match each:
                 case Load(loaded, files):
@@ -368,7 +388,7 @@ class AnyRepository(RuleBasedStateMachine):
                     assert loaded not in self.in_memory
                     self.loading = each
                 case Unload(gone):
-                    assert gone not in self.waiting
+                    assert gone not in self.waiting or in_turns
                     self.in_memory.remove(gone)
                 case Retire(gone):
                     assert gone not in self.waiting

@@ -65,13 +65,8 @@ async def load(
     session: Session, draw: random.Random, per_s: float, seconds: float
 ) -> Figures:
     """The stub at a steady open-loop rate; good within 100 ms."""
-    arrivals = poisson(
-        draw,
-        per_s=per_s,
-        seconds=seconds,
-        models=["stub"],
-        deadlines_s=[LOAD_DEADLINE_S],
-    )
+    rate = {"per_s": per_s, "seconds": seconds}
+    arrivals = poisson(draw, models=["stub"], deadlines_s=[LOAD_DEADLINE_S], **rate)
     return await _played(session, arrivals, expire=False)
 
 
@@ -79,13 +74,9 @@ async def mixed(
     session: Session, draw: random.Random, per_s: float, seconds: float
 ) -> Figures:
     """Two models in equal parts, deadlines half 30 ms and half 150 ms, told to all."""
-    arrivals = poisson(
-        draw,
-        per_s=per_s,
-        seconds=seconds,
-        models=["stub", "resnet"],
-        deadlines_s=MIXED_DEADLINES_S,
-    )
+    rate = {"per_s": per_s, "seconds": seconds}
+    both = ["stub", "resnet"]
+    arrivals = poisson(draw, models=both, deadlines_s=MIXED_DEADLINES_S, **rate)
     return await _played(session, arrivals, expire=True)
 
 

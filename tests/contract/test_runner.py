@@ -298,6 +298,30 @@ async def test_a_damaged_saved_model_is_refused_and_the_others_serve_on(
     await infer(runner, "line_saved", {"x": row(1, 2, 3, 4)})
 
 
+async def test_a_tuned_model_answers_the_same_and_what_xla_cannot_compile_is_told() -> (
+    None
+):
+    tuning = Tuning(xla=True, mixed_precision=True, intra_threads=1, inter_threads=1)
+    aborts = source("aborts", "saved_model", OURS / "fragile" / "1", 2)
+    tuned = ("line_saved", "line_keras")
+
+    async def refused(runner: Runners) -> None:
+        with pytest.raises(CannotLoad, match=r"XLA.*Abort"):
+            await runner.load(aborts)
+
+    async with Runners(tuning=tuning) as runner:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(refused(runner))
+            loading = {
+                name: group.create_task(runner.load(source(name, *LINES[name], 2)))
+                for name in tuned
+            }
+        for name, task in loading.items():
+            (y,) = [each.name for each in task.result().outputs]
+            outputs = await infer(runner, name, {"x": row(1, 2, 3, 4)})
+            np.testing.assert_allclose(output(outputs, 0, y), [[3, 5, 7, 9]], rtol=0.01)
+
+
 async def test_only_quick_lite_models_run_inline(lines: Lines) -> None:
     assert lines.inline.runs_inline(source("line_inline", *LINES["line_inline"]))
     # Told apart by the format, however quick they are.

@@ -27,6 +27,8 @@ from cloud_worker.core.spec import (
 )
 
 WARM_CALLS: Final = 3
+# A batch of more bytes is made only where `max_batch_bytes` was raised.
+WARM_BYTES: Final = 64 * 1024 * 1024
 # Lengths that are not warmed by then meet their first request as they are.
 LENGTHS_S: Final = 20.0
 
@@ -100,7 +102,7 @@ class WarmModel:
         found: list[tuple[int, CostsMs]] = []
         for inputs in at_each_size(padding, self.spec.inputs):
             costs: list[tuple[int, float]] = []
-            for size in padded_sizes(self._max_batch):
+            for size in _warm_sizes(inputs, self._max_batch):
                 if time.perf_counter() > until:
                     return tuple(found)
                 try:
@@ -193,7 +195,7 @@ def _warmed(runner: Runner, max_batch: int) -> ModelSpec:
     if any(each.shape is None or ANY in each.shape[1:] for each in spec.inputs):
         # No input is known to be right for it; the first request is its warm-up.
         return spec
-    sizes = padded_sizes(max_batch) if spec.batched else (1,)
+    sizes = _warm_sizes(spec.inputs, max_batch) if spec.batched else [1]
     costs = []
     for size in sizes:
         inputs = _all_zeros(spec.inputs, size)
@@ -204,6 +206,15 @@ def _warmed(runner: Runner, max_batch: int) -> ModelSpec:
             return replace(spec, batched=False)
         costs.append((size, cost_ms))
     return replace(spec, costs_ms=tuple(costs))
+
+
+def _warm_sizes(inputs: Sequence[TensorSpec], max_batch: int) -> list[int]:
+    row_bytes = _row_bytes(inputs)
+    return [
+        size
+        for size in padded_sizes(max_batch)
+        if size == 1 or size * row_bytes <= WARM_BYTES
+    ]
 
 
 def _timed(runner: Runner, inputs: Arrays, *, calls: int) -> tuple[Arrays, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from typing_extensions import override
 
 from cloud_worker.adapters.batches import WarmModel
 from cloud_worker.adapters.runtime import Arrays, CannotServe, RunFailed
@@ -117,3 +118,14 @@ def test_the_cost_of_each_length_is_told_by_the_bytes_of_a_row() -> None:
 def test_a_length_that_a_model_does_not_bear_leaves_the_others_warm() -> None:
     model = WarmModel(Sums(least=10), 8, LENGTHS)
     assert [row_bytes for row_bytes, _ in model.spec.item_costs_ms] == [64, 256]
+
+
+def test_a_model_of_large_inputs_is_not_warmed_with_batches_that_never_come() -> None:
+    class Large(Doubles):
+        spec = ModelSpec((TensorSpec("x", "float32", (-1, 1024, 4096)),), (Y,), True)
+
+        @override
+        def run(self, inputs: Arrays) -> Arrays:
+            return {"y": np.zeros((len(inputs["x"]), 4), np.float32)}
+
+    assert [size for size, _ in WarmModel(Large(), 64).spec.costs_ms] == [1, 2, 4]

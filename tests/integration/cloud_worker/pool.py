@@ -73,9 +73,14 @@ def first_value(result: Result) -> float:
 
 
 class Agent:
-    """An agent's link, and all that it has heard, by request id."""
+    """An agent's link, and all that it has heard, by request id.
 
-    def __init__(self, node: Node, name: str = "agent-1") -> None:
+    A `persistent` one hears what was said while it was away.
+    """
+
+    def __init__(
+        self, node: Node, name: str = "agent-1", *, persistent: bool = False
+    ) -> None:
         self.name = name
         self.results: dict[str, list[Result]] = {}
         self.blobs: list[Blob] = []
@@ -84,7 +89,7 @@ class Agent:
             client_id=name,
             subscriptions=(downlink(name),),
             on_message=self._hear,
-            persistent=False,
+            persistent=persistent,
         )
         self._stack: Any = None
 

@@ -72,7 +72,8 @@ async def test_a_broker_that_restarts_mid_batch_gets_its_answer_from_the_next_tr
 ) -> None:
     models = repository(tmp_path, it_restart="line_lite")
     async with (
-        Agent(rabbit) as agent,
+        # It may be back later than the worker, as an agent may.
+        Agent(rabbit, persistent=True) as agent,
         one_in_hand(rabbit, models, agent, "it-restart") as worker,
     ):
         await rabbit.control("stop_app")

@@ -96,16 +96,12 @@ class Agent:
     async def __aenter__(self) -> Self:
         self._stack = _running(self._link)
         await self._stack.__aenter__()
-        await self.up()
+        async with asyncio.timeout(PATIENCE_S):
+            await self._link.wait_up()
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.__aexit__(*error)
-
-    async def up(self) -> None:
-        """Return once it is connected."""
-        async with asyncio.timeout(PATIENCE_S):
-            await self._link.wait_up()
 
     async def ask(
         self, *items: Request, model: str = "", priority: Priority = Priority.NORM

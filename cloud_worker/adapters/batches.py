@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import Final
@@ -14,9 +15,22 @@ from broker.messages import ITEM_BYTES
 from cloud_worker.adapters.runtime import Arrays, CannotServe, RunFailed, Runner
 from cloud_worker.core.batcher import Signature
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
-from cloud_worker.core.spec import ANY, ModelSpec, TensorSpec, padded_size, padded_sizes
+from cloud_worker.core.padding import at_each_size
+from cloud_worker.core.spec import (
+    ANY,
+    CostsMs,
+    ModelSpec,
+    Padding,
+    TensorSpec,
+    padded_size,
+    padded_sizes,
+)
 
 WARM_CALLS: Final = 3
+# A batch of more bytes is made only where `max_batch_bytes` was raised.
+WARM_BYTES: Final = 64 * 1024 * 1024
+# Lengths that are not warmed by then meet their first request as they are.
+LENGTHS_S: Final = 20.0
 
 
 class WarmModel:
@@ -25,15 +39,23 @@ class WarmModel:
     Args:
         runner: the model in its runtime.
         max_batch: rows of the largest batch.
+        padding: how its inputs of a free length come.
 
     Raises:
         CannotServe: the model fails on inputs of zeros.
     """
 
-    def __init__(self, runner: Runner, max_batch: int) -> None:
+    def __init__(
+        self, runner: Runner, max_batch: int, padding: Padding | None = None
+    ) -> None:
         self._runner = runner
         self._max_batch = max_batch
+        self._padding = padding
         self.spec = _warmed(runner, max_batch)
+        if padding is not None and self.spec.batched:
+            self.spec = replace(
+                self.spec, item_costs_ms=self._warmed_lengths(padding, LENGTHS_S)
+            )
 
     def time_again(self) -> None:
         """Measure the costs anew: they were measured while the processor was away.
@@ -41,11 +63,15 @@ class WarmModel:
         Raises:
             CannotServe: the model fails on inputs of zeros.
         """
+        inputs = self.spec.inputs
         costs = []
         for size, _ in self.spec.costs_ms:
-            _, cost_ms = _timed(self._runner, _all_zeros(self.spec, size), calls=1)
+            _, cost_ms = _timed(self._runner, _all_zeros(inputs, size), calls=1)
             costs.append((size, cost_ms))
         self.spec = replace(self.spec, costs_ms=tuple(costs))
+        if self._padding is not None and self.spec.item_costs_ms:
+            again = self._warmed_lengths(self._padding, LENGTHS_S, calls=1)
+            self.spec = replace(self.spec, item_costs_ms=again)
 
     def run(
         self, signature: Signature, count: int, body: bytes | memoryview
@@ -67,6 +93,29 @@ class WarmModel:
         else:
             outputs = _one_by_one(self._runner, arrays, count)
         return replace(outputs, infer_ms=(time.perf_counter() - started) * 1000)
+
+    def _warmed_lengths(
+        self, padding: Padding, within_s: float, *, calls: int = WARM_CALLS
+    ) -> tuple[tuple[int, CostsMs], ...]:
+        """Run every batch size at every length; what each cost, by bytes of a row."""
+        until = time.perf_counter() + within_s
+        found: list[tuple[int, CostsMs]] = []
+        for inputs in at_each_size(padding, self.spec.inputs):
+            costs: list[tuple[int, float]] = []
+            for size in _warm_sizes(inputs, self._max_batch):
+                if time.perf_counter() > until:
+                    return tuple(found)
+                try:
+                    _, cost_ms = _timed(
+                        self._runner, _all_zeros(inputs, size), calls=calls
+                    )
+                except CannotServe:
+                    # It need not bear inputs that are nothing but zeros, or so short.
+                    break
+                costs.append((size, cost_ms))
+            else:
+                found.append((_row_bytes(inputs), tuple(costs)))
+        return tuple(found)
 
     def _stacked(self, arrays: Arrays, count: int) -> BatchOutputs:
         """All rows in one call, padded where that is quicker."""
@@ -146,16 +195,26 @@ def _warmed(runner: Runner, max_batch: int) -> ModelSpec:
     if any(each.shape is None or ANY in each.shape[1:] for each in spec.inputs):
         # No input is known to be right for it; the first request is its warm-up.
         return spec
-    sizes = padded_sizes(max_batch) if spec.batched else (1,)
+    sizes = _warm_sizes(spec.inputs, max_batch) if spec.batched else [1]
     costs = []
     for size in sizes:
-        outputs, cost_ms = _timed(runner, _all_zeros(spec, size), calls=WARM_CALLS)
+        inputs = _all_zeros(spec.inputs, size)
+        outputs, cost_ms = _timed(runner, inputs, calls=WARM_CALLS)
         if spec.batched and any(
             value.shape[:1] != (size,) for value in outputs.values()
         ):
             return replace(spec, batched=False)
         costs.append((size, cost_ms))
     return replace(spec, costs_ms=tuple(costs))
+
+
+def _warm_sizes(inputs: Sequence[TensorSpec], max_batch: int) -> list[int]:
+    row_bytes = _row_bytes(inputs)
+    return [
+        size
+        for size in padded_sizes(max_batch)
+        if size == 1 or size * row_bytes <= WARM_BYTES
+    ]
 
 
 def _timed(runner: Runner, inputs: Arrays, *, calls: int) -> tuple[Arrays, float]:
@@ -171,8 +230,12 @@ def _timed(runner: Runner, inputs: Arrays, *, calls: int) -> tuple[Arrays, float
     return outputs, best_ms
 
 
-def _all_zeros(spec: ModelSpec, size: int) -> Arrays:
-    return {each.name: _zeros(each, size) for each in spec.inputs}
+def _all_zeros(inputs: Sequence[TensorSpec], size: int) -> Arrays:
+    return {each.name: _zeros(each, size) for each in inputs}
+
+
+def _row_bytes(inputs: Sequence[TensorSpec]) -> int:
+    return sum(prod((each.shape or ())[1:]) * ITEM_BYTES[each.dtype] for each in inputs)
 
 
 def _zeros(spec: TensorSpec, size: int) -> NDArray[np.generic]:

@@ -21,7 +21,7 @@ from broker.messages import ITEM_BYTES
 from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.core.batcher import Signature
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
-from cloud_worker.core.spec import ModelSpec, TensorSpec
+from cloud_worker.core.spec import ModelSpec, Padding, TensorSpec
 
 PREFIX: Final = struct.Struct("<I")
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
@@ -37,13 +37,17 @@ class FrameError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model version lies and how it is to be loaded."""
+    """Where a model version lies and how it is to be loaded.
+
+    It is warmed at each length of `padding`, if its inputs are to be padded.
+    """
 
     name: str
     version: str
     format: Format
     path: Path
     max_batch: int
+    padding: Padding | None = None
 
     @property
     def key(self) -> str:
@@ -103,18 +107,21 @@ def load_header(
         "format": source.format,
         "path": str(source.path),
         "max_batch": source.max_batch,
+        "padding": None if source.padding is None else asdict(source.padding),
         "tuning": asdict(tuning),
     }
 
 
 def read_source(header: Mapping[str, Any]) -> tuple[ModelSource, Tuning]:
     """The model that a `load` header names, and how to run it."""
+    padding = header["padding"]
     source = ModelSource(
         name=header["name"],
         version=header["version"],
         format=header["format"],
         path=Path(header["path"]),
         max_batch=header["max_batch"],
+        padding=None if padding is None else Padding(**padding),
     )
     return source, Tuning(**header["tuning"])
 
@@ -138,6 +145,7 @@ def read_loaded(header: Mapping[str, Any]) -> Loaded:
                 outputs=tuple(TensorSpec(**each) for each in spec["outputs"]),
                 batched=spec["batched"],
                 costs_ms=spec["costs_ms"],
+                item_costs_ms=spec["item_costs_ms"],
             ),
             max(1, int(header["at_once"])),
         )

@@ -61,7 +61,9 @@ class InlineRunner:
             try:
                 # Some milliseconds: it has just loaded and run next door.
                 runner = LiteRtRunner(source.path, threads=self._threads)
-                self._models[source.key] = WarmModel(runner, source.max_batch)
+                self._models[source.key] = WarmModel(
+                    runner, source.max_batch, source.padding
+                )
             except CannotServe as error:
                 raise CannotLoad(str(error)) from error
             finally:

@@ -25,6 +25,8 @@ DTYPES: Final = {
     "tensor(double)": "float64",
 }
 ON_PROCESSOR: Final = "CPUExecutionProvider"
+# First in the list of every wheel, though it is no accelerator of this machine.
+ELSEWHERE: Final = "AzureExecutionProvider"
 _ERRORS_ONLY: Final = 3
 
 
@@ -45,7 +47,9 @@ class OnnxRunner:
         options.intra_op_num_threads = tuning.intra_threads
         options.inter_op_num_threads = tuning.inter_threads
         options.log_severity_level = _ERRORS_ONLY
-        providers = runtime.get_available_providers()
+        providers = [
+            each for each in runtime.get_available_providers() if each != ELSEWHERE
+        ]
         try:
             self._session = runtime.InferenceSession(
                 str(path), options, providers=providers

@@ -59,6 +59,10 @@ class Pad(BaseModel):
     sizes: list[Length] = Field(min_length=1, max_length=64)
     value: float = Field(default=0.0, allow_inf_nan=False)
 
+    def padding(self) -> Padding:
+        """As the worker pads."""
+        return Padding(self.axis, tuple(sorted(set(self.sizes))), self.value)
+
 
 class Sidecar(BaseModel):
     """What `model.json` beside a model says of it; unknown fields are ignored."""
@@ -121,10 +125,9 @@ class Candidate:
             )
 
     def _padding(self, spec: ModelSpec) -> Padding | None:
-        pad = self.sidecar.pad
-        if pad is None:
+        if self.sidecar.pad is None:
             return None
-        padding = Padding(pad.axis, tuple(sorted(set(pad.sizes))), pad.value)
+        padding = self.sidecar.pad.padding()
         unfit = check_padding(padding, spec)
         if unfit is not None:
             raise Unservable(f"{SIDECAR} asks for padding, but {unfit.reason}")
@@ -256,6 +259,7 @@ def _candidate(name: str, folder: Path, max_batch: int) -> Candidate:
         format=format_,
         path=path.resolve(),
         max_batch=sidecar.max_batch or max_batch,
+        padding=None if sidecar.pad is None else sidecar.pad.padding(),
     )
     return Candidate(source, sidecar, folder)
 

@@ -104,7 +104,7 @@ def load_model(source: ModelSource, tuning: Tuning) -> tuple[Runner, WarmModel]:
         CannotServe: it cannot be served; says why.
     """
     runner = open_model(source, tuning)
-    return runner, WarmModel(runner, source.max_batch)
+    return runner, WarmModel(runner, source.max_batch, source.padding)
 
 
 def load_gently(source: ModelSource, tuning: Tuning) -> tuple[Runner, WarmModel]:

@@ -46,17 +46,29 @@ class Costs:
         self._times_cost = times_cost
         self._curves: OrderedDict[Key, Curve] = OrderedDict()
 
-    def seed(self, model: str, costs_ms: Iterable[tuple[int, float]]) -> None:
+    def seed(
+        self,
+        model: str,
+        costs_ms: Iterable[tuple[int, float]],
+        item_costs_ms: Iterable[tuple[int, Iterable[tuple[int, float]]]] = (),
+    ) -> None:
         """Start from what was measured at warm-up; what was learned before is forgotten.
 
         Args:
             model: "name/version".
             costs_ms: milliseconds of one call at each padded size, in rows.
+            item_costs_ms: the same for items of so many bytes a row.
         """
         self.forget(model)
-        seeds = {size: max(ms / 1000, LEAST_S) for size, ms in costs_ms}
-        if seeds:
-            self._curves[model, 0] = Curve(seeds)
+        by_bucket = {0: _seeds(costs_ms)}
+        # Of the lengths that share a bucket the longest is last, and holds.
+        by_bucket |= {
+            size_bucket(row_bytes): _seeds(costs)
+            for row_bytes, costs in sorted(item_costs_ms)
+        }
+        for bucket, seeds in by_bucket.items():
+            if seeds:
+                self._curves[model, bucket] = Curve(seeds)
 
     def forget(self, model: str) -> None:
         """The version is no longer served."""
@@ -105,6 +117,10 @@ class Costs:
         if curve is None or bucket or not curve.warmed:
             return None
         return max(self._least_limit_s, self._times_cost * curve.cost_s(size))
+
+
+def _seeds(costs_ms: Iterable[tuple[int, float]]) -> dict[int, float]:
+    return {size: max(ms / 1000, LEAST_S) for size, ms in costs_ms}
 
 
 class Curve:

@@ -47,6 +47,25 @@ def check_padding(padding: Padding, spec: ModelSpec) -> Unpaddable | None:
     return None
 
 
+def at_each_size(
+    padding: Padding, specs: Sequence[TensorSpec]
+) -> list[tuple[TensorSpec, ...]]:
+    """The inputs as they come padded, shortest first; none where others stay free.
+
+    Where several inputs are padded, each by itself, only the equal lengths are here.
+    """
+    if not any(_is_padded(each, padding) for each in specs):
+        return []
+    sized = [
+        tuple(_sized(each, padding, size) for each in specs) for size in padding.sizes
+    ]
+    return [
+        each
+        for each in sized
+        if not any(one.shape is None or ANY in one.shape[1:] for one in each)
+    ]
+
+
 def pad(inputs: Inputs, padding: Padding, specs: Sequence[TensorSpec]) -> Inputs:
     """Pad each input of a free length to the next of the sizes.
 
@@ -72,6 +91,14 @@ def pad(inputs: Inputs, padding: Padding, specs: Sequence[TensorSpec]) -> Inputs
 def _is_padded(spec: TensorSpec, padding: Padding) -> bool:
     axes = spec.shape or ()
     return len(axes) > padding.axis and axes[padding.axis] == ANY
+
+
+def _sized(spec: TensorSpec, padding: Padding, size: int) -> TensorSpec:
+    if not _is_padded(spec, padding):
+        return spec
+    shape = list(spec.shape or ())
+    shape[padding.axis] = size
+    return TensorSpec(spec.name, spec.dtype, tuple(shape))
 
 
 def _longer(

@@ -11,6 +11,10 @@ ANY: Final = -1
 MAX_PARTS: Final = 16
 
 
+CostsMs = tuple[tuple[int, float], ...]
+"""Milliseconds of one call at each padded size, in rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One input or output of a model.
@@ -30,13 +34,15 @@ class ModelSpec:
 
     `batched` says that the first axis of every input and output is the batch, so
     that rows of several requests may be stacked. `costs_ms` holds the time of one
-    call at each padded batch size, as measured at warm-up.
+    call at each padded batch size, as measured at warm-up; `item_costs_ms` holds the
+    same for each length to which its inputs are padded, with the bytes of one row.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool
-    costs_ms: tuple[tuple[int, float], ...] = ()
+    costs_ms: CostsMs = ()
+    item_costs_ms: tuple[tuple[int, CostsMs], ...] = ()
 
     @property
     def sized_by_item(self) -> bool:

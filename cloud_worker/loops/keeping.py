@@ -294,7 +294,7 @@ class Keeper:
         except Unservable:
             await self._runner.unload(candidate.source.key)
             raise
-        self._costs.seed(model.key, spec.costs_ms)
+        self._costs.seed(model.key, spec.costs_ms, spec.item_costs_ms)
         return model
 
     async def _unload(self, key: Key, why: str) -> None:

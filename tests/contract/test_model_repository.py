@@ -15,7 +15,7 @@ from cloud_worker.adapters.repository import (
     Unservable,
     find_models,
 )
-from cloud_worker.core.spec import ModelSpec, TensorSpec
+from cloud_worker.core.spec import ModelSpec, Padding, TensorSpec
 
 
 def put(root: Path, *paths: str) -> Path:
@@ -109,11 +109,13 @@ def test_model_json_says_what_a_model_file_does_not(tmp_path: Path) -> None:
         "labels": ["a", "b"],
         "max_batch": 3,
         "decision": {"output": "logits"},
+        "pad": {"axis": 1, "sizes": [16, 4, 16]},
         "later": "fields are ignored",
     }
     sidecar(tmp_path, json.dumps(said))
     newest = find_models(tmp_path, max_batch=8).models["m"][0]
     assert newest.source.max_batch == 3
+    assert newest.source.padding == Padding(1, (4, 16))
     assert newest.sidecar.labels == ["a", "b"]
     assert newest.sidecar.preprocess is not None
     assert newest.sidecar.preprocess.width == 28

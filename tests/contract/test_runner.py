@@ -24,7 +24,7 @@ from cloud_worker.adapters.runner import BatchFailed, CannotLoad, ModelFailed
 from cloud_worker.adapters.runners import Limits, Runners
 from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.core.outputs import BatchOutputs
-from cloud_worker.core.spec import ModelSpec, TensorSpec
+from cloud_worker.core.spec import ModelSpec, Padding, TensorSpec
 
 HERE = Path(__file__).parent
 OURS = HERE / "worker_models"
@@ -237,6 +237,20 @@ async def test_a_model_that_folds_its_batch_runs_one_by_one(
         )
 
 
+async def test_a_model_whose_inputs_are_padded_is_warm_at_each_length(
+    lite: Runners,
+) -> None:
+    path = OURS / "total" / "1" / "total.tflite"
+    padding = Padding(1, (4, 16))
+    spec = await lite.load(ModelSource("total", "1", "tflite", path, 8, padding))
+    assert spec.costs_ms == ()  # of other lengths nothing is known
+    assert [row_bytes for row_bytes, _ in spec.item_costs_ms] == [16, 64]
+    for _, costs_ms in spec.item_costs_ms:
+        assert [size for size, _ in costs_ms] == [1, 2, 4, 8]
+    outputs = await infer(lite, "total", {"x": row(1, 2, 3, 4)})
+    assert output(outputs, 0, "y").tolist() == [[10.0]]
+
+
 async def test_a_model_with_a_hidden_state_answers_the_same_twice(
     lite: Runners,
 ) -> None:
@@ -282,6 +296,30 @@ async def test_a_damaged_saved_model_is_refused_and_the_others_serve_on(
     with pytest.raises(CannotLoad, match="cannot load"):
         await runner.load(source("damaged", "saved_model", tmp_path / "1"))
     await infer(runner, "line_saved", {"x": row(1, 2, 3, 4)})
+
+
+async def test_a_tuned_model_answers_the_same_and_what_xla_cannot_compile_is_told() -> (
+    None
+):
+    tuning = Tuning(xla=True, mixed_precision=True, intra_threads=1, inter_threads=1)
+    aborts = source("aborts", "saved_model", OURS / "fragile" / "1", 2)
+    tuned = ("line_saved", "line_keras")
+
+    async def refused(runner: Runners) -> None:
+        with pytest.raises(CannotLoad, match=r"XLA.*Abort"):
+            await runner.load(aborts)
+
+    async with Runners(tuning=tuning) as runner:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(refused(runner))
+            loading = {
+                name: group.create_task(runner.load(source(name, *LINES[name], 2)))
+                for name in tuned
+            }
+        for name, task in loading.items():
+            (y,) = [each.name for each in task.result().outputs]
+            outputs = await infer(runner, name, {"x": row(1, 2, 3, 4)})
+            np.testing.assert_allclose(output(outputs, 0, y), [[3, 5, 7, 9]], rtol=0.01)
 
 
 async def test_only_quick_lite_models_run_inline(lines: Lines) -> None:
@@ -354,7 +392,8 @@ async def test_a_crash_of_one_model_leaves_the_others_serving() -> None:
         assert before != runner.pid("line/1")
         os.kill(runner.pid("line/1") or 0, signal.SIGKILL)
         await _until(lambda: not runner.ready("line/1"))
-        assert "SIGKILL" in (runner.why_not_ready("line/1") or "")
+        # The exit code comes a moment after the end of the socket.
+        await _until(lambda: "SIGKILL" in (runner.why_not_ready("line/1") or ""))
         # Nobody mends here, and still:
         await infer(runner, "two", {"a": row(5, 6), "b": row(1, 2)})
         assert runner.pid("two/1") == before

@@ -4,8 +4,8 @@
     python tests/contract/worker_models/make.py
 
 `line_*` are one function, y = 2x + 1, in each format that a worker serves. `fragile`
-breaks in every way there is, on inputs that ask for it. `copy` copies 1 KB. `bright`
-takes an image. `total` sums rows of any length. They are committed, so that most tests need no TensorFlow; only this script and those models do.
+breaks in every way there is, on inputs that ask for it, and so does `ill`, which is back
+sooner. `copy` copies 1 KB. `bright` takes an image. `total` sums rows of any length. They are committed, so that most tests need no TensorFlow; only this script and those models do.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import numpy as np
 import onnx
 import tensorflow as tf  # noqa: TID253 - this script is nothing without it
 import tf_keras  # noqa: TID253 - as above
-from onnx import helper
+from onnx import helper, numpy_helper
 
 HERE = Path(__file__).parent
 CRASH, REFUSE, HANG = 666.0, 13.0, 99.0
+SPOIL, SHORT_ROWS, CRASH_ROWS = 55.0, 5, 7
 
 
 def spec(columns: int, name: str = "x") -> Any:
@@ -99,6 +100,87 @@ def line_onnx() -> Any:
     )
 
 
+def ill_onnx() -> Any:
+    """y = 2x, unless an item asks to hang or for NaN, or the rows are 5 or 7.
+
+    Of five rows it loses one. At seven it dies: the least integer over -1 is a fault
+    of the processor, on x86.
+    """
+    kind, whole = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+
+    def node(op: str, inputs: str, output: str, **attributes: Any) -> Any:
+        return helper.make_node(op, inputs.split(), output.split(), **attributes)
+
+    def truth(name: str) -> Any:
+        return helper.make_tensor_value_info(name, onnx.TensorProto.BOOL, [])
+
+    spin = helper.make_graph(
+        [node("Identity", "going", "goes_on"), node("Identity", "was", "is")],
+        "spin",
+        [
+            helper.make_tensor_value_info("turn", whole, []),
+            truth("going"),
+            truth("was"),
+        ],
+        [truth("goes_on"), truth("is")],
+    )
+    nodes = [
+        node("Shape", "x", "shape"),
+        node("Gather", "shape zero", "rows"),
+        node("Equal", "rows crash_rows", "crashes"),
+        node("Cast", "crashes", "crash", to=whole),
+        node("Add", "crash crash", "twice"),
+        node("Sub", "one twice", "sign"),
+        node("Div", "least sign", "quotient"),
+        node("Mul", "quotient zero", "nothing"),
+        node("Equal", "x hang", "hanging"),
+        node("Cast", "hanging", "hanging_at", to=kind),
+        node("ReduceMax", "hanging_at", "hangs_at", keepdims=0),
+        node("Cast", "hangs_at", "hangs", to=onnx.TensorProto.BOOL),
+        node("Loop", "for_ever hangs hangs", "hung", body=spin),
+        node("Cast", "hung", "late", to=whole),
+        node("Equal", "rows short_rows", "shortens"),
+        node("Cast", "shortens", "missing", to=whole),
+        node("Sub", "rows missing", "kept"),
+        # What must have been computed before.
+        node("Add", "kept nothing", "kept_alive"),
+        node("Add", "kept_alive late", "kept_in_time"),
+        node("Reshape", "kept_in_time vector", "ends"),
+        node("Equal", "x spoil", "spoils"),
+        node("Where", "spoils nan x", "spoilt"),
+        node("Slice", "spoilt starts ends", "cut"),
+        node("Add", "cut cut", "y"),
+    ]
+    constants = {
+        "zero": np.int64(0),
+        "one": np.int64(1),
+        "least": np.int64(-(2**63)),
+        "for_ever": np.int64(2**62),
+        "crash_rows": np.int64(CRASH_ROWS),
+        "short_rows": np.int64(SHORT_ROWS),
+        "vector": np.array([1], np.int64),
+        "starts": np.array([0], np.int64),
+        "hang": np.float32(HANG),
+        "spoil": np.float32(SPOIL),
+        "nan": np.float32("nan"),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "ill",
+        [helper.make_tensor_value_info("x", kind, ["batch", 4])],
+        [helper.make_tensor_value_info("y", kind, ["batch", 4])],
+        [
+            numpy_helper.from_array(np.array(value), name)
+            for name, value in constants.items()
+        ],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
 def as_h5(folder: Path, *layers: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = tf_keras.Sequential([tf_keras.Input((4,), name="x"), *layers])
@@ -152,6 +234,8 @@ def main() -> None:
 
     (HERE / "line_onnx" / "1").mkdir(parents=True, exist_ok=True)
     onnx.save(line_onnx(), HERE / "line_onnx" / "1" / "line.onnx")
+    (HERE / "ill" / "1").mkdir(parents=True, exist_ok=True)
+    onnx.save(ill_onnx(), HERE / "ill" / "1" / "ill.onnx")
 
 
 if __name__ == "__main__":

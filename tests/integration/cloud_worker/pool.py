@@ -66,9 +66,14 @@ def first_value(result: Result) -> float:
 
 
 class Agent:
-    """An agent's link, and all that it has heard, by request id."""
+    """An agent's link, and all that it has heard, by request id.
 
-    def __init__(self, node: Node, name: str = "agent-1") -> None:
+    A `persistent` one hears what was said while it was away.
+    """
+
+    def __init__(
+        self, node: Node, name: str = "agent-1", *, persistent: bool = False
+    ) -> None:
         self.name = name
         self.results: dict[str, list[Result]] = {}
         self.blobs: list[Blob] = []
@@ -77,23 +82,19 @@ class Agent:
             client_id=name,
             subscriptions=(downlink(name),),
             on_message=self._hear,
-            persistent=False,
+            persistent=persistent,
         )
         self._stack: Any = None
 
     async def __aenter__(self) -> Self:
         self._stack = _running(self._link)
         await self._stack.__aenter__()
-        await self.up()
+        async with asyncio.timeout(PATIENCE_S):
+            await self._link.wait_up()
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.__aexit__(*error)
-
-    async def up(self) -> None:
-        """Return once it is connected."""
-        async with asyncio.timeout(PATIENCE_S):
-            await self._link.wait_up()
 
     async def ask(
         self, *items: Request, model: str = "", priority: Priority = Priority.NORM

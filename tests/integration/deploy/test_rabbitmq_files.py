@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from broker import topics
 from broker.messages import Priority
-from broker.node import Node, NodeInfo, find_server
+from broker.node import Node, NodeInfo
 from broker.node_server import Server
 from broker.ports import free_port
 from deploy import render
@@ -81,7 +81,8 @@ class Deployed:
 def deployed() -> Iterator[Deployed]:
     folder = Path(tempfile.mkdtemp(prefix="deployed"))
     shutil.copy(DEPLOY / ".env.example", folder / ".env")
-    secrets = folder / "secrets"
+    # In the node's folder, which is all that a RabbitMQ in a chroot sees.
+    secrets = folder / "node" / "secrets"
     render.write_secrets(render.Deployment.read(folder / ".env"), secrets)
     node = DeployedNode(folder / "node", secrets)
     asyncio.run(node.start())
@@ -177,13 +178,10 @@ async def test_operators_page_and_metrics_are_served(deployed: Deployed) -> None
 
 async def test_health_check_of_compose_passes(deployed: Deployed) -> None:
     port = str(deployed.node.info.mqtt_port)
-    diagnostics = find_server().parent / "rabbitmq-diagnostics"
-    process = await asyncio.create_subprocess_exec(
-        *(diagnostics, "--quiet", "check_port_listener", port),
-        env=deployed.node._environment(deployed.node.info),
-        stdout=asyncio.subprocess.DEVNULL,
+    # Fails unless it is so.
+    await deployed.node.control(
+        *("--quiet", "check_port_listener", port), program="rabbitmq-diagnostics"
     )
-    assert await asyncio.wait_for(process.wait(), 60) == 0
     compose = (DEPLOY / "compose.yaml").read_text()
     assert (
         '[CMD, rabbitmq-diagnostics, --quiet, check_port_listener, "1883"]' in compose
@@ -195,7 +193,8 @@ async def test_loading_the_committed_definitions_lets_nobody_in(
 ) -> None:
     node = deployed.node
     worker = deployed.password("worker")
-    await node.control("import_definitions", render.REFERENCE)
+    committed = shutil.copy(render.REFERENCE, node.folder)
+    await node.control("import_definitions", committed)
     await until_login(node, "worker", worker, works=False)
     for user in ("admin", "worker", "fleet"):
         assert not await amqp_login(node, user, "")

@@ -23,6 +23,18 @@ def test_a_cost_starts_from_the_warm_up() -> None:
     assert costs.cost_s("m/1", 8) == 0.009
 
 
+def test_each_item_size_starts_from_its_own_warm_up() -> None:
+    costs = Costs()
+    short, long, longest = 64, 4000, 4090
+    costs.seed(
+        "m/1", (), [(longest, [(1, 9.0)]), (short, [(1, 2.0)]), (long, [(1, 8.0)])]
+    )
+    assert costs.cost_s("m/1", 1, size_bucket(short)) == 0.002
+    # Two lengths, one bucket: what is promised must hold for both.
+    assert costs.cost_s("m/1", 1, size_bucket(long)) == 0.009
+    assert costs.cost_s("m/1", 1, size_bucket(5000)) == 0.009
+
+
 def test_sizes_between_and_beyond_those_known_are_on_the_line() -> None:
     curve = Curve(SEEDS)
     assert curve.cost_s(4) == pytest.approx(0.005)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cloud_worker.core.intake import Inputs
-from cloud_worker.core.padding import check_padding, pad
+from cloud_worker.core.padding import at_each_size, check_padding, pad
 from cloud_worker.core.spec import ANY, ModelSpec, Padding, TensorSpec
 
 IDS = TensorSpec("ids", "int32", (ANY, ANY))
@@ -42,6 +42,26 @@ def test_the_next_size_is_taken_and_what_is_longer_stays(
     ids = padded_ids(length)
     assert ids.shape == (2, padded)
     assert np.array_equal(ids[:, :length], np.arange(2 * length).reshape(2, length))
+
+
+def test_a_model_is_warmed_at_each_of_the_sizes() -> None:
+    at_4, at_8 = at_each_size(PADDING, (IDS, KIND))
+    assert at_4 == (TensorSpec("ids", "int32", (ANY, 4)), KIND)
+    assert at_8 == (TensorSpec("ids", "int32", (ANY, 8)), KIND)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        KIND,
+        TensorSpec("any", "float32", None),
+        TensorSpec("wide", "float32", (ANY, ANY, ANY)),
+    ],
+)
+def test_where_a_length_stays_unknown_there_is_nothing_to_warm(
+    spec: TensorSpec,
+) -> None:
+    assert at_each_size(PADDING, (spec,)) == []
 
 
 def test_a_model_that_fits_may_be_padded() -> None:

@@ -22,9 +22,9 @@ from tests.integration.cloud_worker.pool import (
     first_value,
     repository,
     request,
-    until,
 )
 from tests.integration.cloud_worker.test_model_versions import stream
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 

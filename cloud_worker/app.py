@@ -134,15 +134,23 @@ class Worker:
                 tracing=tracing,
             )
             runners.on_change = pool.infer.wake
-            if not await _unless(stop, pool.keeper.fill()):
-                log.info("stopped while loading models")
-                return
-            self._status.parts = pool.parts(
-                partial(_look, pool.keeper, runners, runner)
+            async with Supervisor(Backoff) as loops:
+                if not await _unless(stop, _fill(pool.keeper, loops)):
+                    log.info("stopped while loading models")
+                    return
+                if pool.keeper.serving:
+                    self._status.parts = pool.parts(
+                        partial(_look, pool.keeper, runners, runner)
+                    )
+                    # RabbitMQ may come hours later, and the watchdog watches until
+                    # then.
+                    async with self._service.watching("waiting for RabbitMQ"):
+                        await self._work(pool, runners, loops, stop)
+                    return
+            raise NoRepository(
+                "none of the models in the repository can be served: see the reasons "
+                "above"
             )
-            # RabbitMQ may come hours later, and the watchdog watches until then.
-            async with self._service.watching("waiting for RabbitMQ"):
-                await self._work(pool, runners, stop)
 
     async def _serve_health(self, stack: AsyncExitStack) -> None:
         settings = self._settings
@@ -190,8 +198,10 @@ class Worker:
             ),
         )
 
-    async def _work(self, pool: _Pool, runners: Runners, stop: asyncio.Event) -> None:
-        async with Supervisor(Backoff) as loops, asyncio.TaskGroup() as group:
+    async def _work(
+        self, pool: _Pool, runners: Runners, loops: Supervisor, stop: asyncio.Event
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
             # These hold requests, which a new start would leave in no hands. When one
             # fails the worker ends, and RabbitMQ gives all it holds to another.
             tasks = [
@@ -200,7 +210,6 @@ class Worker:
             ]
             tasks.append(group.create_task(self._announce(pool)))
             loops.start("link", pool.link.run)
-            loops.start("models", pool.keeper.run)
             loops.start("bookkeeping", pool.bookkeeping.run)
             loops.start("pool's wait", pool.watch.run)
             await stop.wait()
@@ -368,6 +377,20 @@ class _Pool:
             await self._updates.take(delivery)
         else:
             await self._intake.take(delivery)
+
+
+async def _fill(keeper: Keeper, loops: Supervisor) -> None:
+    """Load what the repository holds; afterwards the keeper goes on keeping to it.
+
+    Raises:
+        NoRepository: it holds nothing that could be served, or its disk hangs.
+    """
+    try:
+        await keeper.look()
+    except TimeoutError:
+        raise NoRepository("the repository's disk does not answer") from None
+    loops.start("models", keeper.run)
+    await keeper.wait_filled()
 
 
 def _look(

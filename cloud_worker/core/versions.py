@@ -3,7 +3,7 @@
 A model that answers goes on doing so until another version of it can: nothing is
 taken from the route before its successor is there, and nothing leaves the memory
 while a request waits for it, unless others have waited for a whole turn. One version
-loads at a time.
+loads at a time, but one that takes long keeps no others waiting.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from cloud_worker.core.policy import LATEST, Policy, Shares, summing_to_one
 
 # How long models that do not fit together, and are all in use, have the memory each.
 TURN_S: Final = 10.0
+# Whether it hangs nobody can say yet, but another load may begin beside it.
+SLOW_LOAD_S: Final = 20.0
+MOST_LOADS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -200,6 +203,15 @@ class Versions:
             if name not in self._routes and not self._wanted(name)
         )
 
+    @property
+    def loads(self) -> bool:
+        """Whether any version is loading."""
+        return bool(self._loading)
+
+    def loads_in_time(self, now_s: float) -> bool:
+        """Whether a version is loading that has not taken long yet."""
+        return any(now_s - copy.since_s < SLOW_LOAD_S for copy in self._loading)
+
     def measured(self, memory_bytes: Mapping[Key, int]) -> None:
         """What the loaded versions take now."""
         for key, size in memory_bytes.items():
@@ -220,7 +232,7 @@ class Versions:
             # The old route may get requests until this one is in force.
             return tuple(steps)
         steps.extend(self._retire(use))
-        if self._loading is None and (key := self._next_load(use)) is not None:
+        if self._may_load(use) and (key := self._next_load(use)) is not None:
             steps.append(self._begin_load(key, steps, use))
         else:
             steps.extend(self._make_room(0, use))
@@ -231,7 +243,9 @@ class Versions:
         need = self._need(key)
         steps.extend(self._make_room(need, use, keep=key.name))
         files = self._files(key) or ""
-        self._copies[key] = _Copy(Standing.LOADING, files, memory_bytes=need)
+        self._copies[key] = _Copy(
+            Standing.LOADING, files, memory_bytes=need, since_s=use.now_s
+        )
         return Load(key, files)
 
     def _files(self, key: Key) -> str | None:
@@ -251,16 +265,14 @@ class Versions:
         if standing is Standing.FAILED and self._files(key) != copy.files:
             del self._copies[key]
 
+    def _may_load(self, use: Use) -> bool:
+        return len(self._loading) < MOST_LOADS and not self.loads_in_time(use.now_s)
+
     @property
-    def _loading(self) -> Key | None:
-        return next(
-            (
-                key
-                for key, copy in self._copies.items()
-                if copy.standing is Standing.LOADING
-            ),
-            None,
-        )
+    def _loading(self) -> list[_Copy]:
+        return [
+            copy for copy in self._copies.values() if copy.standing is Standing.LOADING
+        ]
 
     def _wanted(self, name: str) -> Shares:
         shelf = self._shelves.get(name)

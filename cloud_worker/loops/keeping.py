@@ -1,8 +1,8 @@
 """Keep in memory, and consume, what the repository and the requests ask for.
 
 The decisions are `core.versions`; this looks, loads, unloads and tells the others. A
-version loads in a process of its own beside those that serve, one at a time, and takes
-over between two batches.
+version loads in a process of its own beside those that serve, and takes over between
+two batches.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ class Keeper:
         self._refused: set[str] = set()
         self._looking: asyncio.Future[Holdings] | None = None
         self._said: set[str] = set()
+        self._filled = asyncio.Event()
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
@@ -143,19 +144,21 @@ class Keeper:
             for version in sorted(serving.versions)
         )
 
-    async def fill(self) -> None:
-        """Load all that the repository holds and the policies want.
+    async def look(self) -> None:
+        """See for the first time what the repository holds.
 
         Raises:
-            NoRepository: there is nothing that can be served.
+            NoRepository: it holds nothing that could be served.
+            TimeoutError: its disk does not answer.
         """
         self._take(await self._in_thread())
-        await self._settle(self._load)
-        if not self.serving:
-            raise NoRepository(
-                "none of the models in the repository can be served: see the reasons "
-                "above"
-            )
+
+    async def wait_filled(self) -> None:
+        """Return once all was tried that is wanted, while `run` runs.
+
+        A load that takes very long is not waited for when others serve.
+        """
+        await self._filled.wait()
 
     async def run(self) -> None:
         """Keep to what the repository holds, for ever."""
@@ -167,15 +170,22 @@ class Keeper:
             look_at_s = self._clock.monotonic() + self._watch_s
             while True:
                 await self._settle(begin)
+                if not self._is_filling():
+                    self._filled.set()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(TICK_S):
                         await self._usage.missed.wait()
                 self._usage.missed.clear()
                 if self._clock.monotonic() >= look_at_s:
-                    await self._look()
+                    await self._look_again()
                     look_at_s = self._clock.monotonic() + self._watch_s
 
-    async def _look(self) -> None:
+    def _is_filling(self) -> bool:
+        if self.serving:
+            return self._versions.loads_in_time(self._clock.monotonic())
+        return self._versions.loads
+
+    async def _look_again(self) -> None:
         try:
             self._take(await self._in_thread())
         except NoRepository as error:
@@ -221,7 +231,7 @@ class Keeper:
             now_s=self._clock.monotonic(),
         )
 
-    async def _settle(self, load: Callable[[Load], Awaitable[None]]) -> None:
+    async def _settle(self, begin: Callable[[Load], Awaitable[None]]) -> None:
         """Do all that follows from what is known, until nothing more does."""
         progress = True
         while progress:
@@ -230,7 +240,7 @@ class Keeper:
             done = 0
             try:
                 for step in steps:
-                    await self._carry_out(step, load)
+                    await self._carry_out(step, begin)
                     done += 1
                     # Giving up is said again until nobody waits.
                     progress |= not isinstance(step, GiveUp)
@@ -242,11 +252,11 @@ class Keeper:
             self._say(f"nothing in the repository can answer for model {name!r}")
 
     async def _carry_out(
-        self, step: Step, load: Callable[[Load], Awaitable[None]]
+        self, step: Step, begin: Callable[[Load], Awaitable[None]]
     ) -> None:
         match step:
             case Load():
-                await load(step)
+                await begin(step)
             case Unload(key, why):
                 await self._unload(key, why)
             case Retire(key, why):
@@ -258,6 +268,7 @@ class Keeper:
 
     async def _load(self, load: Load) -> None:
         key = load.key
+        log.info("model loads", model=key.name, version=key.version)
         try:
             candidate = self._candidates[key]
             model = await self._load_and_check(candidate)

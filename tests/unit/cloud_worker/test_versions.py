@@ -18,6 +18,8 @@ from typing_extensions import override
 
 from cloud_worker.core.policy import LATEST, Policy, Shares
 from cloud_worker.core.versions import (
+    MOST_LOADS,
+    SLOW_LOAD_S,
     TURN_S,
     GiveUp,
     Key,
@@ -236,6 +238,25 @@ def test_a_model_with_waiting_requests_is_not_unloaded() -> None:
     assert [type(each) for each in pool.settle()] == [Unload, Load]
 
 
+def test_a_load_that_takes_long_keeps_no_others_waiting() -> None:
+    pool = Pool()
+    pool.versions.found({"a": shelf("1"), "b": shelf("1"), "c": shelf("1")})
+    (hangs,) = pool.step()
+    assert hangs == Load(key("a/1"), "as copied")
+    while not (steps := pool.step()):
+        assert pool.versions.loads_in_time(pool.now_s)
+    assert pool.now_s > SLOW_LOAD_S
+    assert steps == [Load(key("b/1"), "as copied")]
+    pool.end(steps[0])
+    assert pool.step() == [Route("b", {"1": 1})]
+    (last,) = pool.step()
+    pool.end(last)
+    pool.step()
+    assert pool.versions.loads
+    assert not pool.versions.loads_in_time(pool.now_s)
+    assert pool.versions.routes.keys() == {"b", "c"}
+
+
 def test_models_that_do_not_fit_together_and_are_all_in_use_take_turns() -> None:
     pool = Pool(limit_mib=10, a=6, b=6)
     pool.settle(a=shelf("1"), b=shelf("1"))
@@ -307,12 +328,13 @@ class AnyRepository(RuleBasedStateMachine):
         super().__init__()
         self.waiting: set[Key] = set()
         self.last_s: dict[Key, float] = {}
-        self.loading: Load | None = None
+        self.loading: list[Load] = []
         self.in_memory: set[Key] = set()
         self.failed: dict[Key, str] = {}
         self.shelves: dict[str, Shelf] = {}
         self.now_s = 0.0
         self.away_s: dict[Key, float] = {}
+        self.began_s: dict[Key, float] = {}
 
     @initialize(
         limit=st.sampled_from([None, 5, 12]),
@@ -335,10 +357,10 @@ class AnyRepository(RuleBasedStateMachine):
         self.step()
 
     @precondition(lambda self: self.loading)
-    @rule(good=st.booleans())
-    def load_ends(self, good: bool) -> None:
-        assert self.loading is not None
-        done, self.loading = self.loading, None
+    @rule(good=st.booleans(), which=st.integers(0, MOST_LOADS - 1))
+    def load_ends(self, good: bool, which: int = 0) -> None:
+        done = self.loading.pop(which % len(self.loading))
+        self.began_s.pop(done.key)
         if good:
             self.in_memory.add(done.key)
             size = self.sizes[done.key.version]
@@ -383,10 +405,13 @@ class AnyRepository(RuleBasedStateMachine):
         for each in steps:
             match each:
                 case Load(loaded, files):
-                    assert self.loading is None, "one at a time"
+                    assert len(self.loading) < MOST_LOADS
+                    for other in self.loading:
+                        assert self.now_s - self.began_s[other.key] >= SLOW_LOAD_S
                     assert self.failed.get(loaded) != files
                     assert loaded not in self.in_memory
-                    self.loading = each
+                    self.loading.append(each)
+                    self.began_s[loaded] = self.now_s
                 case Unload(gone):
                     assert gone not in self.waiting or in_turns
                     self.in_memory.remove(gone)
@@ -443,7 +468,7 @@ class AnyRepository(RuleBasedStateMachine):
 
     def come_to_rest(self) -> None:
         for _ in range(40):
-            if self.loading is not None:
+            if self.loading:
                 self.load_ends(good=True)
             elif not self.waiting and not self.step():
                 return

@@ -197,7 +197,7 @@ class Weighing(tf.Module):  # type: ignore[misc] # TensorFlow is untyped
     def __init__(self) -> None:
         self.weights = tf.Variable([[1.0, 2.0], [3.0, 4.0]])
 
-    @tf.function(input_signature=[spec(2, "b"), spec(2, "a")])
+    @tf.function(input_signature=[spec(2, "b"), spec(2, "a")])  # type: ignore[untyped-decorator] # as above
     def serve(self, b: Any, a: Any) -> dict[str, Any]:
         return {"z": tf.matmul(a, self.weights), "y": b - a}
 
@@ -208,7 +208,7 @@ class Counting(tf.Module):  # type: ignore[misc] # as above
     def __init__(self) -> None:
         self.calls = tf.Variable(0.0)
 
-    @tf.function(input_signature=[spec(2)])
+    @tf.function(input_signature=[spec(2)])  # type: ignore[untyped-decorator] # as above
     def serve(self, x: Any) -> dict[str, Any]:
         return {"y": x + self.calls.assign_add(1.0)}
 

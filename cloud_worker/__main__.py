@@ -23,6 +23,7 @@ from cloud_worker.adapters.repository import (
 from cloud_worker.core.policy import LATEST, Policy, Shares
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.settings import WorkerSettings
+from lifecycle.interpreter import collect_seldom
 from lifecycle.logs import configure_logs
 from lifecycle.pages import CannotListen
 from lifecycle.signals import stop_on_signals
@@ -139,6 +140,7 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 async def _run(settings: WorkerSettings) -> None:
     def ready(models: tuple[ServedModel, ...]) -> None:
+        collect_seldom()
         shown = " ".join(f"{each.name}/{each.version}" for each in models)
         typer.echo(f"READY {settings.worker_id} {shown}")
 

@@ -68,7 +68,8 @@ class Group:
         return f"{self.model}/{self.version}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen: thousands are made in a second, and that trebles what each costs.
+@dataclass(slots=True, eq=False)
 class Item(Generic[T]):
     """One waiting request; `deadline_s` is in the monotonic clock of `now`."""
 

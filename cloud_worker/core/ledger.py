@@ -102,13 +102,13 @@ class Ledger:
         """So many were taken over."""
         self.taken += requests
 
-    def end(self, cause: Cause) -> None:
-        """The result of one is confirmed."""
-        self.ended[cause] += 1
+    def end(self, cause: Cause, requests: int = 1) -> None:
+        """The results of so many are confirmed."""
+        self.ended[cause] += requests
 
-    def give_back(self) -> None:
-        """One was given up because its delivery is no longer ours."""
-        self.given_back += 1
+    def give_back(self, requests: int = 1) -> None:
+        """So many were given up because their delivery is no longer ours."""
+        self.given_back += requests
 
     def put_aside(self, what: Aside, count: int = 1) -> None:
         """Something came that is no request in hand."""

@@ -9,6 +9,7 @@ from typing import Final, Generic, TypeVar
 from broker.codec import pack, seal_envelope
 from broker.messages import Result, Status
 from cloud_worker.core.ledger import Cause
+from cloud_worker.core.results import Answer
 
 MAX_RESULTS: Final = 256
 MAX_BYTES: Final = 1024 * 1024
@@ -23,7 +24,7 @@ class Finished(Generic[T]):
     """A result, why it is so, whom it is for, and what its confirmation settles."""
 
     agent: str
-    result: Result
+    result: Result | Answer
     settles: T
     cause: Cause
 
@@ -35,7 +36,7 @@ class Reply(Generic[T]):
     agent: str
     body: bytes
     settles: tuple[T, ...]
-    results: tuple[Result, ...]
+    results: tuple[Result | Answer, ...]
     causes: tuple[Cause, ...]
 
 
@@ -76,7 +77,7 @@ class _Draft(Generic[T]):
     agent: str
     packed: list[bytes]
     settles: list[T]
-    results: list[Result]
+    results: list[Result | Answer]
     causes: list[Cause]
     size_bytes: int = 0
 
@@ -96,8 +97,12 @@ class _Draft(Generic[T]):
         )
 
 
-def _packed(result: Result, cause: Cause) -> tuple[bytes, Result, Cause]:
+def _packed(
+    result: Result | Answer, cause: Cause
+) -> tuple[bytes, Result | Answer, Cause]:
     """The result that can be carried: the one that was given, or a failure."""
+    if isinstance(result, Answer):
+        return result.packed, result, cause
     packed = pack(result)
     if len(packed) <= MAX_RESULT_BYTES:
         return packed, result, cause

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeGuard
 
 import structlog
 from pydantic import ValidationError
@@ -32,9 +32,18 @@ from cloud_worker.core.outputs import BatchOutputs
 from cloud_worker.core.overload import retry_after_s
 from cloud_worker.core.reading import Reading, Unreadable, read
 from cloud_worker.core.replies import Finished
-from cloud_worker.core.results import Served, Stamp, answered, expired, failed
+from cloud_worker.core.results import (
+    MAX_LABEL_CHARS,
+    Answer,
+    Answers,
+    Served,
+    Stamp,
+    answered,
+    expired,
+    failed,
+)
 from cloud_worker.core.retry import Again, Apart, Guilty, Verdict, verdict
-from cloud_worker.core.spec import padded_size
+from cloud_worker.core.spec import ServedModel, padded_size
 from cloud_worker.core.split import Unjoinable
 from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.dead_letters import DeadLetters
@@ -428,18 +437,20 @@ def _results(
     done_s: float,
     stamp: Stamp,
 ) -> list[Finished[Parcel]]:
-    batch_ms = max((done_s - started_s) * 1000 - outputs.infer_ms, 0.0)
+    infer_ms = outputs.infer_ms
+    batch_ms = max((done_s - started_s) * 1000 - infer_ms, 0.0)
     model = batch[0].work.model
+    answers = _answers(model, outputs, len(batch), batch_ms, stamp)
     finished = []
     for index, reading in enumerate(read(outputs, model)):
         item = batch[index]
         held = item.work
-        waited_s = started_s - held.parcel.delivery.received_at
-        timings = Timings(
-            queue_ms=max(waited_s * 1000, 0.0),
-            batch_ms=batch_ms,
-            infer_ms=outputs.infer_ms,
-        )
+        queue_ms = max((started_s - held.parcel.delivery.received_at) * 1000, 0.0)
+        if answers is not None and held.joint is None and _is_plain(reading):
+            answer = answers.of(held.subject, index, reading, queue_ms)
+            finished.append(_finished(item, answer, Cause.ANSWERED))
+            continue
+        timings = Timings(queue_ms=queue_ms, batch_ms=batch_ms, infer_ms=infer_ms)
         served = Served(model.version, len(batch), timings)
         was_over = held.over
         try:
@@ -463,6 +474,31 @@ def _results(
             cause = Cause.MODEL
         finished.append(_finished(item, result, cause))
     return finished
+
+
+def _answers(
+    model: ServedModel,
+    outputs: BatchOutputs,
+    count: int,
+    batch_ms: float,
+    stamp: Stamp,
+) -> Answers | None:
+    """What answers the whole batch; None where each answer is checked by itself."""
+    if not Answers.fit(outputs):
+        return None
+    try:
+        timings = Timings(batch_ms=batch_ms, infer_ms=outputs.infer_ms)
+        served = Served(model.version, count, timings)
+        return Answers(model.name, outputs, served, stamp)
+    except ValidationError:
+        return None
+
+
+def _is_plain(reading: Reading | Unreadable) -> TypeGuard[Reading]:
+    """Whether it is a reading that can travel as it is."""
+    return isinstance(reading, Reading) and (
+        reading.label is None or len(reading.label) <= MAX_LABEL_CHARS
+    )
 
 
 def _whole(
@@ -506,6 +542,8 @@ def _culprit(item: Item[Held]) -> Culprit:
     return (agent, subject.device, subject.id, model.name, model.version)
 
 
-def _finished(item: Item[Held], result: Result, cause: Cause) -> Finished[Parcel]:
+def _finished(
+    item: Item[Held], result: Result | Answer, cause: Cause
+) -> Finished[Parcel]:
     parcel = item.work.parcel
     return Finished(parcel.agent, result, parcel, cause)

@@ -63,6 +63,7 @@ class Intake:
     ) -> None:
         self._models = models
         self._usage = usage or Usage()
+        self._groups = _Groups()
         self._offer = offer
         self._replies = replies
         self._clock = clock
@@ -110,7 +111,15 @@ class Intake:
         self._room.ledger.take(count)
         self._replies.observer.came(address.model, count)
         stamps = self._replies.stamps
-        desk = _Desk(parcel, address, model, self._clock, stamps, self._usage)
+        desk = _Desk(
+            parcel,
+            address,
+            model,
+            self._clock,
+            stamps,
+            self._usage,
+            groups=self._groups,
+        )
         decoding: list[str] = []
         try:
             for subject, reason in bad:
@@ -206,7 +215,7 @@ class _Desk:
         handed_over: requests that were `cleared`, which others end from then on.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an envelope is sorted by
         self,
         parcel: Parcel,
         address: RequestAddress,
@@ -214,12 +223,15 @@ class _Desk:
         clock: Clock,
         stamps: Stamps,
         usage: Usage,
+        *,
+        groups: _Groups,
     ) -> None:
         self._parcel = parcel
         self._address = address
         self._model = model
         self._stamps = stamps
         self._usage = usage
+        self._groups = groups
         self._now_s = clock.monotonic()
         self._wall_ms = clock.wall_ms()
         self._finished: list[Finished[Parcel]] = []
@@ -284,7 +296,7 @@ class _Desk:
     def _item(self, request: Request, held: Held) -> Item[Held]:
         left_s = (request.expires_at_ms - self._wall_ms) / 1000
         return Item(
-            group=_group(held.model, held.inputs),
+            group=self._groups.of(held.model, held.inputs),
             priority=self._address.priority,
             deadline_s=self._now_s + left_s,
             size_bytes=held.inputs.size_bytes,
@@ -313,6 +325,28 @@ class _Desk:
     def _finish(self, result: Result, cause: Cause) -> None:
         parcel = self._parcel
         self._finished.append(Finished(parcel.agent, result, parcel, cause))
+
+
+class _Groups:
+    """The groups of requests. Those that come one after the other are mostly of one."""
+
+    def __init__(self) -> None:
+        self._last: tuple[ServedModel, Inputs, Group] | None = None
+
+    def of(self, model: ServedModel, inputs: Inputs) -> Group:
+        """The group of a request with these inputs."""
+        if self._last is not None:
+            of, like, group = self._last
+            if (
+                model is of
+                and inputs.rows == like.rows
+                and inputs.signature == like.signature
+            ):
+                return group
+        group = _group(model, inputs)
+        # Without what was sent.
+        self._last = (model, replace(inputs, buffers=()), group)
+        return group
 
 
 def _group(model: ServedModel, inputs: Inputs) -> Group:

@@ -141,20 +141,21 @@ class Parcel:
         """Whether working on it is of use: else the broker delivers it again."""
         return self.delivery.live
 
-    def settle(self) -> None:
-        """One request's result is confirmed; the last one acknowledges them all."""
-        self._open -= 1
+    def settle(self, requests: int = 1) -> None:
+        """The results of some are confirmed; the last of all acknowledges them."""
+        self._open -= requests
         if self._open == 0:
             self.delivery.ack()
-        self._room.give(self._model, 1)
+        self._room.give(self._model, requests)
 
-    def drop(self) -> None:
-        """Give one request up, because the delivery is no longer ours."""
-        self._room.ledger.give_back()
-        self._room.give(self._model, 1)
+    def drop(self, requests: int = 1) -> None:
+        """Give some up, because the delivery is no longer ours."""
+        self._room.ledger.give_back(requests)
+        self._room.give(self._model, requests)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen: thousands are made in a second, and that trebles what each costs.
+@dataclass(slots=True, eq=False)
 class Held:
     """A valid request on its way through the worker.
 

@@ -6,6 +6,7 @@ Never the other way round: a crash in between repeats work and loses nothing.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -128,9 +129,10 @@ class Replies:
                 self._journal.note(
                     Event.PUBLISHED, result.device, result.id, result.status.value
                 )
-        for parcel, cause in zip(reply.settles, reply.causes, strict=True):
+            for cause, requests in Counter(reply.causes).items():
+                self._ledger.end(cause, requests)
+        for parcel, requests in Counter(reply.settles).items():
             if confirmed:
-                self._ledger.end(cause)
-                parcel.settle()
+                parcel.settle(requests)
             else:
-                parcel.drop()
+                parcel.drop(requests)

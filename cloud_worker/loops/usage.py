@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 
 
 class Usage:
@@ -33,11 +33,13 @@ class Usage:
         if key in self.absent:
             self.missed.set()
 
-    def begin(self, keys: Iterable[str]) -> None:
+    def begin(self, keys: Collection[str]) -> None:
         """Something is being decoded for these, once for each time they are named."""
         self._being_taken.update(keys)
 
-    def end(self, keys: Iterable[str]) -> None:
+    def end(self, keys: Collection[str]) -> None:
         """It waits, or is answered."""
+        if not keys:
+            return
         self._being_taken.subtract(keys)
         self._being_taken = +self._being_taken

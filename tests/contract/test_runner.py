@@ -287,6 +287,30 @@ async def test_several_inputs_and_outputs_go_by_name(lite: Runners) -> None:
     assert output(outputs, 1, "total").tolist() == [[3, 4]]
 
 
+async def test_a_saved_model_with_weights_answers_by_name_and_one_that_counts_goes_on_counting() -> (
+    None
+):
+    async with Runners() as runner:
+        async with asyncio.TaskGroup() as group:
+            for name in ("weighing", "counting"):
+                model = source(name, "saved_model", OURS / name / "1", max_batch=2)
+                group.create_task(runner.load(model))
+        weighed = await infer(
+            runner,
+            "weighing",
+            {"b": row(5, 5), "a": row(2, 2)},
+            {"b": row(1, 2), "a": row(1, 0)},
+        )
+        assert output(weighed, 0, "y").tolist() == [[3, 3]]
+        assert output(weighed, 0, "z").tolist() == [[8, 12]]
+        assert output(weighed, 1, "z").tolist() == [[1, 2]]
+        first, second = [
+            output(await infer(runner, "counting", {"x": row(0, 0)}), 0, "y")
+            for _ in range(2)
+        ]
+        assert (second - first).tolist() == [[1, 1]]
+
+
 async def test_a_damaged_saved_model_is_refused_and_the_others_serve_on(
     lines: Lines, tmp_path: Path
 ) -> None:

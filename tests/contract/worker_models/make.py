@@ -5,7 +5,8 @@
 
 `line_*` are one function, y = 2x + 1, in each format that a worker serves. `fragile`
 breaks in every way there is, on inputs that ask for it, and so does `ill`, which is back
-sooner. `copy` copies 1 KB. `bright` takes an image. `total` sums rows of any length. They are committed, so that most tests need no TensorFlow; only this script and those models do.
+sooner. `copy` copies 1 KB. `bright` takes an image. `total` sums rows of any length.
+`weighing` has weights, and two of each; `counting` writes to a variable. They are committed, so that most tests need no TensorFlow; only this script and those models do.
 """
 
 from __future__ import annotations
@@ -37,9 +38,7 @@ def spec(columns: int, name: str = "x") -> Any:
 def save(function: Any, folder: Path, *inputs: Any) -> None:
     module = tf.Module()
     module.serve = tf.function(function, input_signature=inputs)
-    shutil.rmtree(folder, ignore_errors=True)
-    tf.saved_model.save(module, str(folder), {"serving_default": module.serve})
-    shutil.rmtree(folder / "assets", ignore_errors=True)
+    save_module(module, folder)
 
 
 def as_tflite(saved: Path) -> bytes:
@@ -192,9 +191,39 @@ def total(x: Any) -> dict[str, Any]:
     return {"y": tf.reduce_sum(x, axis=1, keepdims=True)}
 
 
+class Weighing(tf.Module):  # type: ignore[misc] # TensorFlow is untyped
+    """z = aW and y = b - a: neither in the order of its name."""
+
+    def __init__(self) -> None:
+        self.weights = tf.Variable([[1.0, 2.0], [3.0, 4.0]])
+
+    @tf.function(input_signature=[spec(2, "b"), spec(2, "a")])  # type: ignore[untyped-decorator] # as above
+    def serve(self, b: Any, a: Any) -> dict[str, Any]:
+        return {"z": tf.matmul(a, self.weights), "y": b - a}
+
+
+class Counting(tf.Module):  # type: ignore[misc] # as above
+    """y = x + how often it was called."""
+
+    def __init__(self) -> None:
+        self.calls = tf.Variable(0.0)
+
+    @tf.function(input_signature=[spec(2)])  # type: ignore[untyped-decorator] # as above
+    def serve(self, x: Any) -> dict[str, Any]:
+        return {"y": x + self.calls.assign_add(1.0)}
+
+
+def save_module(module: Any, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    tf.saved_model.save(module, str(folder), {"serving_default": module.serve})
+    shutil.rmtree(folder / "assets", ignore_errors=True)
+
+
 def main() -> None:
     save(line, HERE / "line_saved" / "1", spec(4))
     save(fragile, HERE / "fragile" / "1", spec(4))
+    save_module(Weighing(), HERE / "weighing" / "1")
+    save_module(Counting(), HERE / "counting" / "1")
 
     (HERE / "line_lite" / "1").mkdir(parents=True, exist_ok=True)
     lite = as_tflite(HERE / "line_saved" / "1")

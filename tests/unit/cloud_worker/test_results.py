@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import msgpack
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from broker.codec import decode
+from broker.codec import decode, pack
 from broker.messages import Result, Status, Tensor, Timings
 from bundle.manifest import Decision
 from cloud_worker.core.dead_letters import own_envelope, times_republished
@@ -21,7 +25,15 @@ from cloud_worker.core.replies import (
     Reply,
     group_replies,
 )
-from cloud_worker.core.results import Served, Stamp, Subject, answered, expired, failed
+from cloud_worker.core.results import (
+    Answers,
+    Served,
+    Stamp,
+    Subject,
+    answered,
+    expired,
+    failed,
+)
 from cloud_worker.core.spec import ModelSpec, ServedModel, TensorSpec
 
 STAMP = Stamp("w-1", 1_700_000_000_000, 2.5)
@@ -238,3 +250,64 @@ def test_a_request_that_is_in_no_envelope_cannot_leave_it(body: bytes) -> None:
 )
 def test_republishing_is_counted(headers: dict[str, object], times: int) -> None:
     assert times_republished(headers) == times
+
+
+@given(
+    st.sampled_from(["float32", "int8", "bool", "uint64"]),
+    st.lists(st.integers(0, 3), max_size=4),
+    st.integers(1, 5),
+    st.one_of(st.none(), st.text(max_size=20)),
+    st.one_of(st.none(), st.floats(allow_nan=False)),
+    st.floats(0, 1e9),
+)
+def test_an_answer_packed_at_once_is_the_same_as_a_checked_one(
+    dtype: str,
+    shape: list[int],
+    count: int,
+    label: str | None,
+    confidence: float | None,
+    queue_ms: float,
+) -> None:
+    size = prod(shape) * np.dtype(dtype).itemsize
+    data = memoryview(bytes(index % 251 for index in range(size * count)))
+    block = OutputBlock("y", dtype, (tuple(shape),), data)
+    outputs = BatchOutputs(count, (block, replace(block, name="z")), 3.5)
+    reading = Reading(label, confidence)
+    timings = Timings(queue_ms=queue_ms, batch_ms=2.0, infer_ms=3.5)
+    shared = Served("3", count, Timings(batch_ms=2.0, infer_ms=3.5))
+    answers = Answers("fashion", outputs, shared, STAMP)
+    for index in range(count):
+        alone = answered(
+            subject(index),
+            outputs.part(index),
+            reading,
+            Served("3", count, timings),
+            STAMP,
+        )
+        answer = answers.of(subject(index), index, reading, queue_ms)
+        assert answer.packed == pack(alone)
+        assert answer[:4] == (alone.id, alone.device, alone.model, alone.status)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        OutputBlock("y", "int8", ((1,) * 9,), memoryview(bytes(2))),
+        OutputBlock("y", "int8", ((4,),), memoryview(bytes(7))),
+    ],
+    ids=["rank", "too short"],
+)
+def test_outputs_that_cannot_travel_are_found_once_for_the_batch(
+    block: OutputBlock,
+) -> None:
+    with pytest.raises(ValidationError):
+        Answers("m", BatchOutputs(2, (block,), 1.0), SERVED, STAMP)
+
+
+def test_outputs_that_differ_or_are_large_are_answered_one_by_one() -> None:
+    alike = OutputBlock("y", "int8", ((2,),), memoryview(bytes(4)))
+    differ = OutputBlock("z", "int8", ((1,), (3,)), memoryview(bytes(4)))
+    large = OutputBlock("z", "int8", ((2**19,),), memoryview(bytes(2**20)))
+    assert Answers.fit(BatchOutputs(2, (alike,), 1.0))
+    assert not Answers.fit(BatchOutputs(2, (alike, differ), 1.0))
+    assert not Answers.fit(BatchOutputs(2, (alike, large), 1.0))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -299,7 +300,7 @@ class OutboxAndModel(RuleBasedStateMachine):
         assert ledger.undelivered == self.undelivered
 
 
-TestOutboxAndModel: Any = OutboxAndModel.TestCase
+TestOutboxAndModel: Any = pytest.mark.timeout(60)(OutboxAndModel.TestCase)
 TestOutboxAndModel.settings = settings(
     max_examples=100,
     stateful_step_count=40,

@@ -39,6 +39,7 @@ EARLY_SHARE: Final = 0.5
 PATIENT_BATCHES: Final = 8.0
 OWED_BATCHES: Final = 2.0
 DOOMED_SHARE: Final = 0.5
+ALIKE: Final = 0.9
 MANY_LINES: Final = 16
 SHED_EVERY_S: Final = 0.05
 
@@ -299,7 +300,7 @@ class Batcher(Generic[T]):
                 shed.extend(self._remove(line, priority, places))
         if not shed:
             return None
-        return Shed(tuple(shed), round(drain_s, 2))
+        return Shed(tuple(shed), drain_s)
 
     def _remove(
         self, line: _Line[T], priority: Priority, places: Sequence[int]
@@ -536,8 +537,14 @@ class _Line(Generic[T]):
         return self.curve.typical_s(most) / most if self.curve.known else 0.0
 
     def best(self, start_s: float, max_batch_bytes: int) -> _Choice[T] | None:
-        """The batch with the best score, were it to start at `start_s`."""
+        """The batch with the best score, were it to start at `start_s`.
+
+        Where no deadline is near, the larger of two that score almost alike: costs are
+        noisy, and what a batch costs beside the accelerator is in none of them.
+        """
         best: _Choice[T] | None = None
+        top = 0.0
+        alike = ALIKE if self.is_patient(start_s) else 1.0
         curve = self.curve
         one_s = curve.cost_s(1)
         most = self._rows_within(max_batch_bytes)
@@ -548,9 +555,10 @@ class _Line(Generic[T]):
             if not plan.answered:
                 break
             score = plan.worth / cost_s
-            if best is None or score > best.score:
+            if best is None or score > alike * top:
                 charge = cost_s * plan.answered / plan.gain
                 best = _Choice(self, size, done_s, score, charge)
+            top = max(top, score)
             if plan.all_of_them or size >= most:
                 break
         return best

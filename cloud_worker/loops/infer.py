@@ -329,7 +329,7 @@ class Infer:
             "overloaded",
             model=items[0].group.model,
             shed=len(items),
-            waits_s=own_wait_s,
+            waits_s=round(own_wait_s, 3),
         )
         self._replies.finish(
             # Those that are shed together are told to come back apart.

@@ -68,6 +68,16 @@ def test_a_full_batch_goes_behind_the_running_one_and_no_third() -> None:
     assert isinstance(batcher.next_step(0.0, running=2), WaitUntil)
 
 
+def test_where_no_deadline_is_near_batches_are_large() -> None:
+    costs = Costs()
+    costs.seed("fashion/", [(1, 1.0), (32, 30.0), (64, 62.0)])
+    for deadline_s, rows in ((100.0, 64), (0.3, 32)):
+        batcher: Batcher[int] = Batcher(costs=costs)
+        for work in range(64):
+            batcher.add(item(work, of=group(max_rows=64), deadline_s=deadline_s))
+        assert len(flushed(batcher)) == rows
+
+
 def test_the_earliest_deadline_goes_first() -> None:
     batcher: Batcher[int] = Batcher()
     for work, deadline_s in enumerate([30.0, 10.0, 20.0]):

@@ -24,6 +24,7 @@ alike: neither is exchangeable, and given enough of it the test rightly says so.
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,10 +123,11 @@ class DriftTest:
         if not each.size or np.isnan(each).any():
             raise ValueError("drift is from scores, none of them NaN")
         finite = each[np.isfinite(each)]
-        edges: list[float] = []
+        # Whatever is unusable has a bin of its own, under that of any number.
+        edges = [-sys.float_info.max]
         if finite.size:
-            shares = np.linspace(0, 1, max(2, min(bins, MAX_BINS)))[:-1]
-            edges = np.unique(np.quantile(finite, shares, method="higher")).tolist()
+            shares = np.linspace(0, 1, max(2, min(bins, MAX_BINS - 1)))[:-1]
+            edges += np.unique(np.quantile(finite, shares, method="higher")).tolist()
         counts = np.bincount(
             np.searchsorted(edges, each, side="right"), minlength=len(edges) + 1
         )

@@ -160,10 +160,11 @@ def in_force(
     give = give or Give()
     limit = _least(conditions, give)
     wanted = limit.share * give.steps
-    level = math.floor(wanted + 1e-9)
+    level = (
+        min(give.steps, math.floor(wanted + 1e-9)) if limit.share < 1 else give.steps
+    )
     held = math.floor(now.share * give.steps + 1e-9)
-    rises_too_little = level > held and wanted < held + 1.5 and limit.share < 1
-    if rises_too_little:
+    if level > held and wanted < held + 1.5:
         level = held
     share = level / give.steps
     if share == 1.0 and give.ceiling is not None and _plenty(conditions, give):
@@ -176,17 +177,17 @@ def in_force(
 
 
 def _least(conditions: Conditions, give: Give) -> _Limit:
-    """Whatever leaves the least to spill."""
+    """Whatever leaves the least to spill; a share over 1 has room to spare."""
     if not conditions.link_up:
         return _Limit(0.0, "the link is down")
-    limits = [_Limit(1.0, _CALIBRATED)]
+    limits = [_Limit(math.inf, _CALIBRATED)]
     wait, deadline = conditions.wait_s, conditions.deadline_s
     if wait is not None and deadline is not None:
         used = wait / deadline if deadline > 0 else math.inf
         share = 1.0 - (used - give.easy_wait) / (1.0 - give.easy_wait)
         limits.append(
             _Limit(
-                min(max(share, 0.0), 1.0),
+                max(share, 0.0),
                 f"a spill waits {wait:.2f} s of {deadline:.2f} s",
             )
         )
@@ -197,7 +198,7 @@ def _least(conditions: Conditions, give: Give) -> _Limit:
         if left is not None:
             limits.append(
                 _Limit(
-                    min(max(left / give.reserve, 0.0), 1.0),
+                    max(left / give.reserve, 0.0),
                     f"{left:.0%} of the {what} is left",
                 )
             )

@@ -51,7 +51,7 @@ from cascade.targets import (
 )
 
 # The part of the level spent on how often the two models differ.
-_RATE_PART: Final = 0.1
+_RATE_PART: Final = 0.05
 # Rates at which the p-value is looked at; the greatest rate all but always has it.
 _RATES: Final = 6
 # A search for how much data would do ends here.
@@ -77,7 +77,7 @@ def excess_p_value(
         differ_count: where just one of them is right.
         examples: all of them.
         excess: above 0, under 1.
-        level: at which the p-value will be used; a tenth goes to the rate of
+        level: at which the p-value will be used; a twentieth goes to the rate of
             differences. The p-value is valid at any level, and best at this one.
         trials: count the sum as that of so many examples at the same rates. See
             `threshold_for_risk`, `fresh`.

@@ -212,9 +212,9 @@ def _score_few(
     logits: Sequence[float], score: Score, temperature: float, norm: float
 ) -> float:
     """One short row of logits, without numpy: what an agent does for every request."""
-    if score == "pnorm":
-        return float(_pnorm(np.array([logits], np.float64), norm)[0])
     top = max(logits)
+    if score == "pnorm":
+        return _pnorm_few(logits, top, norm)
     powers = [math.exp((each - top) / temperature) for each in logits]
     total = math.fsum(powers)
     match score:
@@ -240,6 +240,18 @@ def _probabilities(
     if temperature == 1.0:
         return p
     return softmax(np.log(np.maximum(p, _TINY)), temperature)
+
+
+def _pnorm_few(logits: Sequence[float], top: float, norm: float) -> float:
+    if len(logits) == 1:
+        return 1.0
+    mean = math.fsum(logits) / len(logits)
+    apart = [abs(each - mean) for each in logits]
+    largest = max(apart)
+    if not largest:
+        return 0.0
+    powers = math.fsum([(each / largest) ** norm for each in apart])
+    return min(max((top - mean) / largest / powers ** (1.0 / norm), 0.0), 1.0)
 
 
 def _of_probabilities(

@@ -1,7 +1,7 @@
 """Whether a promise is kept: what was realised, beside what was promised.
 
-A request audited with probability q counts 1/q times where what is limited happened; all
-others count nothing. That is right on average, whoever is chosen (Horvitz & Thompson,
+A request audited with probability q counts its amount of what is limited (1 where that
+happened) 1/q times; all others count nothing. That is right on average, whoever is chosen (Horvitz & Thompson,
 JASA 1952), and whatever the threshold did meanwhile.
 
 The interval holds at all times at once with its confidence (a confidence sequence), so it
@@ -13,10 +13,9 @@ a few values; a negative one gives the upper end (betting: Waudby-Smith & Ramdas
 "Estimating Means of Bounded Random Variables by Betting", JRSS B 2023). Nothing is assumed
 of how requests come: what is enclosed is the mean of their chances.
 
-What is audited is disagreement with the cloud, as a running system knows no truth. The
-excess error over the cloud is never more than the share of requests that were kept and
-that the cloud would have answered otherwise, so a limit on excess is kept where that
-share is under it.
+A running system knows no truth, only the cloud's answers. What it can hold a limit on
+excess error against is `believed_excess`. Disagreement is a harder one: it is never less
+than the excess, and may be several times as much, as it counts where the edge is right.
 """
 
 from __future__ import annotations
@@ -26,6 +25,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 # The rates of the mixtures, in units of the least chance of being looked at. A request
 # counts once over that chance at most, so the rate down has to stay under 1.
@@ -53,7 +55,7 @@ class Realised:
         low: the mean chance of requests so far is at least this, and
         high: at most this, with the promise's confidence, at all times at once.
         requests: how many there were.
-        audited: of how many of them it is known.
+        audited: how many of them were known.
     """
 
     standing: Standing
@@ -103,26 +105,29 @@ class Promise:
         self._ups = [0.0] * len(_RATES_UP)
         self._downs = [0.0] * len(_RATES_DOWN)
 
-    def known(self, *, happened: bool, chance: float = 1.0) -> None:
-        """Take in a request of which it is known whether what is limited happened.
+    def known(self, amount: float, *, chance: float = 1.0) -> None:
+        """Take in a request of which it is known how much of what is limited it had.
 
         Args:
-            happened: such as: the edge's answer stood and the cloud's was another.
+            amount: 0..1; 1 where it happened, 0 where it did not. A request that was
+                spilled because it was hard has no excess: 0, and a chance of 1.
             chance: with which this request was chosen to be looked at; 1 for one that
-                is known anyhow, as one that was spilled because it was hard.
+                is known anyhow.
 
         Raises:
-            ValueError: the chance is under the least.
+            ValueError: the amount is not in 0..1, or the chance is under the least.
         """
+        if not 0 <= amount <= 1:
+            raise ValueError(f"an amount is in 0..1, got {amount}")
         if not self._least_chance <= chance <= 1:
             raise ValueError(
                 f"a chance of {chance} is not in {self._least_chance}..1, as promised"
             )
         self._requests += 1
         self._audited += 1
-        if not happened:
+        if not amount:
             return
-        count = 1.0 / chance
+        count = amount / chance
         self._sum += count
         for i, share in enumerate(_RATES_UP):
             self._ups[i] += math.log1p(share * self._least_chance * count)
@@ -227,6 +232,28 @@ class Promise:
             ),
         )
         return min(1.0, most / self._requests) if self._requests else 1.0
+
+
+def believed_excess(cloud: NDArray[np.floating[Any]], edge_label: int) -> float:
+    """By how much the cloud believes its own answer more than the edge's, 0..1.
+
+    Averaged over requests this is the excess error of the edge over the cloud as far as
+    the cloud's probabilities are true (see `cascade.temperature`), and more than that
+    where the edge knows what the cloud does not. 0 where the two agree.
+
+    Args:
+        cloud: probabilities [classes], or [1, classes].
+        edge_label: the class the edge answered.
+
+    Raises:
+        ValueError: there is no such class, or a probability is not in 0..1.
+    """
+    p = np.asarray(cloud, np.float64).reshape(-1)
+    if not 0 <= edge_label < len(p) or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(
+            f"class {edge_label} needs a probability among {len(p)} classes"
+        )
+    return float(p.max() - p[edge_label])
 
 
 def _bisect(low: float, high: float, holds: Callable[[float], bool]) -> float:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.promise import Promise, Standing
+from cascade.promise import Promise, Standing, believed_excess
 
 
 def run(
@@ -20,7 +20,7 @@ def run(
     truth = np.cumsum(rates) / np.arange(1, len(rates) + 1)
     for i in range(len(rates)):
         if looked[i]:
-            promise.known(happened=bool(happened[i]), chance=chance)
+            promise.known(float(happened[i]), chance=chance)
         else:
             promise.unknown()
         if i % 97 == 0:
@@ -56,7 +56,7 @@ def test_what_is_realised_is_right_on_average_whoever_is_looked_at(
         promise = Promise(0.1, least_chance=chance)
         for happened in rng.random(400) < 0.1:
             if rng.random() < chance:
-                promise.known(happened=bool(happened), chance=chance)
+                promise.known(float(happened), chance=chance)
             else:
                 promise.unknown()
         values.append(promise.realised().value)
@@ -71,7 +71,7 @@ def test_chances_may_differ_from_request_to_request() -> None:
         # What happens most is looked at least: a plain mean would be far too low.
         rate, chance = ((0.2, 0.05), (0.0, 0.5))[i % 2]
         if rng.random() < chance:
-            promise.known(happened=bool(rng.random() < rate), chance=chance)
+            promise.known(float(rng.random() < rate), chance=chance)
         else:
             promise.unknown()
     found = promise.realised()
@@ -98,7 +98,7 @@ def test_a_promise_is_at_risk_before_it_is_broken_and_kept_before_anything_is_kn
     assert (promise.realised().low, promise.realised().high) == (0.0, 1.0)
     seen = []
     for _ in range(40):
-        promise.known(happened=True)
+        promise.known(1.0)
         seen.append(promise.realised().standing)
     assert Standing.AT_RISK in seen
     assert seen[-1] == Standing.BROKEN
@@ -107,7 +107,7 @@ def test_a_promise_is_at_risk_before_it_is_broken_and_kept_before_anything_is_kn
 
 def test_one_bad_request_breaks_no_promise() -> None:
     promise = Promise(0.05)
-    promise.known(happened=True)
+    promise.known(1.0)
     assert promise.realised().standing != Standing.BROKEN
 
 
@@ -123,7 +123,7 @@ def test_a_promise_that_was_stored_goes_on_as_if_it_had_not_been(
         if each is None:
             promise.unknown(3)
         else:
-            promise.known(happened=each, chance=0.25)
+            promise.known(float(each), chance=0.25)
 
     whole = Promise(0.1, least_chance=0.25)
     parts = Promise(0.1, least_chance=0.25)
@@ -138,13 +138,42 @@ def test_a_promise_that_was_stored_goes_on_as_if_it_had_not_been(
     assert found.low <= max(found.value, 0)
 
 
+def test_the_cloud_believes_its_own_answer_more_by_the_excess_it_expects() -> None:
+    rng = np.random.default_rng(7)
+    cloud = rng.dirichlet(np.ones(3), 4_000)
+    truth = (rng.random((4_000, 1)) > cloud.cumsum(axis=-1)[:, :2]).sum(axis=-1)
+    edge = rng.integers(0, 3, 4_000)  # knows nothing that the cloud does not
+    believed = [believed_excess(*each) for each in zip(cloud, edge, strict=True)]
+    excess = np.mean(cloud.argmax(axis=-1) == truth) - np.mean(edge == truth)
+    assert np.mean(believed) == pytest.approx(excess, abs=0.03)
+    assert believed_excess(np.array([[0.2, 0.8]]), 1) == 0
+    for label in (-1, 2):
+        with pytest.raises(ValueError, match="2 classes"):
+            believed_excess(np.array([0.2, 0.8]), label)
+
+
+def test_a_part_of_a_request_counts_in_part() -> None:
+    rng = np.random.default_rng(8)
+    promise = Promise(0.2, least_chance=0.5)
+    for amount in rng.random(8_000) * 0.2:
+        if rng.random() < 0.5:
+            promise.known(float(amount), chance=0.5)
+        else:
+            promise.unknown()
+    found = promise.realised()
+    assert found.low < 0.1 < found.high < 0.2
+    assert found.shown
+
+
 def test_what_is_no_promise_is_refused() -> None:
     for target, chance, confidence in ((1.5, 1, 0.9), (0.1, 0, 0.9), (0.1, 1, 1.0)):
         with pytest.raises(ValueError, match="got"):
             Promise(target, least_chance=chance, confidence=confidence)
     promise = Promise(0.1, least_chance=0.5)
     with pytest.raises(ValueError, match=r"0\.5\.\.1"):
-        promise.known(happened=True, chance=0.1)
+        promise.known(1.0, chance=0.1)
+    with pytest.raises(ValueError, match="amount"):
+        promise.known(1.5)
     with pytest.raises(ValueError, match="none to count"):
         promise.unknown(-1)
     with pytest.raises(ValueError, match="not the state"):

@@ -251,7 +251,8 @@ def _pnorm_few(logits: Sequence[float], top: float, norm: float) -> float:
     if not largest:
         return 0.0
     powers = math.fsum([(each / largest) ** norm for each in apart])
-    return min(max((top - mean) / largest / powers ** (1.0 / norm), 0.0), 1.0)
+    length: float = powers ** (1.0 / norm)
+    return min(max((top - mean) / largest / length, 0.0), 1.0)
 
 
 def _of_probabilities(

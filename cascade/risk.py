@@ -204,7 +204,7 @@ def _path(examples: Examples, which: NDArray[np.bool_]) -> _Path:
     order = order[sure[order] > -np.inf]  # what is unusable is never kept
     ordered = sure[order]
     # Equal confidences are kept or spilled together.
-    ends = np.flatnonzero(np.diff(ordered, append=-np.inf) < 0)
+    ends = np.flatnonzero(np.append(ordered, -np.inf)[1:] < ordered)
 
     def counted(flags: NDArray[np.bool_]) -> Counts:
         return np.concatenate(([0], np.cumsum(flags[order])[ends])).astype(np.int64)

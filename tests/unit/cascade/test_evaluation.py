@@ -70,6 +70,12 @@ def test_deferral_is_between_worst_and_oracle_whatever_the_models_do(
     )
 
 
+def test_unusable_answers_are_the_first_to_be_spilled() -> None:
+    sure = np.array([-np.inf, 0.9, -np.inf, 0.8])
+    edge = np.array([False, True, False, True])
+    assert deferral(sure, edge, np.ones(4, bool)).score == pytest.approx(1.0)
+
+
 def test_what_a_threshold_does_is_counted_with_what_it_saves() -> None:
     sure = np.array([0.9, 0.8, 0.2, -np.inf])
     edge, cloud = np.array([True, True, False, False]), np.ones(4, bool)

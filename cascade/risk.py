@@ -129,6 +129,8 @@ def threshold_for_risk(
         ValueError: limits by class without the classes, or on average.
     """
     walk = _walk(examples, target, fresh)
+    if not (examples.confidence > -np.inf).any():
+        return Unsupported(target, "every answer of the edge model is unusable")
     if isinstance(target, MaxExcess):
         edge, cloud = examples.edge_right.mean(), examples.cloud_right.mean()
         if cloud < edge:
@@ -214,7 +216,7 @@ def _path(examples: Examples, which: NDArray[np.bool_]) -> _Path:
         len(sure),
         int(np.count_nonzero(~cloud)),
         np.concatenate(([np.inf], ordered[ends])),
-        1.0 - np.concatenate(([0], ends + 1)) / len(sure),
+        (len(sure) - np.concatenate(([0], ends + 1))) / len(sure),
         regrets - gains,
         regrets + gains,
         regrets,
@@ -234,10 +236,11 @@ class _Walk:
         threshold = -math.inf
         for path, limit in self._limited(target):
             passed = self._passed(path, target, limit)
+            if passed == len(path.thresholds) - 1:
+                continue  # nothing of it ever is over
             if passed < 1:
                 return None
-            if passed + 1 < len(path.thresholds):
-                threshold = max(threshold, float(path.thresholds[passed]))
+            threshold = max(threshold, float(path.thresholds[passed]))
         state = int(np.count_nonzero(self.whole.thresholds >= threshold)) - 1
         count = int(self.whole.excess[state])
         if isinstance(target, MaxError):
@@ -255,6 +258,8 @@ class _Walk:
         if found is not None:
             return f"it takes {found.spilled:.1%} spilled, and {most:.1%} may be"
         for path, limit in self._limited(target):
+            if len(path.thresholds) == 1:
+                continue  # nothing of it can be kept
             best = self._counts(path, target, int(path.excess[1:].argmin()) + 1)[0]
             if best > limit * path.examples:
                 whom = "all" if path is self.whole else "a class"

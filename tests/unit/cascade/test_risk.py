@@ -239,6 +239,37 @@ def test_unusable_answers_are_spilled_under_any_threshold() -> None:
     assert found.spilled == pytest.approx(0.2)
 
 
+def test_a_model_or_a_class_without_a_usable_answer_is_no_error() -> None:
+    n = 600
+    sure = np.linspace(0, 1, n)
+    classes = np.arange(n) % 3
+    sure[classes == 2] = -np.inf
+    right = np.ones(n, np.bool_)
+    some = Examples(sure, np.isfinite(sure), right, classes)
+    found = threshold_for_risk(some, MaxExcess(0.05, per_class=0.05))
+    assert isinstance(found, Calibrated)
+    assert (found.threshold, found.spilled) == (-math.inf, 200 / 600)
+    none = Examples(np.full(n, -np.inf), ~right, right, classes)
+    for target in (MaxExcess(0.1), MaxError(0.1), MaxExcess(0.1, None)):
+        refused = threshold_for_risk(none, target)
+        assert isinstance(refused, Unsupported)
+        assert "unusable" in refused.why
+
+
+@given(n=st.integers(300, 900), spilled=st.integers(1, 9))
+@settings(deadline=None, max_examples=20)
+def test_a_spill_that_just_meets_its_budget_meets_it(n: int, spilled: int) -> None:
+    sure = np.arange(n) / n
+    hard = np.floor(n * spilled / 10)
+    edge = sure * n >= hard
+    within = MaxSpill(0.95, None)
+    found = threshold_for_risk(
+        Examples(sure, edge, np.ones(n, np.bool_)), MaxExcess(0.02), spill=within
+    )
+    assert isinstance(found, Calibrated)
+    assert found.spilled == np.mean(sure < found.threshold)
+
+
 def test_equal_confidences_are_kept_together_or_not_at_all() -> None:
     n = 2_000
     sure = np.repeat([0.2, 0.9], n // 2)

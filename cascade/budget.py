@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.tails import at_least, upper_limit
-from cascade.targets import Calibrated, MaxSpill, Unsupported
+from cascade.targets import Calibrated, MaxSpill, Unsupported, rounded_up
 
 
 def threshold_for_spill(
@@ -116,7 +116,7 @@ def _too_few(n: int, target: MaxSpill, fresh: int | None) -> Unsupported:
         nearest = upper_limit(0, n, 1 - target.confidence)
     else:
         nearest = int(np.searchsorted(_under(n, 1, fresh), target.confidence)) / fresh
-    nearest = math.nextafter(nearest, 1)
+    nearest = rounded_up(math.nextafter(nearest, 1))
     return Unsupported(
         target,
         f"{n} examples are too few to set a threshold for so small a share",

@@ -48,6 +48,7 @@ from cascade.targets import (
     MaxExcess,
     MaxSpill,
     Unsupported,
+    rounded_up,
 )
 
 # The part of the level spent on how often the two models differ.
@@ -296,13 +297,13 @@ class _Walk:
             return found is not None and found.spilled <= most
 
         whole = target.excess if isinstance(target, MaxExcess) else target.error
-        low, high = 1.0, 0.999 / max(whole, target.per_class or 0.0)
+        low, high = 1.0, 0.99 / max(whole, target.per_class or 0.0)
         if high <= low or not met(high):
             return None
         while high / low > 1.01:
             middle = math.sqrt(low * high)
             low, high = (low, middle) if met(middle) else (middle, high)
-        return _scaled(target, high)
+        return _scaled(target, high, rounded_up)
 
     def _limited(self, target: RiskTarget) -> Iterator[tuple[_Path, float]]:
         yield (
@@ -386,8 +387,11 @@ def _test(target: RiskTarget, limit: float, examples: int, fresh: int | None) ->
     return fails
 
 
-def _scaled(target: RiskTarget, factor: float) -> RiskTarget:
-    each = None if target.per_class is None else target.per_class * factor
+def _scaled(
+    target: RiskTarget, factor: float, as_said: Callable[[float], float] = float
+) -> RiskTarget:
+    each = target.per_class and as_said(target.per_class * factor)
     if isinstance(target, MaxExcess):
-        return replace(target, excess=target.excess * factor, per_class=each)
-    return replace(target, error=target.error * factor, per_class=each)
+        whole = as_said(target.excess * factor)
+        return replace(target, excess=whole, per_class=each)
+    return replace(target, error=as_said(target.error * factor), per_class=each)

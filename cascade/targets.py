@@ -7,6 +7,7 @@ anew on other data of the same kind keeps the target in a share c of the tries.
 from __future__ import annotations
 
 import math
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -41,7 +42,7 @@ class MaxSpill:
 
     def describe(self) -> str:
         """The same in words, for people."""
-        return f"at most {self.share:.1%} spilled{_with(self.confidence)}"
+        return f"at most {_percent(self.share)} spilled{_with(self.confidence)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,58 @@ class MaxError:
 
     def describe(self) -> str:
         """The same in words, for people."""
-        each = "" if self.per_class is None else f", {self.per_class:.1%} of each class"
-        return f"at most {self.error:.1%} wrong{each}{_with(self.confidence)}"
+        each = (
+            ""
+            if self.per_class is None
+            else f", {_percent(self.per_class)} of each class"
+        )
+        return f"at most {_percent(self.error)} wrong{each}{_with(self.confidence)}"
 
 
 Target: TypeAlias = MaxSpill | MaxExcess | MaxError
+
+_AMOUNT: Final = r"([0-9]+(?:\.[0-9]+)?)\s*(?:%|percent|points?)"
+_LIMIT: Final = re.compile(_AMOUNT)
+_PER_CLASS: Final = re.compile(_AMOUNT + r"\s+(?:of\s+each|a|per)\s+class")
+_SURELY: Final = re.compile(_AMOUNT + r"\s+confiden(?:ce|t)")
+
+
+def parse_target(text: str) -> Target:
+    """Read a target as a person writes it.
+
+    What `describe` gives is read back. So are "2 points worse", "spill at most 15 %" and
+    "at most 5% wrong, 8% of each class, with 99 % confidence". Without a confidence it
+    is 95 %; "on average" promises none.
+
+    Raises:
+        ValueError: no such target, or one out of its range.
+    """
+    said = " ".join(text.lower().split())
+    confidence: float | None = 0.95
+    each: float | None = None
+    if found := _SURELY.search(said):
+        confidence, said = float(found[1]) / 100, said.replace(found[0], "")
+    elif "on average" in said:
+        confidence = None
+    if found := _PER_CLASS.search(said):
+        each, said = float(found[1]) / 100, said.replace(found[0], "")
+    limits = _LIMIT.findall(said)
+    kinds = [kind for kind in ("spill", "worse", "wrong") if kind in said]
+    if len(limits) != 1 or len(kinds) != 1 or (kinds == ["spill"] and each):
+        raise ValueError(
+            "a target reads like '2 points worse', '15% spilled' or '5% wrong', each "
+            f"with or without '95% confidence', got {text!r}"
+        )
+    limit = float(limits[0]) / 100
+    match kinds[0]:
+        case "spill":
+            return MaxSpill(limit, confidence)
+        case "worse":
+            return MaxExcess(limit, confidence, each)
+        case _:
+            if confidence is None:
+                raise ValueError("an error in all is promised with a confidence only")
+            return MaxError(limit, confidence, each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +260,26 @@ def manifest_threshold(threshold: float, score: Score) -> float:
     return threshold
 
 
+def rounded_up(share: float) -> float:
+    """A share with three digits, no less than it is: as `describe` shows it."""
+    unit = 10.0 ** (math.floor(math.log10(share)) - 2)
+    return round(math.ceil(share / unit - 1e-9) * unit, 12)
+
+
 def _points(share: float) -> str:
-    return f"{100 * share:.3g} points"
+    return f"{100 * share:.3g} {'point' if share == 0.01 else 'points'}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
 
 
 def _with(confidence: float | None) -> str:
-    return " on average" if confidence is None else f" with {confidence:.0%} confidence"
+    return (
+        " on average"
+        if confidence is None
+        else f" with {100 * confidence:.4g}% confidence"
+    )
 
 
 def _check(what: str, value: float, *, none: bool = False) -> None:

@@ -27,7 +27,6 @@ model take 256 values and tie by the thousand, so that no threshold can part the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -44,8 +43,10 @@ UNBOUNDED: Final[frozenset[Score]] = frozenset({"energy"})
 DEFAULT_NORM: Final = 4.0
 
 _TINY: Final = 1e-12
-# Below this many items a loop in Python beats a call into numpy for each step.
-_FEW: Final = 64
+# An agent scores one short row a request, and there each call costs more than its work:
+# the methods of arrays (`max`, `sum`) are left for the reductions that they wrap.
+_max = np.maximum.reduce
+_sum = np.add.reduce
 
 
 class NotANumber(ValueError):
@@ -63,9 +64,8 @@ def softmax(logits: Numbers, temperature: float = 1.0) -> NDArray[np.float64]:
         logits: any shape [..., classes], finite.
         temperature: above 0; higher is less sure.
     """
-    scaled = np.asarray(logits, np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    result: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    powers = _powers(np.asarray(logits, np.float64), temperature)
+    result: NDArray[np.float64] = powers / _sum(powers, axis=-1, keepdims=True)
     return result
 
 
@@ -166,8 +166,6 @@ def score_answer(
         return min(max(float(rows[0, 0]), 0.0), 1.0)
     if score == "expected_misses":
         rows = rows.reshape(1, -1)
-    elif activation == "logits" and rows.size <= _FEW and len(rows) == 1:
-        return _score_few(rows[0].tolist(), score, temperature, norm)
     each = score_rows(rows, score, activation, temperature, norm)
     return float(each[0] if len(each) == 1 else each.min())
 
@@ -191,6 +189,10 @@ def score_rows(
         case "pnorm":
             check_readable(score, activation)
             return _pnorm(rows, norm)
+        case "max_softmax" if activation == "logits":
+            # The greatest power is 1, so this is the greatest probability.
+            sure: NDArray[np.float64] = 1.0 / _sum(_powers(rows, temperature), axis=-1)
+            return sure
         case _:
             return _of_probabilities(
                 _probabilities(rows, activation, temperature), score
@@ -208,27 +210,11 @@ def check_readable(score: Score, activation: Activation) -> None:
         raise ValueError(f"the score {score!r} needs logits, not {activation}")
 
 
-def _score_few(
-    logits: Sequence[float], score: Score, temperature: float, norm: float
-) -> float:
-    """One short row of logits, without numpy: what an agent does for every request."""
-    top = max(logits)
-    if score == "pnorm":
-        return _pnorm_few(logits, top, norm)
-    powers = [math.exp((each - top) / temperature) for each in logits]
-    total = math.fsum(powers)
-    match score:
-        case "energy":
-            return top + temperature * math.log(total)
-        case "margin" if len(powers) > 1:
-            second = sorted(powers)[-2]
-            return (1.0 - second) / total
-        case "entropy" if len(powers) > 1:
-            nats = -math.fsum(p * math.log(p) for p in powers if p > 0) / total
-            nats += math.log(total)
-            return min(max(1.0 - nats / math.log(len(powers)), 0.0), 1.0)
-        case _:
-            return 1.0 / total
+def _powers(rows: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Exponentials over the last axis, the greatest of them 1."""
+    scaled = rows if temperature == 1.0 else rows / temperature
+    result: NDArray[np.float64] = np.exp(scaled - _max(scaled, axis=-1, keepdims=True))
+    return result
 
 
 def _probabilities(
@@ -242,25 +228,12 @@ def _probabilities(
     return softmax(np.log(np.maximum(p, _TINY)), temperature)
 
 
-def _pnorm_few(logits: Sequence[float], top: float, norm: float) -> float:
-    if len(logits) == 1:
-        return 1.0
-    mean = math.fsum(logits) / len(logits)
-    apart = [abs(each - mean) for each in logits]
-    largest = max(apart)
-    if not largest:
-        return 0.0
-    powers = math.fsum([(each / largest) ** norm for each in apart])
-    length: float = powers ** (1.0 / norm)
-    return min(max((top - mean) / largest / length, 0.0), 1.0)
-
-
 def _of_probabilities(
     p: NDArray[np.float64], score: Literal["max_softmax", "margin", "entropy"]
 ) -> NDArray[np.float64]:
     match score:
         case "max_softmax":
-            return np.asarray(p.max(axis=-1), np.float64)
+            return np.asarray(_max(p, axis=-1), np.float64)
         case "margin":
             return _margin(p)
         case "entropy":
@@ -279,34 +252,34 @@ def _certainty(p: NDArray[np.float64]) -> NDArray[np.float64]:
     classes = p.shape[-1]
     if classes == 1:
         return p[:, 0]
-    total = p.sum(axis=-1, keepdims=True)
+    total = _sum(p, axis=-1)
     # A row of zeros says nothing of any class, which is what uniform means.
-    p = np.where(total > 0, p / np.maximum(total, _TINY), 1.0 / classes)
-    entropy = -(p * np.log(np.maximum(p, _TINY))).sum(axis=-1)
-    result: NDArray[np.float64] = np.clip(1.0 - entropy / math.log(classes), 0.0, 1.0)
+    some = np.maximum(total, _TINY)
+    nats = np.log(some) - _sum(p * np.log(np.maximum(p, _TINY)), axis=-1) / some
+    certain = np.where(total > 0, 1.0 - nats / math.log(classes), 0.0)
+    result: NDArray[np.float64] = np.minimum(np.maximum(certain, 0.0), 1.0)
     return result
 
 
 def _energy(rows: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    top = rows.max(axis=-1)
-    powers = np.exp((rows - top[:, np.newaxis]) / temperature)
-    result: NDArray[np.float64] = top + temperature * np.log(powers.sum(axis=-1))
+    total = np.log(_sum(_powers(rows, temperature), axis=-1))
+    result: NDArray[np.float64] = _max(rows, axis=-1) + temperature * total
     return result
 
 
 def _pnorm(rows: NDArray[np.float64], norm: float) -> NDArray[np.float64]:
-    if rows.shape[-1] == 1:
+    classes = rows.shape[-1]
+    if classes == 1:
         return np.ones(len(rows))  # one class is certain, as it is to a softmax
-    centred = rows - rows.mean(axis=-1, keepdims=True)
-    largest = np.abs(centred).max(axis=-1)
+    centred = rows - _sum(rows, axis=-1, keepdims=True) / classes
+    apart = np.abs(centred)
     # Divided by the largest first, so that no power overflows. A row of one value
     # has no largest: it says nothing of any class.
+    largest = _max(apart, axis=-1, keepdims=True)
     scale = np.where(largest > 0, largest, 1.0)
-    powers = (np.abs(centred) / scale[:, np.newaxis]) ** norm
-    length = np.maximum(powers.sum(axis=-1), 1.0) ** (1.0 / norm)
-    result: NDArray[np.float64] = np.clip(
-        centred.max(axis=-1) / scale / length, 0.0, 1.0
-    )
+    length = np.maximum(_sum((apart / scale) ** norm, axis=-1), 1.0) ** (1.0 / norm)
+    most = _max(centred, axis=-1) / scale[:, 0] / length
+    result: NDArray[np.float64] = np.minimum(np.maximum(most, 0.0), 1.0)
     return result
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.allowance import Allowance, bytes_allowance, spill_allowance
@@ -33,6 +33,7 @@ def test_what_is_no_budget_is_refused_with_an_example(text: str) -> None:
         bytes_allowance(text)
 
 
+@settings(deadline=None)
 @given(
     spends=st.lists(st.tuples(st.floats(0, 20), st.floats(0, 5)), max_size=40),
 )

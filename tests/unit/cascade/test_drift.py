@@ -104,6 +104,7 @@ def test_the_state_does_not_grow() -> None:
     assert len(state["counts"]) <= MAX_BINS
 
 
+@settings(deadline=None)
 @given(scores=st.lists(st.floats(allow_nan=True), max_size=30))
 def test_no_score_breaks_it(scores: list[float]) -> None:
     test = DriftTest.calibrated(np.array([0.1, 0.5, 0.5, 0.9]))

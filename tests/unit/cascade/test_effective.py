@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.allowance import spill_allowance
@@ -69,6 +69,7 @@ def test_each_condition_gives_way_as_it_should_and_says_so(
         assert change is None
 
 
+@settings(deadline=None)
 @given(steps=st.lists(conditions, max_size=20))
 def test_the_threshold_never_passes_the_calibrated_one_and_every_change_is_told(
     steps: list[Conditions],
@@ -88,6 +89,7 @@ def test_the_threshold_never_passes_the_calibrated_one_and_every_change_is_told(
     assert calm.threshold == BASE.threshold
 
 
+@settings(deadline=None)
 @given(better=st.floats(0, 1), worse=st.floats(0, 1))
 def test_a_longer_wait_never_spills_more(better: float, worse: float) -> None:
     short, long = sorted((better, worse))

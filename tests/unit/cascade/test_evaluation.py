@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.evaluation import (
@@ -43,6 +43,7 @@ def test_models_that_never_differ_leave_nothing_to_score(edge: bool) -> None:
     assert found.edge_wrong_auroc is None
 
 
+@settings(deadline=None)
 @given(data=st.lists(st.tuples(st.sampled_from([0.1, 0.5, 0.9]), st.booleans())))
 def test_the_auroc_is_the_share_of_pairs_in_order(
     data: list[tuple[float, bool]],
@@ -54,6 +55,7 @@ def test_the_auroc_is_the_share_of_pairs_in_order(
     assert found == (pytest.approx(np.mean(pairs)) if pairs else None)
 
 
+@settings(deadline=None)
 @given(edge=flags, seed=st.integers(0, 99))
 def test_deferral_is_between_worst_and_oracle_whatever_the_models_do(
     edge: list[bool], seed: int

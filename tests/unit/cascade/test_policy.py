@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -74,6 +74,7 @@ def test_a_scalar_output_is_judged() -> None:
     assert judge(np.array(3.0), Rule()).label_index == 0
 
 
+@settings(deadline=None)
 @given(
     output=hnp.arrays(
         st.sampled_from([np.float32, np.float64, np.int8, np.int64]),

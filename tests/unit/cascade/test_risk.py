@@ -108,15 +108,15 @@ def test_a_limit_by_class_is_kept_by_every_class_without_paying_for_their_number
     rng = np.random.default_rng(9)
     kept = 0
     for _ in range(25):
-        examples = WORLD.draw(1_500, rng)
+        examples = WORLD.draw(900, rng)
         found = threshold_for_risk(
-            examples, MaxExcess(0.06, 0.9, per_class=0.06), fresh=None
+            examples, MaxExcess(0.08, 0.9, per_class=0.08), fresh=None
         )
         assert isinstance(found, Calibrated)
-        whole = threshold_for_risk(examples, MaxExcess(0.06, 0.9))
+        whole = threshold_for_risk(examples, MaxExcess(0.08, 0.9))
         assert isinstance(whole, Calibrated)
         assert found.threshold >= whole.threshold
-        kept += WORLD.excess(found.threshold) <= 0.06  # of each class alike
+        kept += WORLD.excess(found.threshold) <= 0.08  # of each class alike
     assert kept >= 20
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -29,6 +29,7 @@ logits = hnp.arrays(
 
 
 @pytest.mark.parametrize("score", sorted(set(EVERY) - UNBOUNDED))
+@settings(deadline=None)
 @given(output=logits, temperature=st.floats(0.05, 20))
 def test_every_bounded_score_of_any_finite_output_is_between_nothing_and_certain(
     score: Score, output: np.ndarray, temperature: float
@@ -39,6 +40,7 @@ def test_every_bounded_score_of_any_finite_output_is_between_nothing_and_certain
     assert (each <= 1).all()
 
 
+@settings(deadline=None)
 @given(output=logits)
 def test_probabilities_sum_to_one_and_keep_the_order_of_the_logits(
     output: np.ndarray,
@@ -127,6 +129,7 @@ def test_value_is_the_first_item_of_all_held_to_the_unit_interval() -> None:
 
 
 @pytest.mark.parametrize("score", EVERY)
+@settings(deadline=None)
 @given(output=logits, temperature=st.floats(0.05, 20))
 def test_one_answer_is_scored_as_it_is_among_many(
     score: Score, output: np.ndarray, temperature: float
@@ -137,6 +140,7 @@ def test_one_answer_is_scored_as_it_is_among_many(
         assert alone == pytest.approx(wanted, rel=1e-9, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(output=logits, shift=st.floats(-100, 100), factor=st.floats(0.1, 10))
 def test_the_p_norm_score_sees_neither_shift_nor_scale_and_energy_sees_the_shift(
     output: np.ndarray, shift: float, factor: float

@@ -67,6 +67,7 @@ def test_limits_on_nothing_all_and_none_stay_shares(limits: object) -> None:
     assert limits(9, 9)[1] == 1.0
 
 
+@settings(deadline=None)
 @given(count=st.integers(0, 30), more=st.integers(0, 30))
 def test_a_limit_is_missed_with_just_the_chance_that_was_asked(
     count: int, more: int

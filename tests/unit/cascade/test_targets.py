@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.targets import (
@@ -36,6 +36,7 @@ def numbers(target: Target) -> list[float | None]:
     ]
 
 
+@settings(deadline=None)
 @given(target=targets)
 def test_a_target_reads_back_as_it_describes_itself(target: Target) -> None:
     again = parse_target(target.describe())
@@ -82,6 +83,7 @@ def test_what_is_no_target_is_refused_with_an_example_or_its_range(text: str) ->
         parse_target(text)
 
 
+@settings(deadline=None)
 @given(share=st.floats(1e-6, 0.98))
 def test_a_share_rounded_up_is_no_less_and_hardly_more(share: float) -> None:
     said = rounded_up(share)

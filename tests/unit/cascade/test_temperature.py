@@ -82,6 +82,7 @@ def test_the_debiased_error_is_near_nothing_where_the_plain_one_is_chance_alone(
     assert np.mean(debiased) < 0.004
 
 
+@settings(deadline=None)
 @given(
     sure=st.lists(st.sampled_from([0.0, 0.5, 0.9, 1.0]), min_size=1, max_size=50),
     seed=st.integers(0, 99),

@@ -54,16 +54,42 @@ class ImageRecipe(Part):
 class Decision(Part):
     """How an answer and its confidence are read from one output.
 
-    `score` over the output: `max_softmax`, `margin` or `entropy` (1 − normalised
-    entropy), all in 0..1 and higher is surer; `value` takes the output's first item as the
-    confidence itself. An answer under `threshold` is hard.
+    `score` over the output, higher is surer: `max_softmax`, `margin`, `entropy` (1 −
+    normalised entropy), `pnorm` and `expected_misses` (of a detector's scores) in 0..1;
+    `energy` any finite number; `value` takes the output's first item as the
+    confidence itself. With `confidence_output`, that output's first item is the
+    confidence, in 0..1, and `output` gives the answer. An answer under `threshold` is
+    hard, and so is an empty detection unless `empty` is `sure`.
     """
 
     output: str
+    confidence_output: str | None = None
     activation: Literal["logits", "probabilities"] = "logits"
-    score: Literal["max_softmax", "margin", "entropy", "value"] = "max_softmax"
+    score: Literal[
+        "max_softmax",
+        "margin",
+        "entropy",
+        "energy",
+        "pnorm",
+        "expected_misses",
+        "value",
+    ] = "max_softmax"
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
+    norm: Annotated[float, Field(ge=1, le=64)] = 4.0
+    threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    empty: Literal["unsure", "sure"] = "unsure"
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        unbounded = self.score == "energy" and self.confidence_output is None
+        if not unbounded and not 0 <= self.threshold <= 1:
+            raise ValueError(
+                f"a threshold on {self.confidence_output or self.score!r} is in 0..1, "
+                f"got {self.threshold}"
+            )
+        if self.score in ("energy", "pnorm") and self.activation != "logits":
+            raise ValueError(f"the score {self.score!r} needs logits")
+        return self
 
 
 class Limits(Part):

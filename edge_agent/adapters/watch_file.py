@@ -35,9 +35,7 @@ class WatchFile:
         try:
             with self._path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
-            stored = json.loads(data) if len(data) <= MAX_BYTES else None
-            if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-                raise ValueError("it is not the books of an agent")
+            return _checked(data)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
@@ -48,7 +46,6 @@ class WatchFile:
                 instead="promises and drift tests begin anew",
             )
             return {}
-        return stored
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Put these books in the place of the last; synced, so seldom called.
@@ -59,3 +56,15 @@ class WatchFile:
         data = json.dumps({"format": FORMAT, **state}, allow_nan=False).encode()
         with self._writing:
             write_file(self._path, data, mode=0o600)
+
+
+def _checked(data: bytes) -> dict[str, Any]:
+    """The books in a file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    stored = json.loads(data) if len(data) <= MAX_BYTES else None
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise ValueError("it is not the books of an agent")
+    return stored

@@ -26,7 +26,8 @@ class ExpectedWait:
     def at(self, now_s: float) -> float:
         """What is expected now, in seconds."""
         half_life_s = max(LEAST_HALF_LIFE_S, self.heard_s)
-        return self.heard_s * 0.5 ** (max(0.0, now_s - self.at_s) / half_life_s)
+        faded: float = 0.5 ** (max(0.0, now_s - self.at_s) / half_life_s)
+        return self.heard_s * faded
 
     def heard(self, wait_s: float, now_s: float) -> ExpectedWait:
         """The pool has said how long it takes."""

@@ -216,6 +216,12 @@ class Watch:
         """The drawn request could not be sent after all."""
         self.uncovered += 1 + draw.unlooked
 
+    def audit_lost(self, key: Key) -> None:
+        """The drawn request will not be answered."""
+        unlooked = self._open.pop(key, None)
+        if unlooked is not None:
+            self.uncovered += 1 + unlooked
+
     def spill_ended(
         self, key: Key, edge: Answer | None, answer: Answer, *, audit: bool
     ) -> None:

@@ -20,8 +20,7 @@ from cascade.allowance import Allowance
 from cascade.policy import Judgement
 from cascade.promise import Realised, Standing
 from edge_agent.adapters.watch_file import WatchFile
-from edge_agent.core.answers import Answer
-from edge_agent.core.delivery import Spill
+from edge_agent.core.delivery import Ending, Spill, Why
 from edge_agent.core.served import Served
 from edge_agent.core.watch import Draw, Surroundings, Watch, WatchOptions
 
@@ -46,7 +45,7 @@ class Cascading:
         rng: draws audits, and orders equal scores.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts it stands on
+    def __init__(
         self,
         *,
         options: WatchOptions,
@@ -142,6 +141,11 @@ class Cascading:
         if (watch := self._watches.get(model)) is not None:
             watch.audit_failed(draw)
 
+    def audit_lost(self, spill: Spill) -> None:
+        """The disk refused it after all."""
+        if (watch := self._watches.get(spill.model)) is not None:
+            watch.audit_lost(spill.key)
+
     # --- for who sends and hears ------------------------------------------------------
 
     def link_changed(self, up: bool) -> None:
@@ -163,26 +167,20 @@ class Cascading:
         if watch is not None:
             watch.heard_wait(result.pool_wait_ms / 1000.0, self._now_s())
 
-    def ended(self, spill: Spill, answer: Answer, *, missed: bool) -> None:
-        """A spill has its one outcome.
-
-        Args:
-            spill: which.
-            answer: what its device is told, or the books for an audit.
-            missed: its deadline came before the cloud's answer.
-        """
+    def ended(self, spill: Spill, ending: Ending) -> None:
+        """A spill has its one outcome."""
         watch = self._watches.get(spill.model)
         edge = spill.edge
         if watch is None:
             return
         audit = spill.reason is Reason.AUDIT
-        if missed and not audit:
+        if ending.why is Why.DEADLINE and not audit:
             now_ms = self._now_ms()
             watch.missed((now_ms - spill.accepted_ms) / 1000.0, now_ms / 1000.0)
         if edge is None or edge.version != watch.version:
             return
         if audit or spill.reason is Reason.HARD:
-            watch.spill_ended(spill.key, edge, answer, audit=audit)
+            watch.spill_ended(spill.key, edge, ending.answer, audit=audit)
             self._unsaved = True
 
     # --- the loop -----------------------------------------------------------------

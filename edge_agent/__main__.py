@@ -209,6 +209,19 @@ def _link(link: dict[str, Any], there: str) -> str:
     return "up" if link["up"] else f"down: {link['error'] or 'connecting'}"
 
 
+@app.command("drift-seen")
+def drift_seen(
+    model: Annotated[str, typer.Argument(help="Whose drift test begins anew.")],
+    state_dir: StateDir = None,
+) -> None:
+    """Acknowledge a drift alarm: the test of that model begins anew."""
+    path = read_settings(state_dir=state_dir).control_socket
+    reply = asyncio.run(ask(path, {"do": "drift_seen", "model": model}, timeout_s=10.0))
+    if not reply["begun"]:
+        raise UserError(f"no model {model!r} has been asked anything since the start")
+    typer.echo(f"the drift test of {model} begins anew")
+
+
 @app.command()
 def infer(
     file: Annotated[

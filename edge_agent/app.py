@@ -513,6 +513,7 @@ class Agent:
                 status=self._status,
                 infer=self._calls.answer,
                 cancel=self._outcomes.cancel,
+                drift_seen=self._cascading.drift_seen,
                 limits=self._limits,
             )
             server = ControlServer(self.settings.control_socket, operator.reply_to)

@@ -144,7 +144,7 @@ class Watch:
         is too rough an answer to a wait.
         """
         deadline_s = self._deadline_s
-        gradual = bool(self._ladder.rungs)
+        gradual = bool(self._ladder.rungs) and deadline_s is not None
         patience_s = PATIENCE_WITH_LINK * (deadline_s or 0.0)
         conditions = Conditions(
             link_up=not gradual or around.link_down_s <= patience_s,

@@ -264,6 +264,16 @@ class Cascading:
             drift=bool(drift.get("alarm", False)),
         )
 
+    def drift_seen(self, model: str) -> bool:
+        """Begin a model's drift test anew; False when there is none of that name."""
+        watch = self._watches.get(model)
+        if watch is None:
+            return False
+        watch.forget_drift()
+        self._unsaved = True
+        log.info("drift_test_begins_anew", model=model, version=watch.version)
+        return True
+
     # --- parts ----------------------------------------------------------------------
 
     def _watch_of(self, served: Served) -> Watch | None:

@@ -75,8 +75,18 @@ class Cascading:
 
     # --- for who serves -------------------------------------------------------------
 
+    def watch(self, manifest: Manifest) -> None:
+        """A version goes into service; one that was in service before goes on."""
+        name = manifest.name
+        known = self._watches.pop(name, None)
+        if manifest.decision is None:
+            return
+        if known is None or known.version != manifest.version:
+            known = self._begin(manifest)
+        self._watches[name] = known
+
     def threshold(self, served: Served) -> float | None:
-        """The threshold in force; None where the manifest says nothing of confidence."""
+        """The threshold in force; None: the manifest's own, if it has one."""
         watch = self._watch_of(served)
         if watch is None:
             return None
@@ -88,7 +98,7 @@ class Cascading:
 
     def held_back(self, served: Served, judgement: Judgement | None) -> str | None:
         """Why an answer stands that the calibrated threshold would have spilled."""
-        watch = self._watches.get(served.manifest.name)
+        watch = self._watch_of(served)
         if watch is None or judgement is None or judgement.hard:
             return None
         if judgement.score >= watch.calibrated:
@@ -102,7 +112,7 @@ class Cascading:
         self, served: Served, judgement: Judgement | None, deadline_ms: float
     ) -> Draw | None:
         """Take in what the edge model said; gives a draw when it is to be audited."""
-        watch = self._watches.get(served.manifest.name)
+        watch = self._watch_of(served)
         if watch is None or judgement is None:
             return None
         seen = watch.judged(
@@ -277,15 +287,10 @@ class Cascading:
     # --- parts ----------------------------------------------------------------------
 
     def _watch_of(self, served: Served) -> Watch | None:
-        manifest = served.manifest
-        watch = self._watches.get(manifest.name)
-        if watch is not None and watch.version == manifest.version:
-            return watch
-        if manifest.decision is None:
-            self._watches.pop(manifest.name, None)
+        """None for a version that has just been replaced: its books are closed."""
+        watch = self._watches.get(served.manifest.name)
+        if watch is None or watch.version != served.manifest.version:
             return None
-        watch = self._begin(manifest)
-        self._watches[manifest.name] = watch
         return watch
 
     def _begin(self, manifest: Manifest) -> Watch:

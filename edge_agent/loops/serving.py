@@ -127,6 +127,7 @@ class Serving:
         """Put a model in service; the one before finishes what it has begun."""
         old = self._models.get(served.manifest.name)
         self._models[served.manifest.name] = served
+        self._cascading.watch(served.manifest)
         if old is not None:
             await old.runner.close()
 

@@ -208,6 +208,10 @@ class Watch:
         draw, self._unlooked = Draw(self._unlooked), 0
         return draw
 
+    def not_spilled(self) -> None:
+        """A hard request found no room; nothing is known of it."""
+        self.uncovered += 1
+
     def audit_began(self, draw: Draw, key: Key) -> None:
         """The drawn request is on its way under this key."""
         self._open[key] = draw.unlooked

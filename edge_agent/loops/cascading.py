@@ -141,6 +141,11 @@ class Cascading:
         left = self._bytes_left()
         return left is None or left > BUDGET_FOR_AUDITS
 
+    def not_spilled(self, model: str) -> None:
+        """A hard request could not be spilled, so no answer of the cloud will come."""
+        if (watch := self._watches.get(model)) is not None:
+            watch.not_spilled()
+
     def audit_began(self, draw: Draw, spill: Spill) -> None:
         """The drawn request was taken by the outbox."""
         if (watch := self._watches.get(spill.model)) is not None:

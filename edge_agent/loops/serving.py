@@ -333,6 +333,8 @@ class Serving:
         retry_after_s: float | None = None,
     ) -> Answer:
         reason = f"{doubt.route.reason.value}: {doubt.route.detail}; {why}"
+        if doubt.route.reason is Reason.HARD:
+            self._cascading.not_spilled(request.model)
         if doubt.edge is not None:
             self.counters.answered_fallback += 1
             return replace(doubt.edge, source=Source.EDGE_FALLBACK, reason=reason)

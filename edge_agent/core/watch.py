@@ -251,7 +251,7 @@ class Watch:
     def _audit_ended(self, key: Key, edge: Answer | None, cloud: Answer | None) -> None:
         unlooked = self._open.pop(key, None)
         if unlooked is None:
-            return  # Drawn in an earlier life: the requests before it are not known.
+            return  # Drawn in an earlier life or period: those books are closed.
         amount = None
         if edge is not None and cloud is not None:
             self.audited += 1
@@ -313,7 +313,7 @@ class Watch:
         ended = self.realised
         self._promise, self._began_s = self._new_promise(), now_s
         # What is on its way belongs to the period that has ended.
-        self._open = dict.fromkeys(self._open, 0)
+        self._open.clear()
         self._unlooked = self.uncovered = 0
         self.realised = None if self._promise is None else self._promise.realised()
         return news, ended

@@ -109,9 +109,21 @@ class Cascading:
         )
 
     def judged(
-        self, served: Served, judgement: Judgement | None, deadline_ms: float
+        self,
+        served: Served,
+        judgement: Judgement | None,
+        deadline_ms: float,
+        *,
+        room: bool,
     ) -> Draw | None:
-        """Take in what the edge model said; gives a draw when it is to be audited."""
+        """Take in what the edge model said; gives a draw when it is to be audited.
+
+        Args:
+            served: the version that answered.
+            judgement: of its answer.
+            deadline_ms: how long the device waits.
+            room: whether the outbox has room to spare for an audit.
+        """
         watch = self._watch_of(served)
         if watch is None or judgement is None:
             return None
@@ -119,7 +131,7 @@ class Cascading:
             judgement.score,
             spilled=judgement.hard,
             deadline_s=deadline_ms / 1000.0,
-            may_audit=self._may_audit(),
+            may_audit=room and self._may_audit(),
             chances=(self._rng.random(), self._rng.random()),
         )
         self._unsaved = True

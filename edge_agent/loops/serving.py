@@ -60,6 +60,9 @@ REFUSALS: Final[dict[type[Exception], str]] = {
 NO_CLOUD: Final = "no_cloud"
 # Nobody waits for an audit; it leaves when the pool has nothing better to do.
 AUDIT_DEADLINE_MS: Final = 600_000.0
+AUDIT_BYTES: Final = 1024**2
+# Audits end long before what they take could be missed by a device.
+OUTBOX_FOR_AUDITS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +223,13 @@ class Serving:
             outputs=outputs,
         )
         stands = after(judgement)
-        draw = self._cascading.judged(served, judgement, self._deadline_ms(request))
+        draw = self._cascading.judged(
+            served,
+            judgement,
+            self._deadline_ms(request),
+            room=request.payload_bytes <= AUDIT_BYTES
+            and self._outbox.mostly_free(OUTBOX_FOR_AUDITS),
+        )
         if not isinstance(stands, AnswerNow):
             return _Doubt(stands, answer)
         if draw is not None:

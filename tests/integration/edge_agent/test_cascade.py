@@ -164,6 +164,26 @@ async def test_audits_fill_the_books_and_no_device_hears_of_them(
     assert {topic for topic, _ in cam.raw} == {"answer/cam1"}
 
 
+async def test_audits_take_no_room_that_a_device_could_miss(
+    settings: Settings, mosquitto: str, pool: WorkerProcess, tmp_path: Path
+) -> None:
+    bundle = calibrated(tmp_path / "bundle", 0.0)
+    narrow = settings(bundles=[bundle], audit_share=0.5, outbox_max_rows=20)
+    ids = [f"r{number}" for number in range(40)]
+    async with serving(narrow) as agent, device(mosquitto) as cam:
+        with pool.paused():
+            for id_ in ids:
+                await cam.send("fashion", {"id": id_, "image": SHIRT_TEXT})
+            for id_ in ids:
+                assert (await cam.final(id_))["source"] == "edge"
+            status = await agent.status()
+            assert status["counters"]["spilled_audit"] == 2
+            # What was not in the draw is said to be so.
+            promise = status["models"]["fashion"]["cascade"]["promise"]
+            assert promise["uncovered"] > 20
+        await until_status(agent, lambda each: each["outbox"]["open"] == 0)
+
+
 # --- provisional answers ------------------------------------------------------------
 
 

@@ -361,7 +361,9 @@ class Watch:
             "version": self.version,
             "began_s": self._began_s,
             "requests": self._requests,
-            "uncovered": self.uncovered + self._unlooked + sum(self._open.values()),
+            "uncovered": self.uncovered
+            + self._unlooked
+            + sum(1 + unlooked for unlooked in self._open.values()),
             "audited": self.audited,
             "disagreed": self.disagreed,
             "quota_level": None if self._quota is None else self._quota.level,

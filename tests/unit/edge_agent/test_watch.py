@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bundle.manifest import parse_manifest
 from cascade.promise import Standing
@@ -257,6 +259,55 @@ def test_a_promise_begins_anew_when_its_period_is_over() -> None:
     assert seen.realised is not None
     assert (seen.realised.requests, seen.realised.standing) == (0, Standing.KEPT)
     assert seen.look(150.0) == (None, None)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["confident", "drawn", "hard", "restart"]),
+            st.sampled_from(["cloud", "fallback", "lost", "open"]),
+            st.booleans(),
+        ),
+        max_size=60,
+    )
+)
+def test_every_request_is_in_the_account_or_said_not_to_be(
+    events: list[tuple[str, str, bool]],
+) -> None:
+    options = WatchOptions(audit_share=0.25)
+    seen = watch(options)
+    judged = waiting = 0
+    for n, (what, end, may_audit) in enumerate(events):
+        if what == "restart":
+            state = json.loads(json.dumps(seen.to_state()))
+            seen = watch(options)
+            seen.restore(state)
+            continue
+        judged += 1
+        score = 0.1 if what == "hard" else 0.9
+        chances = AUDIT if what == "drawn" else NO_AUDIT
+        draw = ask(seen, score, chances=chances, may_audit=may_audit).draw
+        key = ("agent", str(n))
+        if draw is None and what != "hard":
+            continue
+        if end == "lost" and draw is not None:
+            seen.audit_failed(draw)
+            continue
+        if end == "lost":
+            seen.not_spilled()
+            continue
+        if draw is not None:
+            seen.audit_began(draw, key)
+        if end == "open":
+            waiting += draw is None
+            continue
+        source = Source.CLOUD if end == "cloud" else Source.EDGE_FALLBACK
+        said = answered(Source.EDGE, "a")
+        seen.spill_ended(key, said, answered(source, "b"), audit=draw is not None)
+    seen.look(0.0)
+    assert seen.realised is not None
+    state = seen.to_state()
+    assert seen.realised.requests + state["uncovered"] + waiting == judged
 
 
 # --- drift --------------------------------------------------------------------------

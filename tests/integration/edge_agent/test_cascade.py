@@ -256,6 +256,26 @@ async def test_while_the_cloud_is_away_a_hard_answer_stands_and_says_so(
         assert metrics["overspill_agent_threshold_changes_total"] == {("fashion",): 1.0}
 
 
+async def test_a_pool_that_does_not_answer_costs_one_deadline_and_then_accuracy(
+    settings: Settings, mosquitto: str, pool: WorkerProcess, tmp_path: Path
+) -> None:
+    hurried = settings(
+        bundles=[calibrated(tmp_path / "bundle", 1.0)], default_deadline_s=0.6
+    )
+    async with serving(hurried) as agent, device(mosquitto) as cam:
+        with pool.paused():
+            await cam.send("fashion", {"id": "r0", "image": SHIRT_TEXT})
+            first = await cam.final("r0")
+            assert first["source"] == "edge_fallback"
+            assert first["ms"] >= 600
+            agent._cascading.look()
+            await cam.send("fashion", {"id": "r1", "image": SHIRT_TEXT})
+            second = await cam.final("r1")
+            assert second["source"] == "edge_fallback"
+            assert "not spilled: a spill waits" in second["reason"]
+            assert second["ms"] < 300
+
+
 async def test_a_byte_budget_ends_spilling_and_not_answers(
     settings: Settings, pool: WorkerProcess, tmp_path: Path
 ) -> None:

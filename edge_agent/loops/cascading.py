@@ -324,7 +324,8 @@ class Cascading:
 
     def _adjust(self, name: str, watch: Watch, now_s: float) -> None:
         self._adjusted_s[name] = now_s
-        down = self._down_since_s
+        # Without a cloud there is nothing to come back: routing says so by itself.
+        down = self._down_since_s if self._has_cloud else None
         around = Surroundings(
             link_down_s=0.0 if down is None else now_s - down,
             bytes_left=self._bytes_left(),

@@ -245,13 +245,13 @@ class Outcomes:
             return
         answer = ending.answer
         self._wake(spill.key, answer)
-        self.on_outcome(spill, ending)
         if self._spans is not None:
             self._spans.ended(spill.key, answer, spill.channel is Channel.CALL)
         # The look for untold answers may have found this one between its commit and
         # this call, and is telling it already.
         if spill.channel is Channel.MQTT and spill.key not in self._telling:
             self._enqueue(spill.key, rendered)
+        self.on_outcome(spill, ending)
 
     def _wake(self, key: Key, answer: Answer) -> None:
         """Answer the callers in this process that wait for a spill."""

@@ -13,6 +13,8 @@ from pydantic import (
     model_validator,
 )
 
+from bundle.calibration import Calibration
+
 MANIFEST_FILE: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 
@@ -54,16 +56,42 @@ class ImageRecipe(Part):
 class Decision(Part):
     """How an answer and its confidence are read from one output.
 
-    `score` over the output: `max_softmax`, `margin` or `entropy` (1 − normalised
-    entropy), all in 0..1 and higher is surer; `value` takes the output's first item as the
-    confidence itself. An answer under `threshold` is hard.
+    `score` over the output, higher is surer: `max_softmax`, `margin`, `entropy` (1 −
+    normalised entropy), `pnorm` and `expected_misses` (of a detector's scores) in 0..1;
+    `energy` any finite number; `value` takes the output's first item as the
+    confidence itself. With `confidence_output`, that output's first item is the
+    confidence, in 0..1, and `output` gives the answer. An answer under `threshold` is
+    hard, and so is an empty detection unless `empty` is `sure`.
     """
 
     output: str
+    confidence_output: str | None = None
     activation: Literal["logits", "probabilities"] = "logits"
-    score: Literal["max_softmax", "margin", "entropy", "value"] = "max_softmax"
+    score: Literal[
+        "max_softmax",
+        "margin",
+        "entropy",
+        "energy",
+        "pnorm",
+        "expected_misses",
+        "value",
+    ] = "max_softmax"
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
+    norm: Annotated[float, Field(ge=1, le=64)] = 4.0
+    threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    empty: Literal["unsure", "sure"] = "unsure"
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        unbounded = self.score == "energy" and self.confidence_output is None
+        if not unbounded and not 0 <= self.threshold <= 1:
+            raise ValueError(
+                f"a threshold on {self.confidence_output or self.score!r} is in 0..1, "
+                f"got {self.threshold}"
+            )
+        if self.score in ("energy", "pnorm") and self.activation != "logits":
+            raise ValueError(f"the score {self.score!r} needs logits")
+        return self
 
 
 class Limits(Part):
@@ -92,7 +120,11 @@ class FileEntry(Part):
 
 
 class Manifest(Part):
-    """A model version: what it is, how to feed it, how to read it, when to doubt it."""
+    """A model version: what it is, how to feed it, how to read it, when to doubt it.
+
+    `answers`: `wait` holds a spilled request until the cloud's answer or the deadline;
+    `provisional` gives the device the edge's answer at once, and a final one later.
+    """
 
     format: Literal[1]
     name: Name
@@ -102,6 +134,8 @@ class Manifest(Part):
     preprocess: ImageRecipe | None = None
     labels: list[str] = Field(default_factory=list)
     decision: Decision | None = None
+    calibration: Calibration | None = None
+    answers: Literal["wait", "provisional"] = "wait"
     limits: Limits = Field(default_factory=Limits)
     golden: Golden | None = None
     files: dict[FileName, FileEntry] = Field(default_factory=dict)
@@ -110,6 +144,20 @@ class Manifest(Part):
     def _names_are_files(self) -> Self:
         if self.model_file == MANIFEST_FILE:
             raise ValueError("model_file cannot be the manifest")
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_is_of_the_decision(self) -> Self:
+        if self.calibration is None:
+            return self
+        if self.decision is None:
+            raise ValueError("a calibration needs the decision that it is of")
+        rungs = self.calibration.rungs
+        if rungs and rungs[-1] != self.decision.threshold:
+            raise ValueError(
+                f"the last rung is the decision's threshold {self.decision.threshold}, "
+                f"got {rungs[-1]}"
+            )
         return self
 
 

@@ -50,7 +50,7 @@ def threshold_curve(
     scores give few points.
 
     Args:
-        confidence: [n], of the edge's answers, no NaN.
+        confidence: [n], of the edge's answers, no NaN; -inf where one is unusable.
         edge_right: [n], whether the edge's answer is right.
         cloud_right: [n], whether the cloud's is.
 
@@ -65,7 +65,7 @@ def threshold_curve(
     ordered = sure[order]
     accuracy = _spilled_in(order, edge_right, cloud_right)
     # Where the next confidence is another, a threshold can fall between the two.
-    apart = np.flatnonzero(np.diff(ordered) > 0) + 1
+    apart = np.flatnonzero(ordered[1:] > ordered[:-1]) + 1
     ends = np.concatenate(([0], apart, [len(sure)]))
     threshold = np.append(ordered, np.inf)[ends]
     return Curve(ends / len(sure), accuracy[ends], threshold)

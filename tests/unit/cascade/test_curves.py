@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.curves import oracle_curve, random_curve, threshold_curve
@@ -35,6 +35,7 @@ def test_equal_confidences_spill_together_because_a_threshold_cannot_part_them()
     assert curve.threshold.tolist() == [0.5, 0.9, np.inf]
 
 
+@settings(deadline=None)
 @given(runs())
 def test_every_point_is_what_its_threshold_really_gives(
     run: tuple[np.ndarray, np.ndarray, np.ndarray],
@@ -49,6 +50,7 @@ def test_every_point_is_what_its_threshold_really_gives(
         assert np.where(hard, cloud, edge).mean() == pytest.approx(accuracy)
 
 
+@settings(deadline=None)
 @given(runs())
 def test_curves_share_their_ends_and_none_is_above_the_oracle(
     run: tuple[np.ndarray, np.ndarray, np.ndarray],

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cascade.scores import (
+    UNBOUNDED,
     Activation,
     NoClasses,
     NotANumber,
@@ -19,6 +20,7 @@ from cascade.scores import (
 
 SCORES: tuple[Score, ...] = ("max_softmax", "margin", "entropy", "value")
 RELATIVE: tuple[Score, ...] = ("max_softmax", "margin", "entropy")
+EVERY: tuple[Score, ...] = (*SCORES, "energy", "pnorm", "expected_misses")
 logits = hnp.arrays(
     np.float32,
     st.tuples(st.integers(1, 4), st.integers(1, 12)),
@@ -26,9 +28,10 @@ logits = hnp.arrays(
 )
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", sorted(set(EVERY) - UNBOUNDED))
+@settings(deadline=None)
 @given(output=logits, temperature=st.floats(0.05, 20))
-def test_every_score_of_any_finite_output_is_between_nothing_and_certain(
+def test_every_bounded_score_of_any_finite_output_is_between_nothing_and_certain(
     score: Score, output: np.ndarray, temperature: float
 ) -> None:
     each = confidences(output, score=score, temperature=temperature)
@@ -37,6 +40,7 @@ def test_every_score_of_any_finite_output_is_between_nothing_and_certain(
     assert (each <= 1).all()
 
 
+@settings(deadline=None)
 @given(output=logits)
 def test_probabilities_sum_to_one_and_keep_the_order_of_the_logits(
     output: np.ndarray,
@@ -99,7 +103,7 @@ def test_uniform_outputs_are_the_least_sure(score: Score) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", EVERY)
 def test_an_output_that_is_not_a_number_is_an_error_that_counts(
     score: Score, bad: float
 ) -> None:
@@ -122,3 +126,80 @@ def test_value_is_the_first_item_of_all_held_to_the_unit_interval() -> None:
     assert confidence(np.array([[0.8, 0.1], [0.2, 0.9]]), score="value") == 0.8
     assert confidence(np.array(1.7), score="value") == 1.0
     assert confidence(np.array([-2.0, 5.0]), score="value") == 0.0
+
+
+@pytest.mark.parametrize("score", EVERY)
+@settings(deadline=None)
+@given(output=logits, temperature=st.floats(0.05, 20))
+def test_one_answer_is_scored_as_it_is_among_many(
+    score: Score, output: np.ndarray, temperature: float
+) -> None:
+    each = confidences(output, score=score, temperature=temperature)
+    for row, wanted in zip(output, each, strict=True):
+        alone = confidence(row, score=score, temperature=temperature)
+        assert alone == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(output=logits, shift=st.floats(-100, 100), factor=st.floats(0.1, 10))
+def test_the_p_norm_score_sees_neither_shift_nor_scale_and_energy_sees_the_shift(
+    output: np.ndarray, shift: float, factor: float
+) -> None:
+    raw = output.astype(np.float64)
+    pnorm = confidences(raw, score="pnorm")
+    spread = np.ptp(raw, axis=-1)
+    seen = (spread > 1e-6) | (spread == 0)  # less drowns in the rounding of a sum
+    moved = confidences((raw + shift) * factor, score="pnorm")
+    steady = seen & ((spread > 1e-3) | (raw.shape[1] == 1))
+    assert moved[steady] == pytest.approx(pnorm[steady], abs=1e-6)
+    energy = confidences(raw, score="energy")
+    assert confidences(raw + shift, score="energy") == pytest.approx(energy + shift)
+
+
+def test_energy_and_p_norm_are_the_textbook_ones() -> None:
+    energy = confidence(np.array([1.0, 2.0]), score="energy", temperature=2.0)
+    assert energy == pytest.approx(2 * np.log(np.exp(0.5) + np.exp(1.0)))
+    # Centred: -2, 1, 1; the 2-norm is the root of 6.
+    pnorm = confidence(np.array([0.0, 3.0, 3.0]), score="pnorm", norm=2.0)
+    assert pnorm == pytest.approx(1 / np.sqrt(6))
+
+
+@pytest.mark.parametrize("score", ["energy", "pnorm"])
+def test_a_score_of_logits_is_not_read_from_probabilities(score: Score) -> None:
+    with pytest.raises(ValueError, match="needs logits"):
+        confidences(np.ones((1, 3)), score=score, activation="probabilities")
+
+
+def test_all_logits_equal_say_nothing_to_the_p_norm_and_one_class_is_certain() -> None:
+    assert confidence(np.zeros(5), score="pnorm") == 0
+    assert confidence(np.zeros(1), score="pnorm") == 1
+
+
+def test_a_detector_is_as_sure_as_it_is_likely_to_have_called_nothing_wrong() -> None:
+    def sure(*scores: float) -> float:
+        return confidence(
+            np.array(scores), score="expected_misses", activation="probabilities"
+        )
+
+    assert sure(1.0, 1.0) == 1.0
+    assert sure(0.9, 0.2) == pytest.approx(np.exp(-0.3))
+    assert sure(0.9, 0.2, 0.0, 0.0) == sure(0.9, 0.2)  # padding changes nothing
+    assert sure(0.9, 0.5) < sure(0.9, 0.4) < sure(0.9, 0.1)
+    assert sure(0.0, 0.0) == 0.0
+
+
+def test_candidates_in_any_shape_are_of_one_picture() -> None:
+    flat = np.array([0.9, 0.2, 0.4, 0.6])
+    for shape in ((4,), (1, 4), (4, 1), (1, 2, 2)):
+        assert confidence(
+            flat.reshape(shape), score="expected_misses", activation="probabilities"
+        ) == pytest.approx(np.exp(-1.1))
+
+
+def test_float_logits_tell_apart_what_int8_probabilities_tie() -> None:
+    raw = np.random.default_rng(1).normal(0, 1, (5_000, 10)) + 7 * np.eye(10)[0]
+    eighths = np.round(softmax(raw) * 256).clip(0, 255) / 256
+    coarse = confidences(eighths, activation="probabilities")
+    fine = confidences(raw)
+    assert len(np.unique(coarse)) <= 256
+    assert len(np.unique(fine)) == len(raw)

@@ -242,7 +242,8 @@ def _keras_runner(tf: Any, model: Any, tuning: Tuning) -> Runner:  # noqa: ANN40
         each.name: tf.TensorSpec(each.shape, each.dtype, name=each.name)
         for each in model.inputs
     }
-    names = list(model.output_names)
+    # A Sequential of Keras 3 has no names of its own.
+    names = list(getattr(model, "output_names", None) or [model.layers[-1].name])
 
     def call(inputs: dict[str, Any]) -> dict[str, Any]:
         ordered = [inputs[name] for name in signature]

@@ -153,7 +153,7 @@ async def test_a_version_that_loads_and_then_only_dies_gives_way_to_the_one_befo
         put(models, "bm-back", whole, "2")
         await until(lambda: any('{"2": 1' in line for line in worker.said))
         await until(lambda: worker.model_process() not in {first, None})
-        killed = set()
+        killed: set[int] = set()
         while not any("model version given up" in line for line in worker.said):
             process = worker.model_process()
             if process is not None and process not in {first, *killed}:

@@ -124,6 +124,7 @@ class Manifest(Part):
 
     `answers`: `wait` holds a spilled request until the cloud's answer or the deadline;
     `provisional` gives the device the edge's answer at once, and a final one later.
+    `capture` False: the pool may keep nothing that is asked of it as an example.
     """
 
     format: Literal[1]
@@ -136,6 +137,7 @@ class Manifest(Part):
     decision: Decision | None = None
     calibration: Calibration | None = None
     answers: Literal["wait", "provisional"] = "wait"
+    capture: bool = True
     limits: Limits = Field(default_factory=Limits)
     golden: Golden | None = None
     files: dict[FileName, FileEntry] = Field(default_factory=dict)

@@ -232,12 +232,13 @@ def _decoded(data: bytes, recipe: ImageRecipe, *, pixels: bool) -> NDArray[Any]:
         array = decode_image(data, as_sent if pixels else recipe, max_pixels=MAX_PIXELS)
     except UnreadableImage as error:
         raise _LeftOut("its picture cannot be read") from error
-    return array[0].round().astype(np.uint8) if pixels else array[0]
+    picture: NDArray[Any] = array[0]
+    return picture.round().astype(np.uint8) if pixels else picture
 
 
 def _array(tensor: Tensor, *, batched: bool) -> NDArray[Any]:
-    array = np.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape)
-    return array[0] if batched else array
+    array: NDArray[Any] = np.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape)
+    return array.reshape(array.shape[1:]) if batched else array
 
 
 def _alike(taken: list[_Taken], left_out: Counter[str]) -> list[_Taken]:

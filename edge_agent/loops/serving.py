@@ -210,7 +210,7 @@ class Serving:
         except RunFailed as error:
             log.error("edge_model_failed", model=request.model, error=str(error))
             return _Doubt(Spill(Reason.HARD, str(error)), None)
-        judgement = served.judge(outputs, self._cascading.threshold(served))
+        judgement = served.judge(outputs, self._cascading.thresholds(served))
         held_back = self._cascading.held_back(served, judgement)
         answer = Answer(
             id=request.id or self._new_id(),

@@ -94,7 +94,7 @@ async def test_what_is_kept_dropped_and_evicted_is_in_the_metrics(
             ("again", 1),
             ("forbidden", 1),
         ):
-            while await counted(fate) < count:
+            while await counted(fate) < count:  # noqa: ASYNC110 - of a process
                 await asyncio.sleep(0.02)
             assert await counted(fate) == count
         said = await metrics(port)
@@ -124,7 +124,7 @@ async def test_a_disk_that_takes_nothing_costs_no_answer_and_is_said_once(
             await agent.ask(request(f"f{number}", "it-full", value=number))
             await agent.result(f"f{number}")
         stopped = sample("overspill_worker_capture_stopped")
-        while (await metrics(port))[stopped] != 1:
+        while (await metrics(port))[stopped] != 1:  # noqa: ASYNC110 - of a process
             await asyncio.sleep(0.02)
         said = [line for line in process.said if "capture_stopped" in line]
         assert len(said) == 1

@@ -251,7 +251,7 @@ def test_a_device_s_examples_are_purged_beside_a_worker(
 
 @pytest.mark.usefixtures("some")
 def test_a_damaged_file_is_left_out(run: Any, tmp_path: Path) -> None:
-    damaged = sorted((tmp_path / "examples").rglob("*.example"))[0]
+    damaged = min((tmp_path / "examples").rglob("*.example"))
     damaged.write_bytes(b"not an example")
     said = run("export", tmp_path / "hard.npz", "--json")
     assert said.code == 0, said.err

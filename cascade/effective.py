@@ -132,6 +132,11 @@ class ClassLadders:
 
     ladders: Mapping[int, Ladder] = field(default_factory=dict)
 
+    @property
+    def known(self) -> bool:
+        """Whether a class's scores are known, so that it can give way by steps."""
+        return any(each.rungs for each in self.ladders.values())
+
     def at(self, now: InForce) -> Thresholds:
         """What is enough for each class while `now` is in force.
 
@@ -141,10 +146,7 @@ class ClassLadders:
         """
         return Thresholds(
             now.threshold,
-            {
-                index: self._of_class(each, now)
-                for index, each in self.ladders.items()
-            },
+            {index: self._of_class(each, now) for index, each in self.ladders.items()},
         )
 
     @staticmethod

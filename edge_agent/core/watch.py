@@ -155,7 +155,8 @@ class Watch:
         is too rough an answer to a wait.
         """
         deadline_s = self._deadline_s
-        gradual = bool(self._ladder.rungs) and deadline_s is not None
+        known = self._ladder.rungs or self._class_ladders.known
+        gradual = bool(known) and deadline_s is not None
         patience_s = PATIENCE_WITH_LINK * (deadline_s or 0.0)
         conditions = Conditions(
             link_up=not gradual or around.link_down_s <= patience_s,
@@ -169,7 +170,10 @@ class Watch:
         before = self.in_force
         self.in_force, change = in_force(before, self._ladder, conditions)
         if self.in_force.share != before.share or change is not None:
-            old, self.thresholds = self.thresholds, self._class_ladders.at(self.in_force)
+            old, self.thresholds = (
+                self.thresholds,
+                self._class_ladders.at(self.in_force),
+            )
             if change is None and self.thresholds != old:
                 # Only classes gave way: the common threshold spills nothing anyway.
                 change = Change(before.threshold, before.threshold, self.in_force.why)

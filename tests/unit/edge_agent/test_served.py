@@ -103,6 +103,4 @@ def test_a_class_of_the_manifest_with_a_threshold_is_judged_by_it() -> None:
     fire = model.judge({"y": LOGITS})
     assert fire is not None
     assert fire.hard
-    cat = model.judge({"y": LOGITS[:, ::-1] * [[1, 1, 2]]})
-    assert cat is not None
     assert not model.judge({"y": np.array([[3.0, 0.0, 1.0]], np.float32)}).hard  # type: ignore[union-attr]

@@ -11,9 +11,12 @@ when it is damaged.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +44,24 @@ class Part:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def lock(self) -> int | None:
+        """Become its owner until the descriptor is closed; None: another is.
+
+        Raises:
+            OSError: the disk does not let it.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        lock = os.open(self.folder / "lock", flags, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
 
     def open(self) -> Index:
         """Open the index that is there, to read it or to purge.
@@ -138,7 +159,8 @@ class Part:
             path.unlink()
             return False
         entry = entry_of(example, digest, path.stat().st_size)
-        index.put(Row.of(example, entry))
+        # Where it lies counts: somebody may have renamed the folder of a model.
+        index.put(replace(Row.of(example, entry), model=model))
         return True
 
     def _files(self) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,6 @@ its last life ended, and two workers never share one.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -314,14 +313,8 @@ def _first_free(root: Path) -> tuple[Part, int]:
     for number in range(1, MAX_PARTS + 1):
         folder = root / f"part-{number}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-        except BaseException:
-            os.close(lock)
-            raise
-        else:
-            return Part(folder), lock
+        part = Part(folder)
+        lock = part.lock()
+        if lock is not None:
+            return part, lock
     raise CannotKeep(f"{root}: all of {MAX_PARTS} parts are in use")

@@ -7,6 +7,7 @@ one which is interrupted never leaves what it was told to delete.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -135,6 +136,25 @@ class ExampleView:
             many = f"{len(different)} examples begin" if different else "none begins"
             raise NoExamples(f"{many} with {digest!r}: see `overspill examples list`")
         return found
+
+    def tidy(self) -> None:
+        """Take in what a killed worker has left without a row, before a purge.
+
+        Else such a file would come back with the next worker. A part that a worker
+        holds was tidied when it took it.
+
+        Raises:
+            CannotKeep: the disk does not let it.
+        """
+        for part, index in self._open:
+            with telling():
+                lock = part.lock()
+                if lock is None:
+                    continue
+                try:
+                    part.mend(index)
+                finally:
+                    os.close(lock)
 
     def purge(self, found: Iterable[Found]) -> Iterator[Row]:
         """Delete these for good; gives each once it is gone.

@@ -203,6 +203,7 @@ def purge(  # noqa: PLR0913 - each is an option of the command
     if (id_ is None) is not every or (id_ is not None and wanted != Filter()):
         raise BadChoice("say which: either the ID of one, or --all and what chooses")
     with ExampleView(_folder(folder)) as view:
+        view.tidy()
         found = view.find(wanted) if id_ is None else view.named(id_)
         if every and found and not yes:
             _ask(len(found), as_json=as_json)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from broker.messages import EdgeOpinion, Medium, Reason, Request, Result, Status, Tensor
 from bundle.manifest import ImageRecipe
+from cloud_worker.adapters.example_part import Part
 from cloud_worker.adapters.example_store import Captured, ExampleStore
 from cloud_worker.core.examples import Quota, Quotas
 from cloud_worker.core.spec import ModelSpec, ServedModel
@@ -247,6 +248,21 @@ def test_a_device_s_examples_are_purged_beside_a_worker(
     assert run("purge", left["digest"]).out == "purged 1 examples\n"
     assert "say which" in run("purge").err
     assert "say which" in run("purge", left["digest"], "--model", "a").err
+
+
+def test_a_purge_reaches_what_a_killed_worker_has_left_without_a_row(
+    run: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "examples"
+    keep(folder, picture(1, "bag"), picture(2, "bag")).close()
+    part = Part(folder / "part-1")
+    index = part.open()
+    with index.writing():
+        index.take_out("fashion", next(index.rows()).digest)
+    index.close()
+    assert run("list", "--json").document["count"] == 1
+    assert run("purge", "--all", "--yes", "--json").document["purged"] == 2
+    assert list(folder.rglob("*.example")) == []
 
 
 @pytest.mark.usefixtures("some")

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-import pytest
+from structlog.testing import capture_logs
 
 from broker.messages import Reason, Result, Status
 from broker.topics import RequestAddress
@@ -130,11 +130,17 @@ async def test_a_slow_disk_costs_examples_and_no_time() -> None:
         assert disk.kept == ["first", "r0", "r1", "r2", "r3"]
 
 
-async def test_a_full_disk_stops_the_keeping_until_it_has_room_again(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+async def test_a_full_disk_stops_the_keeping_until_it_has_room_again() -> None:
     disk = Disk()
     disk.fault = "No space left on device"
+    with capture_logs() as logs:
+        await _fill_and_free(disk)
+    said = [each["event"] for each in logs]
+    assert said.count("capture_stopped") == 1
+    assert said.count("capture_goes_on") == 1
+
+
+async def _fill_and_free(disk: Disk) -> None:
     async with capturing(disk, try_again_s=0.05) as made:
         for number in range(3):
             made.offer(*batch(f"lost-{number}"))
@@ -147,14 +153,16 @@ async def test_a_full_disk_stops_the_keeping_until_it_has_room_again(
         made.offer(*batch("kept"))
         await until(lambda: disk.kept)
         await until(lambda: made.stopped is None)
-    said = capsys.readouterr().out
-    assert said.count("capture_stopped") == 1
-    assert said.count("capture_goes_on") == 1
 
 
 async def test_a_disk_that_hangs_holds_nothing_up() -> None:
     disk = Disk()
     disk.answers.clear()
+    with capture_logs():
+        await _hang_and_come_back(disk)
+
+
+async def _hang_and_come_back(disk: Disk) -> None:
     async with capturing(disk, timeout_s=0.05) as made:
         made.offer(*batch("hangs"))
         await until(lambda: made.stopped is not None)

@@ -60,6 +60,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     def command(*arguments: object) -> Said:
         given = [*map(str, arguments), "--folder", str(tmp_path / "examples")]
         code, fault = 0, ""
+        capsys.readouterr()  # What was logged before it.
         try:
             app(args=given, prog_name="overspill examples")
         except SystemExit as ended:

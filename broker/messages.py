@@ -114,6 +114,8 @@ class Request(Message):
     """One thing to infer. Exactly one of `tensors` and `medium` is set.
 
     `expires_at_ms` is Unix time in the pool's clock, as the agent has learned it.
+    `capture` False forbids the pool to keep it as an example; nothing on the wire
+    allows it.
     """
 
     id: Id
@@ -128,6 +130,7 @@ class Request(Message):
     attempt: MonotonicCount = 0
     edge: EdgeOpinion | None = None
     traceparent: Annotated[str, StringConstraints(max_length=128)] | None = None
+    capture: bool | None = None
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:

@@ -18,6 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Chance = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Rungs = Annotated[list[Finite], Field(max_length=MAX_RUNGS)]
 
 
 class Stated(BaseModel):
@@ -95,21 +96,23 @@ class Calibration(Stated):
 
     `rungs` are `cascade.effective.ladder(confidence, threshold).rungs`: never falling,
     the last is the decision's threshold; rung i of k spills about (i + 1) / k of what
-    the threshold does. Each part may be left out, and the agent then does without:
-    no target, no promise; no scores, no drift test; no rungs, all or nothing; no
-    cloud reading, disagreement stands for excess.
+    the threshold does. `class_rungs` are the same for the decision's
+    `class_thresholds`, by label, each on the scores of answers of that class. Each part
+    may be left out, and the agent then does without: no target, no promise; no scores,
+    no drift test; no rungs, all or nothing; no cloud reading, disagreement stands for
+    excess.
     """
 
     target: StatedTarget | None = None
-    rungs: Annotated[list[Finite], Field(max_length=MAX_RUNGS)] = Field(
-        default_factory=list
-    )
+    rungs: Rungs = Field(default_factory=list)
+    class_rungs: dict[str, Rungs] = Field(default_factory=dict)
     scores: ReferenceScores | None = None
     cloud: CloudReading | None = None
     measured: Measured | None = None
 
     @model_validator(mode="after")
     def _rungs_rise(self) -> Self:
-        if any(a > b for a, b in pairwise(self.rungs)):
-            raise ValueError("the rungs of a ladder never fall")
+        for rungs in (self.rungs, *self.class_rungs.values()):
+            if any(a > b for a, b in pairwise(rungs)):
+                raise ValueError("the rungs of a ladder never fall")
         return self

@@ -26,6 +26,9 @@ FileName = Annotated[
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
+Threshold = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class ManifestError(ValueError):
     """The manifest cannot be used; says which field and why."""
 
@@ -61,7 +64,8 @@ class Decision(Part):
     `energy` any finite number; `value` takes the output's first item as the
     confidence itself. With `confidence_output`, that output's first item is the
     confidence, in 0..1, and `output` gives the answer. An answer under `threshold` is
-    hard, and so is an empty detection unless `empty` is `sure`.
+    hard, and so is an empty detection unless `empty` is `sure`. An answer of a class in
+    `class_thresholds` (by its label) is hard under that one instead.
     """
 
     output: str
@@ -78,17 +82,19 @@ class Decision(Part):
     ] = "max_softmax"
     temperature: Annotated[float, Field(gt=0)] = 1.0
     norm: Annotated[float, Field(ge=1, le=64)] = 4.0
-    threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    threshold: Threshold = 0.0
+    class_thresholds: dict[str, Threshold] = Field(default_factory=dict)
     empty: Literal["unsure", "sure"] = "unsure"
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         unbounded = self.score == "energy" and self.confidence_output is None
-        if not unbounded and not 0 <= self.threshold <= 1:
-            raise ValueError(
-                f"a threshold on {self.confidence_output or self.score!r} is in 0..1, "
-                f"got {self.threshold}"
-            )
+        for threshold in (self.threshold, *self.class_thresholds.values()):
+            if not unbounded and not 0 <= threshold <= 1:
+                raise ValueError(
+                    f"a threshold on {self.confidence_output or self.score!r} is in "
+                    f"0..1, got {threshold}"
+                )
         if self.score in ("energy", "pnorm") and self.activation != "logits":
             raise ValueError(f"the score {self.score!r} needs logits")
         return self
@@ -124,6 +130,7 @@ class Manifest(Part):
 
     `answers`: `wait` holds a spilled request until the cloud's answer or the deadline;
     `provisional` gives the device the edge's answer at once, and a final one later.
+    `capture` False: the pool may keep nothing that is asked of it as an example.
     """
 
     format: Literal[1]
@@ -136,6 +143,7 @@ class Manifest(Part):
     decision: Decision | None = None
     calibration: Calibration | None = None
     answers: Literal["wait", "provisional"] = "wait"
+    capture: bool = True
     limits: Limits = Field(default_factory=Limits)
     golden: Golden | None = None
     files: dict[FileName, FileEntry] = Field(default_factory=dict)
@@ -158,7 +166,33 @@ class Manifest(Part):
                 f"the last rung is the decision's threshold {self.decision.threshold}, "
                 f"got {rungs[-1]}"
             )
+        for label, of_class in self.calibration.class_rungs.items():
+            own = self.decision.class_thresholds.get(label)
+            if own is None or (of_class and of_class[-1] != own):
+                raise ValueError(
+                    f"the last rung of class {label!r} is its threshold, {own}"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _classes_are_labels(self) -> Self:
+        if self.decision is None:
+            return self
+        strange = sorted(set(self.decision.class_thresholds) - set(self.labels))
+        if strange:
+            # A slip of the pen would leave the class without its limit.
+            raise ValueError(f"class_thresholds name {strange[0]!r}, which is no label")
+        return self
+
+    @property
+    def class_thresholds(self) -> dict[int, float]:
+        """The decision's, by the index of the label."""
+        if self.decision is None:
+            return {}
+        return {
+            self.labels.index(label): threshold
+            for label, threshold in self.decision.class_thresholds.items()
+        }
 
 
 def parse_manifest(data: bytes) -> Manifest:

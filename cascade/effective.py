@@ -11,11 +11,14 @@ hands back.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cascade.policy import Thresholds
 
 _STEPS_OF_LADDER: Final = 64
 _CALIBRATED: Final = "as calibrated"
@@ -117,6 +120,42 @@ class InForce:
     threshold: float
     share: float = 1.0
     why: str = _CALIBRATED
+
+
+@dataclass(frozen=True, slots=True)
+class ClassLadders:
+    """The ladders of classes whose answers have thresholds of their own.
+
+    Attributes:
+        ladders: by the index of the class that is answered.
+    """
+
+    ladders: Mapping[int, Ladder] = field(default_factory=dict)
+
+    @property
+    def known(self) -> bool:
+        """Whether a class's scores are known, so that it can give way by steps."""
+        return any(each.rungs for each in self.ladders.values())
+
+    def at(self, now: InForce) -> Thresholds:
+        """What is enough for each class while `now` is in force.
+
+        Every class gives way by the same share. One whose scores are not known keeps
+        its threshold until the common one in force is lower: no class is ever spilled
+        more than calibrated, nor at all where nothing is.
+        """
+        return Thresholds(
+            now.threshold,
+            {index: self._of_class(each, now) for index, each in self.ladders.items()},
+        )
+
+    @staticmethod
+    def _of_class(own: Ladder, now: InForce) -> float:
+        if now.share >= 1:
+            return own.threshold
+        if own.rungs:
+            return own.at(now.share)
+        return min(own.threshold, now.threshold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ the threshold, and ask somebody better about the rest.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -53,12 +54,32 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Thresholds:
+    """How much is enough.
+
+    Attributes:
+        common: for an answer whose class has none of its own, or that names no class.
+        classes: for answers of these classes, by index.
+    """
+
+    common: float
+    classes: Mapping[int, float] = field(default_factory=dict)
+
+    def of(self, label_index: int | None) -> float:
+        """The threshold of an answer of this class."""
+        if label_index is None:
+            return self.common
+        return self.classes.get(label_index, self.common)
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """How to read confidence from one output, and how much of it is enough.
 
     The fields are those of a manifest's decision, with the manifest's task.
 
     Attributes:
+        classes: thresholds of answers of these classes, in place of `threshold`.
         empty_is_sure: a detection in which nothing was found stands, with confidence
             1. By default it is hard: a miss and an empty scene look the same.
 
@@ -73,9 +94,15 @@ class Rule:
     task: Task = "classify"
     norm: float = DEFAULT_NORM
     empty_is_sure: bool = False
+    classes: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_readable(self.score, self.activation)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """How much is enough by this rule."""
+        return Thresholds(self.threshold, self.classes)
 
 
 def judge(
@@ -83,7 +110,7 @@ def judge(
     rule: Rule,
     *,
     confidence_output: Numbers | None = None,
-    threshold: float | None = None,
+    threshold: float | Thresholds | None = None,
 ) -> Judgement:
     """Judge one answer by the output its manifest names.
 
@@ -93,7 +120,8 @@ def judge(
         rule: how to read it.
         confidence_output: the first item of this other output is the confidence,
             where a manifest names one; `output` then gives the label only.
-        threshold: the one in force, where it is not the rule's own.
+        threshold: the one in force, or those, where they are not the rule's own. A
+            number stands for every class.
 
     Returns:
         The judgement. An output that is NaN, infinite or empty is hard with
@@ -122,8 +150,14 @@ def judge(
     else:
         names_classes = rule.task == "classify"
     label = int(rows[0].argmax()) if len(rows) == 1 and names_classes else None
-    enough = rule.threshold if threshold is None else threshold
+    limits = rule.thresholds if threshold is None else threshold
+    of_class = ""
+    if isinstance(limits, Thresholds):
+        enough = limits.of(label)
+        of_class = " of its class" if label in limits.classes else ""
+    else:
+        enough = limits
     if sure < enough:
-        why = f"confidence {sure:.3f} is under the threshold {enough:.3f}"
+        why = f"confidence {sure:.3f} is under the threshold {enough:.3f}{of_class}"
         return Judgement(label, sure, hard=True, why=why)
     return Judgement(label, sure, hard=False)

@@ -18,6 +18,7 @@ from broker.amqp.subscriber import Prefetch
 from broker.backoff import Backoff
 from broker.topology import GET_QUEUE, standing_queues
 from bundle.store import BundleStore
+from cloud_worker.adapters.example_store import ExampleStore
 from cloud_worker.adapters.inline import InlineRunner
 from cloud_worker.adapters.library import Library
 from cloud_worker.adapters.repository import NoRepository
@@ -25,6 +26,7 @@ from cloud_worker.adapters.runners import Limits, Runners
 from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.core.batcher import Batcher
 from cloud_worker.core.costs import Costs
+from cloud_worker.core.examples import Quota, Quotas
 from cloud_worker.core.ledger import Ledger
 from cloud_worker.core.prefetch import prefetch
 from cloud_worker.core.serving import Serving
@@ -32,6 +34,7 @@ from cloud_worker.core.spec import ServedModel
 from cloud_worker.core.versions import Versions
 from cloud_worker.loops import side_queues, updates
 from cloud_worker.loops.bookkeeping import Bookkeeping
+from cloud_worker.loops.capturing import Capturing
 from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.infer import Infer
@@ -60,6 +63,8 @@ from lifecycle.watchdog import ServiceManager
 log = structlog.get_logger(__name__)
 
 UPDATE_READERS: Final = 4
+# Examples that wait for the disk at the end; requests are answered by then.
+LAST_EXAMPLES_S: Final = 2.0
 
 
 class Worker:
@@ -212,8 +217,12 @@ class Worker:
             loops.start("link", pool.link.run)
             loops.start("bookkeeping", pool.bookkeeping.run)
             loops.start("pool's wait", pool.watch.run)
+            if pool.capturing is not None:
+                loops.start("examples", pool.capturing.run)
             await stop.wait()
             await self._drain(pool)
+            if pool.capturing is not None:
+                await pool.capturing.finish(LAST_EXAMPLES_S)
             pool.bookkeeping.close()
             for task in tasks:
                 task.cancel()
@@ -296,6 +305,7 @@ class _Pool:
             journal=journal,
             observer=self.observer,
         )
+        self.capturing = _capturing(settings, clock)
         self.infer = Infer(
             runner,
             batcher,
@@ -309,6 +319,7 @@ class _Pool:
                 complaints=complaints,
             ),
             clock=clock,
+            capturing=self.capturing,
         )
         usage = Usage()
         limit_mb = settings.models_memory_mb
@@ -340,6 +351,7 @@ class _Pool:
             usage=usage,
             complaints=complaints,
             journal=journal,
+            capturing=self.capturing,
         )
         self._side_queues = SideQueues(
             self.keeper.serving,
@@ -368,6 +380,7 @@ class _Pool:
             watch=self.watch,
             waiting=self._waiting,
             runners=runners,
+            capturing=self.capturing,
         )
 
     async def _take(self, delivery: AmqpDelivery) -> None:
@@ -402,6 +415,23 @@ def _look(
         RunnerLook(key, runner.ready(key), runners.restarts[key], memory.get(key))
         for key in sorted(each.key for each in keeper.models)
     )
+
+
+def _capturing(settings: WorkerSettings, clock: Clock) -> Capturing | None:
+    """What keeps examples, where there is a folder for them."""
+    if settings.examples is None or settings.capture is False:
+        return None
+    quotas = Quotas.of(
+        Quota(settings.examples_max, settings.examples_max_mb * 2**20),
+        label_share=settings.examples_class_share,
+        reason_share=settings.examples_reason_share,
+    )
+    store = ExampleStore(
+        settings.examples,
+        quotas=quotas,
+        reserve_bytes=settings.examples_reserve_mb * 2**20,
+    )
+    return Capturing(store, clock=clock, worker_says=settings.capture)
 
 
 def _consumed_always(settings: WorkerSettings) -> dict[str, int]:

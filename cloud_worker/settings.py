@@ -59,6 +59,37 @@ class WorkerSettings(BaseSettings):
         description="The fleet's published bundles; None: serve no model updates.",
     )
 
+    examples: Path | None = Field(
+        default=None,
+        description="Where answered requests are kept as examples for retraining, "
+        "of models that may be; workers may share it. None: nothing is kept.",
+    )
+    capture: bool | None = Field(
+        default=None,
+        description="None: keep what model.json allows; true: also where it does not "
+        "say; false: nothing.",
+    )
+    examples_max: int = Field(
+        default=20_000, ge=1, description="Examples kept of one model."
+    )
+    examples_max_mb: int = Field(
+        default=512, ge=1, description="MiB of examples kept of one model."
+    )
+    examples_class_share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="Of both, what one class may take, by the cloud's answer.",
+    )
+    examples_reason_share: float = Field(
+        default=0.75, gt=0, le=1, description="Of both, what one reason may take."
+    )
+    examples_reserve_mb: int = Field(
+        default=512,
+        ge=0,
+        description="MiB of the disk that examples leave free.",
+    )
+
     @field_validator("only", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -14,6 +14,7 @@ from typing import Final
 
 from broker.amqp.link import AmqpLink
 from cloud_worker.core.ledger import STATUS, Aside, Cause, Ledger
+from cloud_worker.loops.capturing import Capturing
 from cloud_worker.loops.observer import Observer
 from cloud_worker.loops.overload import PoolWatch
 from cloud_worker.loops.parcels import Room
@@ -45,6 +46,7 @@ class Parts:
     watch: PoolWatch
     waiting: Callable[[], int]
     runners: Callable[[], Sequence[RunnerLook]]
+    capturing: Capturing | None = None
 
 
 class WorkerStatus:
@@ -91,6 +93,7 @@ class WorkerStatus:
             yield from _hands(parts)
             yield from _runners(parts.runners())
             yield from _pool(parts.watch)
+            yield from _examples(parts.capturing)
 
     def _books(self) -> Iterator[Family]:
         ledger = self._ledger
@@ -258,6 +261,45 @@ def _pool(watch: PoolWatch) -> Iterator[Family]:
         "overspill_pool_drain_seconds",
         "How long the present pool needs for all that waits, if no more came.",
         watch.drain_s(),
+    )
+
+
+def _examples(seen: Capturing | None) -> Iterator[Family]:
+    counts: dict[Labels, float] = {}
+    kept: dict[Labels, float] = {}
+    kept_bytes: dict[Labels, float] = {}
+    if seen is not None:
+        for (model, reason, fate), count in seen.counts.items():
+            counts[model, reason.value, fate.value] = count
+        for model, fill in seen.fill.items():
+            kept[(model,)] = fill.examples
+            kept_bytes[(model,)] = fill.size_bytes
+    yield Family(
+        f"{PREFIX}examples_total",
+        "Requests that came to be kept as examples, by why they spilled and what "
+        "became of them.",
+        "counter",
+        counts,
+        ("model", "reason", "fate"),
+    )
+    yield Family(
+        f"{PREFIX}examples",
+        "Examples kept of a model, by this worker.",
+        "gauge",
+        kept,
+        ("model",),
+    )
+    yield Family(
+        f"{PREFIX}examples_bytes",
+        "Their size.",
+        "gauge",
+        kept_bytes,
+        ("model",),
+    )
+    yield gauge(
+        f"{PREFIX}capture_stopped",
+        "1 while the disk does not let examples be kept.",
+        seen is not None and seen.stopped is not None,
     )
 
 

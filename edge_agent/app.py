@@ -148,6 +148,7 @@ class Agent:
         priority: Priority = Priority.NORM,
         force: bool = False,
         traceparent: str | None = None,
+        capture: bool = True,
     ) -> Answer:
         """Answer one request, here or in the cloud.
 
@@ -161,6 +162,7 @@ class Agent:
             priority: its class.
             force: ask the cloud whatever the edge thinks.
             traceparent: the caller's span, in the words of W3C; what is none is ignored.
+            capture: False forbids the pool to keep it as an example for retraining.
 
         Returns:
             The final answer. A request that cannot be taken has status `refused`
@@ -179,6 +181,7 @@ class Agent:
             priority=priority,
             forced=force,
             traceparent=None if traceparent is None else read_traceparent(traceparent),
+            capture=capture,
         )
         request = read_call(call, max_payload_bytes=self.settings.max_payload_bytes)
         if isinstance(request, Answer):
@@ -376,6 +379,7 @@ class Agent:
             agent=settings.agent_id,
             cascading=self._cascading,
             spans=self._spans,
+            forbid_capture=settings.forbid_capture,
         )
         self._calls = Calls(
             serving=self._serving, outcomes=self._outcomes, outbox=self._outbox

@@ -6,14 +6,17 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.codec import MAX_ENVELOPE_BYTES
 from broker.messages import ID_PATTERN
+from broker.topics import check_id
 from cascade.allowance import bytes_allowance, parse_share
+
+EVERY_MODEL: Final = "*"
 
 
 def _name_of_this_machine() -> str:
@@ -131,6 +134,11 @@ class AgentSettings(BaseSettings):
     promise_period_s: Annotated[float, Field(gt=0)] = Field(
         86400.0, description="how long a target's account runs before it begins anew"
     )
+    forbid_capture: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="models of whose spills the cloud may keep no examples, with commas "
+        "between; *: of none",
+    )
     answers: Literal["wait", "provisional"] | None = Field(
         None,
         description="provisional: a device hears the edge's answer at once when its "
@@ -177,6 +185,22 @@ class AgentSettings(BaseSettings):
         if not isinstance(value, str):
             return value
         return [path for path in value.split(os.pathsep) if path]
+
+    @field_validator("forbid_capture", mode="before")
+    @classmethod
+    def _split_names(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return [name.strip() for name in value.split(",") if name.strip()]
+
+    @field_validator("forbid_capture")
+    @classmethod
+    def _are_models(cls, names: list[str]) -> list[str]:
+        for name in names:
+            # A slip of the pen here would let pictures be kept.
+            if name != EVERY_MODEL:
+                check_id("model", name)
+        return names
 
     @field_validator("state_dir", "cloud_ca_file", "trusted_keys")
     @classmethod

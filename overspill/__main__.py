@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "rollout": "fleet.cli.rollout:app",
     "device": "fleet.cli.device:app",
     "dead": "fleet.cli.dead:app",
+    "examples": "overspill.commands.examples:app",
     "fleet": "fleet.cli.daemon:app",
 }
 # Their exceptions say what happened, to what, and what to do next.

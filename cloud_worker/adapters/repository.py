@@ -75,6 +75,7 @@ class Sidecar(BaseModel):
     max_request: int | None = Field(default=None, ge=1, le=65536)
     decision: Decision | None = None
     pad: Pad | None = None
+    capture: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class Candidate:
             labels=tuple(self.sidecar.labels),
             max_request=self.sidecar.max_request,
             padding=self._padding(spec),
+            capture=self.sidecar.capture,
         )
 
     def _check_results(self, spec: ModelSpec) -> None:

@@ -64,6 +64,7 @@ class ServedModel:
     """A model as the pool serves it: its signature and what `model.json` adds.
 
     A request of more than `max_batch` rows is split, up to `max_request` of them.
+    `capture`: whether answered requests may be kept as examples; None: not said.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ServedModel:
     labels: tuple[str, ...] = ()
     max_request: int | None = None
     padding: Padding | None = None
+    capture: bool | None = None
 
     @property
     def most_rows(self) -> int:

@@ -29,6 +29,7 @@ from cloud_worker.core.results import (
 )
 from cloud_worker.core.retry import Again, Apart, Guilty, Verdict, verdict
 from cloud_worker.core.spec import padded_size
+from cloud_worker.loops.capturing import Capturing
 from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.parcels import Held, Parcel
@@ -77,9 +78,10 @@ class Infer:
         replies: takes the results.
         dead_letters: keeps the requests that broke their batches.
         clock: for deadlines and costs.
+        capturing: keeps answered requests as examples, where there is a folder.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
         runner: BatchRunner,
         batcher: Batcher[Held],
@@ -88,6 +90,7 @@ class Infer:
         replies: Replies,
         dead_letters: DeadLetters,
         clock: Clock,
+        capturing: Capturing | None = None,
     ) -> None:
         self._runner = runner
         self._batcher = batcher
@@ -95,6 +98,7 @@ class Infer:
         self._replies = replies
         self._dead_letters = dead_letters
         self._clock = clock
+        self._capturing = capturing
         self._culprits = Culprits()
         self._complaints = Complaints(clock)
         self._changed = asyncio.Event()
@@ -294,7 +298,11 @@ class Infer:
                 self._culprits.acquit(_culprit(item))
         self._replies.observer.batch_ended(batch, started_s, done_s, outputs.infer_ms)
         stamp = self._replies.stamps.now(batch[0].work.model.name)
-        self._replies.finish(results(batch, outputs, started_s, done_s, stamp))
+        answered = results(batch, outputs, started_s, done_s, stamp)
+        self._replies.finish(answered)
+        if self._capturing is not None:
+            # They are on their way already.
+            self._capturing.offer(batch, answered)
 
     def _learn(
         self, batch: Batch, outputs: BatchOutputs, started_s: float, done_s: float

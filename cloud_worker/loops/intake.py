@@ -27,6 +27,7 @@ from cloud_worker.core.results import Subject, expired, failed
 from cloud_worker.core.serving import Serving
 from cloud_worker.core.spec import ServedModel
 from cloud_worker.core.split import Joint, split
+from cloud_worker.loops.capturing import Capturing
 from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.media import Decoder
 from cloud_worker.loops.parcels import Delivery, Held, Parcel, Room
@@ -60,6 +61,7 @@ class Intake:
         complaints: Complaints,
         usage: Usage | None = None,
         journal: Journal = NOBODY,
+        capturing: Capturing | None = None,
     ) -> None:
         self._models = models
         self._usage = usage or Usage()
@@ -70,6 +72,7 @@ class Intake:
         self._room = room
         self._decoder = decoder
         self._journal = journal
+        self._capturing = capturing
         self._complaints = complaints
         self._burials = Allowance(BURIED_AT_MOST, BURIED_EVERY_S)
 
@@ -119,6 +122,7 @@ class Intake:
             stamps,
             self._usage,
             groups=self._groups,
+            capturing=self._capturing,
         )
         decoding: list[str] = []
         try:
@@ -225,6 +229,7 @@ class _Desk:
         usage: Usage,
         *,
         groups: _Groups,
+        capturing: Capturing | None,
     ) -> None:
         self._parcel = parcel
         self._address = address
@@ -232,6 +237,7 @@ class _Desk:
         self._stamps = stamps
         self._usage = usage
         self._groups = groups
+        self._capturing = capturing
         self._now_s = clock.monotonic()
         self._wall_ms = clock.wall_ms()
         self._finished: list[Finished[Parcel]] = []
@@ -283,6 +289,9 @@ class _Desk:
         held = Held(
             self._parcel, subject, model, inputs, traceparent=request.traceparent
         )
+        capturing = self._capturing
+        if capturing is not None and capturing.wants(request, model, inputs.rows):
+            held.asked = request
         if inputs.rows <= model.max_batch:
             self._ready.append(self._item(request, held))
             return

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from broker.dead_letters import Mishap
+from broker.messages import Request
 from broker.topics import RequestAddress
 from cloud_worker.core.intake import Inputs
 from cloud_worker.core.ledger import Ledger
@@ -160,7 +161,8 @@ class Held:
     """A valid request on its way through the worker.
 
     `mishaps` are the batches that failed with it, oldest first. `joint` is set on a
-    part of a request that was split, and `part` is its place there.
+    part of a request that was split, and `part` is its place there. `asked` is the
+    request as it was sent, where it may be kept as an example.
     """
 
     parcel: Parcel
@@ -171,6 +173,7 @@ class Held:
     joint: Joint | None = None
     part: int = 0
     traceparent: str | None = None
+    asked: Request | None = None
 
     @property
     def over(self) -> bool:

@@ -40,6 +40,7 @@ class Call:
     priority: Priority
     forced: bool
     traceparent: str | None
+    capture: bool = True
 
 
 def read_call(call: Call, *, max_payload_bytes: int) -> DeviceRequest | Answer:
@@ -69,6 +70,7 @@ def read_call(call: Call, *, max_payload_bytes: int) -> DeviceRequest | Answer:
         forced=call.forced,
         payload_bytes=size,
         traceparent=call.traceparent,
+        capture=call.capture,
     )
 
 

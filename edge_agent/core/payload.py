@@ -4,7 +4,7 @@ A payload is the bare bytes of a PNG or a JPEG, or a map in JSON or MessagePack:
 
     {"id"?: text, "inputs": {name: array} | "image": bytes,
      "deadline_ms"?: number, "class"?: "hi" | "norm" | "bulk", "spill"?: true,
-     "traceparent"?: text}
+     "capture"?: false, "traceparent"?: text}
 
 An array is a nested list, or `{"dtype", "shape", "data"}` with little-endian bytes.
 Bytes are base64 in JSON. Numbers in lists become bool, int64 or float32. Unknown
@@ -102,6 +102,7 @@ class DeviceRequest:
         forced: the device asked for the cloud.
         payload_bytes: length of the message as it arrived.
         traceparent: the span that it is a part of; None when it belongs to no trace.
+        capture: False forbids the pool to keep it as an example.
     """
 
     id: str | None
@@ -115,6 +116,7 @@ class DeviceRequest:
     forced: bool
     payload_bytes: int
     traceparent: str | None = None
+    capture: bool = True
 
 
 def parse(
@@ -142,9 +144,10 @@ def parse(
             medium=medium,
             deadline_ms=_deadline_ms(fields),
             priority=_priority(fields),
-            forced=_forced(fields),
+            forced=_flag(fields, "spill", unsaid=False),
             payload_bytes=len(payload),
             traceparent=read_traceparent(fields.get("traceparent")),
+            capture=_flag(fields, "capture", unsaid=True),
         )
     except BadId as error:
         raise BadRequest(str(error), _legible_id(fields), encoding) from error
@@ -382,10 +385,10 @@ def _priority(fields: dict[str, Any]) -> Priority:
         raise BadRequest(f"'class' is one of {known}, got {value!r:.40}") from error
 
 
-def _forced(fields: dict[str, Any]) -> bool:
-    value = fields.get("spill", False)
+def _flag(fields: dict[str, Any], name: str, *, unsaid: bool) -> bool:
+    value = fields.get(name, unsaid)
     if not isinstance(value, bool):
-        raise BadRequest(f"'spill' is true or false, got {type(value).__name__}")
+        raise BadRequest(f"{name!r} is true or false, got {type(value).__name__}")
     return value
 
 

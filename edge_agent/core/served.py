@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bundle.manifest import Manifest
-from cascade.policy import Judgement, Rule, judge
+from cascade.policy import Judgement, Rule, Thresholds, judge
 from edge_agent.core.answers import Array
 from edge_agent.core.routing import ModelFacts
 
@@ -53,13 +53,15 @@ class Served:
         )
 
     def judge(
-        self, outputs: Mapping[str, Array], threshold: float | None = None
+        self,
+        outputs: Mapping[str, Array],
+        threshold: float | Thresholds | None = None,
     ) -> Judgement | None:
         """What to think of these outputs; None when the manifest does not say.
 
         Args:
             outputs: of the model, by name.
-            threshold: the one in force, where it is not the manifest's own.
+            threshold: what is in force, where it is not the manifest's own.
         """
         decision = self.manifest.decision
         if decision is None or self.rule is None:
@@ -101,4 +103,5 @@ def rule_of(manifest: Manifest) -> Rule | None:
         task=manifest.task,
         norm=decision.norm,
         empty_is_sure=decision.empty == "sure",
+        classes=manifest.class_thresholds,
     )

@@ -19,7 +19,15 @@ from bundle.calibration import Calibration, StatedTarget
 from bundle.manifest import Manifest
 from cascade.allowance import Allowance, spill_allowance
 from cascade.drift import DriftTest
-from cascade.effective import Change, Conditions, InForce, Ladder, in_force
+from cascade.effective import (
+    Change,
+    ClassLadders,
+    Conditions,
+    InForce,
+    Ladder,
+    in_force,
+)
+from cascade.policy import Thresholds
 from cascade.promise import Promise, Realised
 from edge_agent.core.answers import Answer, Source
 from edge_agent.core.expected_wait import ExpectedWait
@@ -110,7 +118,10 @@ class Watch:
         self._ladder = Ladder(
             manifest.decision.threshold, tuple(self._calibration.rungs)
         )
+        self._class_ladders = _class_ladders(manifest, self._calibration)
         self.in_force = InForce(self._ladder.threshold)
+        self.thresholds = self._class_ladders.at(self.in_force)
+        self._calibrated = self.thresholds
         self.changes = 0
         self._wait = ExpectedWait()
         self._deadline_s: float | None = None
@@ -133,9 +144,9 @@ class Watch:
     # --- the threshold ------------------------------------------------------------
 
     @property
-    def calibrated(self) -> float:
-        """The manifest's threshold."""
-        return self._ladder.threshold
+    def calibrated(self) -> Thresholds:
+        """The manifest's thresholds."""
+        return self._calibrated
 
     def adjust(self, around: Surroundings, now_s: float) -> Change | None:
         """Put the threshold in force that these conditions ask for.
@@ -144,7 +155,8 @@ class Watch:
         is too rough an answer to a wait.
         """
         deadline_s = self._deadline_s
-        gradual = bool(self._ladder.rungs) and deadline_s is not None
+        known = self._ladder.rungs or self._class_ladders.known
+        gradual = bool(known) and deadline_s is not None
         patience_s = PATIENCE_WITH_LINK * (deadline_s or 0.0)
         conditions = Conditions(
             link_up=not gradual or around.link_down_s <= patience_s,
@@ -155,7 +167,16 @@ class Watch:
             if self._quota is None
             else self._quota.left(self._requests),
         )
-        self.in_force, change = in_force(self.in_force, self._ladder, conditions)
+        before = self.in_force
+        self.in_force, change = in_force(before, self._ladder, conditions)
+        if self.in_force.share != before.share or change is not None:
+            old, self.thresholds = (
+                self.thresholds,
+                self._class_ladders.at(self.in_force),
+            )
+            if change is None and self.thresholds != old:
+                # Only classes gave way: the common threshold spills nothing anyway.
+                change = Change(before.threshold, before.threshold, self.in_force.why)
         self.changes += change is not None
         return change
 
@@ -326,7 +347,11 @@ class Watch:
         return {
             "version": self.version,
             "threshold": _finite(self.in_force.threshold),
-            "calibrated": self.calibrated,
+            "calibrated": self.calibrated.common,
+            "classes": {
+                self._labels[index]: _finite(threshold)
+                for index, threshold in self.thresholds.classes.items()
+            },
             "share": self.in_force.share,
             "why": self.in_force.why,
             "changes": self.changes,
@@ -431,6 +456,14 @@ class Watch:
             least_chance=1.0 if target.kind == "spill" else self._options.audit_share,
             confidence=target.confidence or 0.95,
         )
+
+
+def _class_ladders(manifest: Manifest, calibration: Calibration) -> ClassLadders:
+    ladders = {}
+    for index, threshold in manifest.class_thresholds.items():
+        rungs = calibration.class_rungs.get(manifest.labels[index], ())
+        ladders[index] = Ladder(threshold, tuple(rungs))
+    return ClassLadders(ladders)
 
 
 def _finite(threshold: float) -> float | None:

@@ -17,7 +17,7 @@ import structlog
 from broker.messages import CascadeReport, Reason, Result
 from bundle.manifest import Manifest
 from cascade.allowance import Allowance
-from cascade.policy import Judgement
+from cascade.policy import Judgement, Thresholds
 from cascade.promise import Realised, Standing
 from edge_agent.adapters.watch_file import WatchFile
 from edge_agent.core.delivery import Ending, Spill, Why
@@ -85,8 +85,8 @@ class Cascading:
             known = self._begin(manifest)
         self._watches[name] = known
 
-    def threshold(self, served: Served) -> float | None:
-        """The threshold in force; None: the manifest's own, if it has one."""
+    def thresholds(self, served: Served) -> Thresholds | None:
+        """What is enough now; None: the manifest's own, if it has any."""
         watch = self._watch_of(served)
         if watch is None:
             return None
@@ -94,18 +94,19 @@ class Cascading:
         name = served.manifest.name
         if now_s - self._adjusted_s.get(name, -ADJUST_EVERY_S) >= ADJUST_EVERY_S:
             self._adjust(name, watch, now_s)
-        return watch.in_force.threshold
+        return watch.thresholds
 
     def held_back(self, served: Served, judgement: Judgement | None) -> str | None:
         """Why an answer stands that the calibrated threshold would have spilled."""
         watch = self._watch_of(served)
         if watch is None or judgement is None or judgement.hard:
             return None
-        if judgement.score >= watch.calibrated:
+        calibrated = watch.calibrated.of(judgement.label_index)
+        if judgement.score >= calibrated:
             return None
         return (
             f"confidence {judgement.confidence:.3f} is under the calibrated threshold "
-            f"{watch.calibrated:.3f}, not spilled: {watch.in_force.why}"
+            f"{calibrated:.3f}, not spilled: {watch.in_force.why}"
         )
 
     def judged(

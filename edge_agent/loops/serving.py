@@ -10,7 +10,7 @@ import asyncio
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -43,6 +43,7 @@ from edge_agent.loops.cascading import Cascading
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.spans import RequestSpans
 from edge_agent.loops.uplink import Uplink
+from edge_agent.settings import EVERY_MODEL
 
 log = structlog.get_logger(__name__)
 
@@ -106,6 +107,7 @@ class Serving:
         agent: str,
         cascading: Cascading,
         spans: RequestSpans | None = None,
+        forbid_capture: Collection[str] = (),
     ) -> None:
         self._outbox = outbox
         self._uplink = uplink
@@ -116,6 +118,7 @@ class Serving:
         self._agent = agent
         self._cascading = cascading
         self._spans = spans
+        self._forbid_capture = frozenset(forbid_capture)
         self._models: dict[str, Served] = {}
         self._seq = 0
         self.counters = ServingCounters()
@@ -207,7 +210,7 @@ class Serving:
         except RunFailed as error:
             log.error("edge_model_failed", model=request.model, error=str(error))
             return _Doubt(Spill(Reason.HARD, str(error)), None)
-        judgement = served.judge(outputs, self._cascading.threshold(served))
+        judgement = served.judge(outputs, self._cascading.thresholds(served))
         held_back = self._cascading.held_back(served, judgement)
         answer = Answer(
             id=request.id or self._new_id(),
@@ -383,6 +386,8 @@ class Serving:
         if request.traceparent is not None:
             # Only then: a field that is set travels, even as None.
             wire = wire.model_copy(update={"traceparent": request.traceparent})
+        if not self._may_capture(request):
+            wire = wire.model_copy(update={"capture": False})
         packed = pack(wire)
         # Sent beside its commit where there is room; else it is due at once.
         beside = self._uplink.has_room(len(packed))
@@ -401,6 +406,13 @@ class Serving:
             attempt=int(beside),
             edge=edge,
         )
+
+    def _may_capture(self, request: DeviceRequest) -> bool:
+        """Whether the pool may keep it as an example, as far as is known here."""
+        if not request.capture or self._forbid_capture & {request.model, EVERY_MODEL}:
+            return False
+        served = self._models.get(request.model)
+        return served is None or served.manifest.capture
 
     def _deadline_ms(self, request: DeviceRequest) -> float:
         if request.deadline_ms is None:

@@ -229,6 +229,42 @@ async def test_the_agents_own_setting_wins_over_the_bundles(
 # --- the threshold in force -----------------------------------------------------------
 
 
+async def test_a_class_that_needs_more_confidence_spills_and_gives_way_with_all(
+    settings: Settings, mosquitto: str, pool: WorkerProcess, tmp_path: Path
+) -> None:
+    bundle = calibrated(
+        tmp_path / "bundle", 0.0, class_rungs={"Shirt": [0.1, 0.5, 1.0]}
+    )
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["decision"]["class_thresholds"] = {"Shirt": 1.0}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    async with serving(settings(bundles=[bundle])) as agent:
+        said = [
+            await agent.infer("fashion", as_input(each)) for each in pictures()[:60]
+        ]
+        edge = {each.label for each in said if each.source is Source.EDGE}
+        spilled = [each for each in said if each.source is Source.CLOUD]
+        assert len(edge) > 5
+        assert "Shirt" not in edge
+        assert 0 < len(spilled) < 30
+        shown = (await agent.status())["models"]["fashion"]["cascade"]
+        assert shown["classes"] == {"Shirt": 1.0}
+        # The pool says that it is slow: the class gives way, as all thresholds do.
+        watch = agent._cascading._watches["fashion"]
+        watch.heard_wait(1000.0, agent._cascading._now_s())
+        agent._cascading.look()
+        answers = [
+            await agent.infer("fashion", as_input(each)) for each in pictures()[:60]
+        ]
+        held_back = [each for each in answers if each.label == "Shirt"]
+        assert held_back
+        for each in held_back:
+            assert each.source is Source.EDGE_FALLBACK
+            assert "under the calibrated threshold 1.000, not spilled" in str(
+                each.reason
+            )
+
+
 async def test_while_the_cloud_is_away_a_hard_answer_stands_and_says_so(
     settings: Settings, mosquitto: str, tmp_path: Path
 ) -> None:

@@ -95,3 +95,57 @@ def test_a_calibration_without_a_decision_is_refused() -> None:
     del manifest["decision"]
     with pytest.raises(ManifestError, match="needs the decision"):
         read(manifest)
+
+
+def by_class(**calibrated: object) -> dict[str, object]:
+    return {
+        "format": 1,
+        "name": "m",
+        "version": "1",
+        "model_file": "m.tflite",
+        "task": "classify",
+        "labels": ["cat", "fire"],
+        "decision": {
+            "output": "y",
+            "threshold": 0.5,
+            "class_thresholds": {"fire": 0.9},
+        },
+        "calibration": calibrated,
+    }
+
+
+def test_a_class_may_have_a_threshold_and_a_ladder_of_its_own() -> None:
+    stated = by_class(class_rungs={"fire": [0.3, 0.9]})
+    parsed = parse_manifest(json.dumps(stated).encode())
+    assert parsed.class_thresholds == {1: 0.9}
+    assert parsed.calibration is not None
+    assert parsed.calibration.class_rungs == {"fire": [0.3, 0.9]}
+    assert parse_manifest(parsed.model_dump_json().encode()) == parsed
+
+
+@pytest.mark.parametrize(
+    ("rungs", "said"),
+    [
+        ({"fire": [0.3, 0.8]}, "last rung of class 'fire' is its threshold, 0.9"),
+        ({"fire": [0.95, 0.9]}, "never fall"),
+        ({"cat": [0.9]}, "last rung of class 'cat'"),
+    ],
+)
+def test_a_ladder_of_a_class_that_cannot_be_is_refused(
+    rungs: dict[str, list[float]], said: str
+) -> None:
+    with pytest.raises(ManifestError, match=said):
+        parse_manifest(json.dumps(by_class(class_rungs=rungs)).encode())
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "said"),
+    [({"fier": 0.9}, "'fier', which is no label"), ({"fire": 1.5}, "is in 0..1")],
+)
+def test_a_threshold_of_a_class_that_cannot_be_is_refused(
+    thresholds: dict[str, float], said: str
+) -> None:
+    stated = by_class()
+    stated["decision"] = {"output": "y", "class_thresholds": thresholds}
+    with pytest.raises(ManifestError, match=said):
+        parse_manifest(json.dumps(stated).encode())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cascade.allowance import spill_allowance
 from cascade.effective import (
     Change,
+    ClassLadders,
     Conditions,
     Give,
     InForce,
@@ -156,3 +157,33 @@ def test_a_spill_quota_is_kept_by_the_threshold_alone() -> None:
             purse = purse.spent(1, request)
             spilled += 1
     assert 0.09 <= spilled / 6_000 <= 0.105
+
+
+@given(st.lists(conditions, max_size=20), st.floats(0.01, 0.99))
+def test_no_class_is_spilled_more_than_calibrated_whatever_happens(
+    happening: list[Conditions], own: float
+) -> None:
+    classes = ClassLadders({0: ladder(SCORES, own), 1: Ladder(own)})
+    now = CALM
+    for each in happening:
+        now, _ = in_force(now, BASE, each)
+        thresholds = classes.at(now)
+        assert thresholds.common == now.threshold
+        for index in (0, 1):
+            assert thresholds.of(index) <= own
+            if now.share >= 1:
+                assert thresholds.of(index) == own
+            if now.share == 0:
+                assert thresholds.of(index) == -math.inf
+
+
+def test_a_class_gives_way_by_the_same_share_as_all() -> None:
+    classes = ClassLadders({0: ladder(SCORES, 0.8), 1: Ladder(0.8), 2: Ladder(0.1)})
+    half = InForce(BASE.at(0.5), 0.5)
+    thresholds = classes.at(half)
+    spilled = np.mean(np.less(SCORES, thresholds.of(0)))
+    assert spilled == pytest.approx(0.4, abs=0.02)
+    # Without scores: until the common threshold is lower.
+    assert thresholds.of(1) == half.threshold
+    assert thresholds.of(2) == 0.1
+    assert thresholds.of(9) == half.threshold

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cascade.policy import Judgement, Rule, judge
+from cascade.policy import Judgement, Rule, Thresholds, judge
 from cascade.scores import Score, confidence
 
 SURE = np.array([[8.0, 0.0, 0.0]], np.float32)
@@ -134,3 +134,24 @@ def test_energy_takes_any_threshold_and_its_rule_refuses_probabilities() -> None
     assert not judge(np.array([[-1.0, -9.0]]), rule).hard
     with pytest.raises(ValueError, match="needs logits"):
         Rule(score="energy", activation="probabilities")
+
+
+def test_a_class_with_a_threshold_of_its_own_is_judged_by_it() -> None:
+    rule = Rule(threshold=0.6, classes={0: 0.99, 1: 0.0})
+    first, second = np.array([[3.0, 0.0]]), np.array([[0.0, 3.0]])
+    hard = judge(first, rule)
+    assert hard.hard
+    assert hard.why == "confidence 0.953 is under the threshold 0.990 of its class"
+    assert not judge(second, rule).hard
+    assert not judge(np.array([[0.0, 0.1]]), rule).hard
+    # A class of which nothing is said, and an answer that names none.
+    assert judge(np.array([[0.0, 0.0, 0.1]]), rule).hard
+    assert not judge(np.array([[0.7]]), Rule(score="value", classes={0: 0.9})).hard
+
+
+def test_thresholds_in_force_stand_for_all_of_the_rules() -> None:
+    rule = Rule(threshold=0.6, classes={0: 0.99})
+    first = np.array([[3.0, 0.0]])
+    assert not judge(first, rule, threshold=0.6).hard
+    assert not judge(first, rule, threshold=Thresholds(0.99, {0: 0.5})).hard
+    assert judge(first, rule, threshold=Thresholds(0.5, {0: 0.99})).hard

@@ -15,7 +15,16 @@ from lifecycle.clock import FakeClock
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "observability.md"
 UNITS = ("_seconds", "_bytes", "_total")
-COUNTED = {"batch_size", "held", "waiting", "running", "ready", "link_up"}
+COUNTED = {
+    "batch_size",
+    "held",
+    "waiting",
+    "running",
+    "ready",
+    "link_up",
+    "examples",
+    "capture_stopped",
+}
 
 
 def status(*runners: RunnerLook) -> WorkerStatus:

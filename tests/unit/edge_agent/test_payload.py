@@ -78,6 +78,7 @@ def test_every_field_is_read_alike_from_json_and_messagepack() -> None:
         "deadline_ms": 250,
         "class": "hi",
         "spill": True,
+        "capture": False,
         "unknown": {"later": [1, 2, {"a": None}]},
     }
     for payload, encoding in zip(
@@ -93,6 +94,7 @@ def test_every_field_is_read_alike_from_json_and_messagepack() -> None:
         assert request.deadline_ms == 250.0
         assert request.priority is Priority.HI
         assert request.forced
+        assert not request.capture
         assert request.tensors is not None
         assert request.tensors["x"].tolist() == [[1.5, 2.0]]
         assert request.tensors["x"].dtype == np.float32
@@ -248,6 +250,7 @@ def test_what_is_not_numbers_of_the_wire_cannot_travel(array: np.ndarray) -> Non
         ({**X, "class": "urgent"}, "'class' is one of hi, norm, bulk"),
         ({**X, "class": ["hi"]}, "'class' is one of"),
         ({**X, "spill": "yes"}, "'spill' is true or false"),
+        ({**X, "capture": "no"}, "'capture' is true or false"),
     ],
 )
 def test_a_wrong_request_is_refused_in_words(body: object, said: str) -> None:

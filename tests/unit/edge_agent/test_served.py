@@ -86,3 +86,21 @@ def test_the_threshold_in_force_is_used_in_place_of_the_manifests() -> None:
     hard = model.judge({"y": LOGITS}, threshold=0.99)
     assert hard is not None
     assert hard.hard
+
+
+def test_a_class_of_the_manifest_with_a_threshold_is_judged_by_it() -> None:
+    stated = {
+        "format": 1,
+        "name": "m",
+        "version": "1",
+        "model_file": "m.tflite",
+        "task": "classify",
+        "labels": ["cat", "fire", "dog"],
+        "decision": {"output": "y", "class_thresholds": {"fire": 0.9}},
+    }
+    manifest = parse_manifest(json.dumps(stated).encode())
+    model = Served(manifest, Idle(), {}, rule_of(manifest))
+    fire = model.judge({"y": LOGITS})
+    assert fire is not None
+    assert fire.hard
+    assert not model.judge({"y": np.array([[3.0, 0.0, 1.0]], np.float32)}).hard  # type: ignore[union-attr]

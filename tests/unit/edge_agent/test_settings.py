@@ -38,6 +38,17 @@ def test_bundles_in_the_environment_are_separated_as_in_path(
     assert AgentSettings().bundles == [Path("/only")]
 
 
+def test_models_that_may_not_be_captured_are_separated_by_commas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OVERSPILL_AGENT_FORBID_CAPTURE", "fashion, faces")
+    assert AgentSettings().forbid_capture == ["fashion", "faces"]
+    monkeypatch.setenv("OVERSPILL_AGENT_FORBID_CAPTURE", "*")
+    assert AgentSettings().forbid_capture == ["*"]
+    with pytest.raises(ValidationError, match="model"):
+        AgentSettings(forbid_capture=["fa*"])
+
+
 def test_a_variable_left_empty_counts_as_not_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

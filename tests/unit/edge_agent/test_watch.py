@@ -88,6 +88,46 @@ def test_a_pool_that_is_slow_lowers_the_threshold_and_its_word_fades() -> None:
     assert seen.changes == 2
 
 
+def by_class(**of_classes: list[float]) -> Watch:
+    """Of a model whose class b has a threshold of 0.9."""
+    stated = manifest(0.6, class_rungs=of_classes)
+    stated["decision"]["class_thresholds"] = {"b": 0.9}
+    parsed = parse_manifest(json.dumps(stated).encode())
+    return Watch(parsed, WatchOptions(), 0.0)
+
+
+def test_the_threshold_of_a_class_gives_way_with_the_others_and_comes_back() -> None:
+    seen = by_class(b=[0.2, 0.5, 0.8, 0.9])
+    assert seen.thresholds.of(1) == 0.9
+    assert seen.thresholds.of(0) == 0.6
+    ask(seen, deadline_s=2.0)
+    seen.heard_wait(1.5, 0.0)
+    assert seen.adjust(Surroundings(), 0.0) is not None
+    assert seen.thresholds.of(1) == 0.5
+    assert seen.shown()["classes"] == {"b": 0.5}
+    assert seen.calibrated.of(1) == 0.9
+    seen.adjust(Surroundings(link_down_s=9.0), 0.0)
+    assert seen.thresholds.of(1) == -np.inf
+    assert seen.shown()["classes"] == {"b": None}
+    seen.adjust(Surroundings(), 60.0)
+    assert seen.thresholds.of(1) == 0.9
+
+
+def test_where_only_a_class_gives_way_that_is_a_change_too() -> None:
+    stated = manifest(0.0, class_rungs={"b": [0.2, 0.5, 0.8, 0.9]})
+    stated["decision"]["class_thresholds"] = {"b": 0.9}
+    stated["calibration"]["rungs"] = [0.0, 0.0, 0.0, 0.0]
+    parsed = parse_manifest(json.dumps(stated).encode())
+    seen = Watch(parsed, WatchOptions(), 0.0)
+    ask(seen, deadline_s=2.0)
+    seen.heard_wait(1.5, 0.0)
+    change = seen.adjust(Surroundings(), 0.0)
+    assert change is not None
+    assert "waits 1.50 s" in change.why
+    assert seen.thresholds.of(1) == 0.5
+    assert seen.changes == 1
+
+
 def test_a_spill_that_waited_in_vain_lowers_it_too() -> None:
     seen = watch()
     ask(seen)

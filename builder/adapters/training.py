@@ -8,7 +8,7 @@ prune, or not to prune" (2017).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -132,6 +132,16 @@ def train(
         _shrink(kernels, masks, pruned)
         for kernel, mask in zip(kernels, masks, strict=True):
             kernel.assign(kernel.value * mask)
+
+
+def without_cloud(recipe: Recipe) -> Recipe:
+    """The same with nobody to learn from but the labels."""
+    return replace(recipe, soft_share=0.0)
+
+
+def for_pruning(recipe: Recipe, epochs: int) -> Recipe:
+    """Fine-tuning: shorter, and a third as fast."""
+    return replace(recipe, epochs=epochs, peak_rate=recipe.peak_rate / 3)
 
 
 def zero_share(model: keras.Model) -> float:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 Base: TypeAlias = Literal["student", "cloud", "given"]
-Quantization: TypeAlias = Literal["float32", "float16", "dynamic", "int8"]
-QUANTIZATIONS: Final[tuple[Quantization, ...]] = (
-    "float32",
-    "float16",
-    "dynamic",
-    "int8",
-)
-
+Quantization: TypeAlias = Literal["float32", "float16", "dynamic", "int8", "as_given"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -22,7 +15,8 @@ class Candidate:
 
     Attributes:
         base: the distilled student, the cloud model itself, or a `.tflite` given.
-        quantization: of its weights, and with int8 of its activations.
+        quantization: of its weights, and with int8 of its activations; `as_given` leaves
+            them.
         pruned: the share of its weights that are zero, 0..1.
     """
 

@@ -1,0 +1,137 @@
+"""Pictures for the report, as text that stands inside one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+THUMBNAIL_PX: Final = 84
+SIZE_INCHES: Final = (6.4, 4.0)
+COLOURS: Final = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df", "#bf8700", "#57606a")
+
+
+def cascade_svg(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    marked: tuple[float, float] | None,
+    cloud_accuracy: float,
+) -> str:
+    """Accuracy against the share spilled.
+
+    Args:
+        curves: points (share spilled, accuracy) of each candidate.
+        marked: where the chosen threshold stands on the test part.
+        cloud_accuracy: of the cloud alone.
+    """
+    figure, axes = _axes("spilled, %", "accuracy on the test part, %")
+    for index, (name, points) in enumerate(curves.items()):
+        at = np.array(points) * 100
+        axes.plot(at[:, 0], at[:, 1], label=name, color=COLOURS[index % len(COLOURS)])
+    axes.axhline(100 * cloud_accuracy, color="#57606a", ls="--", lw=1, label="cloud")
+    if marked is not None:
+        axes.plot(
+            [100 * marked[0]], [100 * marked[1]], "o", color="black", label="threshold"
+        )
+    axes.legend(fontsize=8)
+    return _svg(figure)
+
+
+def pareto_svg(
+    points: Mapping[str, tuple[float, float]], front: Sequence[str], chosen: str | None
+) -> str:
+    """Cost against file size; the front is filled, the chosen one is ringed.
+
+    Args:
+        points: (kilobytes, cost in percent) of each candidate.
+        front: names of those that no other beats.
+        chosen: its name.
+    """
+    figure, axes = _axes("file, KB", "cost, % (less is better)")
+    for name, (kb, cost) in points.items():
+        filled = COLOURS[0] if name in front else "none"
+        axes.plot([kb], [cost], "o", mfc=filled, mec=COLOURS[0], ms=7)
+        if name == chosen:
+            axes.plot([kb], [cost], "o", mfc="none", mec=COLOURS[1], ms=14)
+        axes.annotate(name, (kb, cost), xytext=(7, 4), textcoords="offset points", fontsize=7)
+    return _svg(figure)
+
+
+def reliability_svg(confidence: NDArray[np.float64], right: NDArray[np.float64]) -> str:
+    """How often answers of a confidence are right, against that confidence."""
+    figure, axes = _axes("confidence, %", "right, %")
+    axes.plot([0, 100], [0, 100], color="#57606a", ls="--", lw=1)
+    axes.plot(100 * confidence, 100 * right, "o-", color=COLOURS[0])
+    return _svg(figure)
+
+
+def example_html(example: NDArray[Any]) -> str:
+    """One example: a picture, a line for a series, numbers for a row."""
+    if example.dtype == np.uint8 and example.ndim == 3:
+        return f'<img alt="example" src="data:image/png;base64,{_png(example)}">'
+    if example.ndim == 2:
+        return _series_svg(example.astype(np.float64))
+    shown = ", ".join(f"{each:.3g}" for each in example.reshape(-1)[:8])
+    return f"<code>{shown}{', …' if example.size > 8 else ''}</code>"
+
+
+def heat_svg(example: NDArray[Any], heat: NDArray[np.float64], title: str) -> str:
+    """An occlusion map over its example: red where the answer hangs on it."""
+    figure, axes = _axes("", "")
+    axes.set_title(title, fontsize=9)
+    most = float(np.abs(heat).max()) or 1.0
+    if heat.ndim == 2:
+        axes.imshow(example.mean(axis=-1), cmap="gray")
+        axes.imshow(heat, cmap="bwr", alpha=0.5, vmin=-most, vmax=most)
+    else:
+        axes.bar(np.arange(heat.size), heat, color=COLOURS[1])
+    return _svg(figure)
+
+
+def _axes(x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(visible=True, alpha=0.3)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:  # noqa: ANN401 - a matplotlib figure
+    import matplotlib as mpl
+
+    drawn = io.StringIO()
+    # The same picture gives the same bytes: no date, no random ids.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "overspill"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    text = drawn.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _png(example: NDArray[np.uint8]) -> str:
+    grey = example.shape[-1] == 1
+    picture = Image.fromarray(example[..., 0] if grey else example)
+    if max(picture.size) > THUMBNAIL_PX:
+        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _series_svg(steps: NDArray[np.float64]) -> str:
+    low, high = float(steps.min()), float(steps.max())
+    scaled = 40 - 36 * (steps - low) / ((high - low) or 1.0)
+    x = np.linspace(2, THUMBNAIL_PX - 2, len(steps))
+    lines = "".join(
+        f'<polyline fill="none" stroke="{COLOURS[index % len(COLOURS)]}" points="'
+        + " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, column, strict=True))
+        + '"/>'
+        for index, column in enumerate(scaled.T[:6])
+    )
+    return f'<svg width="{THUMBNAIL_PX}" height="44">{lines}</svg>'

@@ -1,0 +1,178 @@
+"""The manifest of a built bundle. Pure: what was found out in, a mapping out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from builder.core.labelled import Labelled
+from builder.core.quality import Answers
+from builder.core.soft_targets import activation_of
+from bundle.manifest import Limits
+from cascade.drift import DriftTest
+from cascade.effective import ladder
+from cascade.scores import Activation
+from cascade.targets import Calibrated, MaxError, MaxExcess, MaxSpill, Target, manifest_threshold
+
+MODEL_FILE: Final = "model.tflite"
+GOLDEN_FILE: Final = "golden.npz"
+GOLDEN_TOLERANCE: Final = 0.05
+# The output of a cloud model that has only one and was not named.
+CLOUD_OUTPUT: Final = "logits"
+DRIFT_BINS: Final = 32
+DRIFT_FALSE_ALARM: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class CloudOutput:
+    """How the cloud's results are to be read by an agent that compares.
+
+    Attributes:
+        output: its name in a result.
+        activation: what it holds.
+        temperature: that its logits are divided by.
+    """
+
+    output: str
+    activation: Activation
+    temperature: float
+
+
+def manifest(
+    name: str,
+    version: str,
+    data: Labelled,
+    *,
+    signature: tuple[str, str],
+    edge: Answers,
+    cloud: Answers | None,
+    cloud_output: CloudOutput | None,
+    found: Calibrated,
+    limits: Limits,
+) -> dict[str, Any]:
+    """What a bundle says of itself.
+
+    Args:
+        name: of the model.
+        version: of the bundle.
+        data: whose pictures' recipe and classes it takes.
+        signature: the names of the model's input and output.
+        edge: its answers to the calibrate part, with its temperature.
+        cloud: the cloud's answers to the same; None without one.
+        cloud_output: how an agent reads the cloud's results; None without a cloud.
+        found: the threshold.
+        limits: above which a request is oversized.
+    """
+    threshold = manifest_threshold(found.threshold, "max_softmax")
+    taken, given = signature
+    document: dict[str, Any] = {
+        "format": 1,
+        "name": name,
+        "version": version,
+        "model_file": MODEL_FILE,
+        "task": "classify",
+        "labels": list(data.names),
+        "decision": {
+            "output": given,
+            "activation": activation_of(edge.outputs[edge.readable]),
+            "score": "max_softmax",
+            "temperature": edge.temperature,
+            "threshold": threshold,
+        },
+        "calibration": _calibration(edge, cloud, cloud_output, found, threshold),
+        "limits": limits.model_dump(),
+        "golden": {"file": GOLDEN_FILE, "tolerance": GOLDEN_TOLERANCE},
+    }
+    if data.is_picture:
+        height, width, channels = data.shape
+        document["preprocess"] = {
+            "kind": "image",
+            "input": taken,
+            "width": width,
+            "height": height,
+            "channels": channels,
+            "scale": data.scale,
+            "offset": data.offset,
+        }
+    return document
+
+
+def golden_rows(
+    fast: NDArray[np.float32], labels: NDArray[np.int64], most: int = 8
+) -> NDArray[np.int64]:
+    """One example of each of some classes, the surest: they round least.
+
+    Args:
+        fast: outputs [n, classes].
+        labels: int64 [n].
+        most: how many.
+    """
+    ordered = np.sort(fast, axis=-1)
+    lead = np.where(
+        np.isfinite(fast).all(axis=-1), ordered[:, -1] - ordered[:, -2], -np.inf
+    )
+    surest = np.argsort(-lead, kind="stable")
+    _, first = np.unique(labels[surest], return_index=True)
+    rows: NDArray[np.int64] = surest[first[:most]].astype(np.int64)
+    return rows
+
+
+def _calibration(
+    edge: Answers,
+    cloud: Answers | None,
+    cloud_output: CloudOutput | None,
+    found: Calibrated,
+    threshold: float,
+) -> dict[str, Any]:
+    rungs: list[float] = []
+    if math.isfinite(found.threshold):
+        rungs = [float(each) for each in ladder(edge.confidence, threshold).rungs]
+    reference = DriftTest.calibrated(
+        edge.confidence, false_alarm=DRIFT_FALSE_ALARM, bins=DRIFT_BINS
+    ).to_state()
+    said: dict[str, Any] = {
+        "target": stated(found.target),
+        "rungs": rungs,
+        "scores": {"edges": reference["edges"], "counts": reference["counts"]},
+        "measured": {
+            "examples": found.examples,
+            "spilled": found.spilled,
+            "realised": found.measured,
+            "edge_wrong": float(1 - edge.right.mean()),
+            "cloud_wrong": None if cloud is None else float(1 - cloud.right.mean()),
+            "disagree": (
+                None
+                if cloud is None
+                else float((edge.answered != cloud.answered).mean())
+            ),
+        },
+    }
+    if cloud_output is not None:
+        said["cloud"] = {
+            "output": cloud_output.output,
+            "activation": cloud_output.activation,
+            "temperature": cloud_output.temperature,
+        }
+    return said
+
+
+def stated(target: Target) -> dict[str, Any]:
+    """A target as a manifest states it."""
+    match target:
+        case MaxSpill(share, confidence):
+            kind, limit, each = "spill", share, None
+        case MaxExcess(excess, confidence, each):
+            kind, limit = "excess", excess
+        case MaxError(error, confidence, each):
+            kind, limit = "error", error
+    return {
+        "text": target.describe(),
+        "kind": kind,
+        "limit": limit,
+        "confidence": confidence,
+        "per_class": each,
+    }

@@ -118,16 +118,19 @@ class BuildFile(_Part):
         return self
 
 
-def read_build_file(path: Path, said: dict[str, Any] | None = None) -> BuildFile:
+def read_build_file(path: Path | None, said: dict[str, Any] | None = None) -> BuildFile:
     """Read a build file, TOML.
 
     Args:
-        path: the file, or a folder with a `build.toml`.
+        path: the file, or a folder with a `build.toml`; None where the command line
+            says everything.
         said: what stands above it, from the command line; nested as the file.
 
     Raises:
         BuildRefused: it is missing, no TOML, or a field is wrong.
     """
+    if path is None:
+        return _checked({}, said or {}, "the command line")
     file = path / "build.toml" if path.is_dir() else path
     try:
         if file.stat().st_size > MAX_BYTES:
@@ -140,12 +143,16 @@ def read_build_file(path: Path, said: dict[str, Any] | None = None) -> BuildFile
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BuildRefused(f"{file} is no TOML: {error}") from error
+    return _checked(content, said or {}, str(file))
+
+
+def _checked(content: dict[str, Any], said: dict[str, Any], source: str) -> BuildFile:
     try:
-        return BuildFile.model_validate(_over(content, said or {}))
+        return BuildFile.model_validate(_over(content, said))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the build file"
-        raise BuildRefused(f"{file}: {where}: {fault['msg']}") from error
+        where = ".".join(str(part) for part in fault["loc"]) or "the build"
+        raise BuildRefused(f"{source}: {where}: {fault['msg']}") from error
 
 
 def _over(content: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:

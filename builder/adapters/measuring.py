@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -104,3 +105,30 @@ def signature_of(model: Path) -> tuple[str, str]:
             f"{', '.join(outputs)}; one of each is needed"
         )
     return inputs[0], outputs[0]
+
+
+def runner_of(
+    model: Path, taken: str, given: str
+) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """Run a file in this process, for a person who waits: one example in, one row out.
+
+    Raises:
+        BuildRefused: it does not load, or does not take the example.
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(model), num_threads=1)
+    interpreter.allocate_tensors()
+    run = interpreter.get_signature_runner()
+
+    def one(example: NDArray[Any]) -> NDArray[np.float32]:
+        try:
+            rows = run(**{taken: example[np.newaxis]})[given]
+        except (ValueError, RuntimeError) as error:
+            raise BuildRefused(
+                f"{model.name} does not take an example of {list(example.shape)}: {error}"
+            ) from error
+        row: NDArray[np.float32] = np.asarray(rows[0], np.float32)
+        return row
+
+    return one

@@ -127,9 +127,7 @@ class Build:
     def _read(self) -> Labelled:
         said = self._options.data
         self._progress.begin(f"reading {said.source}")
-        how = datasets.Reading(
-            **said.model_dump(exclude={"max_corrupt", "shares"})
-        )
+        how = datasets.Reading(**said.model_dump(exclude={"max_corrupt", "shares"}))
         data = datasets.read(how, self._root, self._progress.advance)
         check_skipped(data, said.max_corrupt)
         check_classes(data, least=1)
@@ -221,7 +219,9 @@ class Build:
         return _Ran(candidate, file, run, answers, on, here["test"], considered)
 
     def _measured(self, file: Path, data: Labelled, parts: Split) -> measuring.Run:
-        key = step_key("run", {}, models.file_digest(file), digest(data), _held_digest(parts))
+        key = step_key(
+            "run", {}, models.file_digest(file), digest(data), _held_digest(parts)
+        )
 
         def make() -> dict[str, NDArray[Any]]:
             run = measuring.run_tflite(file, data.model_inputs(_held(parts)))
@@ -260,14 +260,10 @@ class Build:
         cloud: dict[Part, Answers] | None,
     ) -> Built:
         self._progress.begin("writing the report")
-        threshold = (
-            promise.threshold if isinstance(promise, Calibrated) else -np.inf
-        )
+        threshold = promise.threshold if isinstance(promise, Calibrated) else -np.inf
         test = shown.answers["test"]
         confused = (
-            []
-            if cloud is None
-            else gallery.confused(test, cloud["test"], threshold)
+            [] if cloud is None else gallery.confused(test, cloud["test"], threshold)
         )
         document = {
             **told.build(self._options.name, self._options.version, self._target),
@@ -294,7 +290,7 @@ class Build:
             "test": self._on_test(test, cloud, promise),
             "confused": [told.confused(each) for each in confused],
         }
-        rows = parts.test[[each.row for each in confused]] if confused else []
+        rows = parts.test[np.array([each.row for each in confused], np.int64)]
         self._out.mkdir(parents=True, exist_ok=True)
         page = self._out / REPORT_HTML
         page.write_text(
@@ -343,15 +339,19 @@ class Build:
                 "size_bytes": (half / name).stat().st_size,
             }
         manifest = draft.manifest(
-            self._options.name,
-            self._options.version,
             data,
-            signature=signature,
-            edge=shown.answers["calibrate"],
-            cloud=None if cloud is None else cloud["calibrate"],
-            cloud_output=_cloud_output(self._options, cloud),
-            found=promise,
-            limits=self._options.limits,
+            draft.Named(
+                self._options.name,
+                self._options.version,
+                signature,
+                self._options.limits,
+            ),
+            draft.CalibratedOn(
+                promise,
+                shown.answers["calibrate"],
+                None if cloud is None else cloud["calibrate"],
+                _cloud_output(self._options, cloud),
+            ),
         )
         workspace.write_json(half / MANIFEST_FILE, {**manifest, "files": files})
         parse_manifest((half / MANIFEST_FILE).read_bytes())
@@ -374,7 +374,7 @@ class Build:
             f"out_{signature[1]}": test.outputs[rows],
         }
         with (folder / draft.GOLDEN_FILE).open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _held(parts: Split) -> NDArray[np.int64]:

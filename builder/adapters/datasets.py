@@ -120,12 +120,16 @@ def _read_folder(
 ) -> Labelled:
     tops = sorted(each for each in path.iterdir() if each.is_dir())
     parted = bool(tops) and all(each.name in PART_NAMES for each in tops)
-    places = [
-        (PART_NAMES[top.name], each)
-        for top in tops
-        for each in sorted(top.iterdir())
-        if each.is_dir()
-    ] if parted else [(0, top) for top in tops]
+    places = (
+        [
+            (PART_NAMES[top.name], each)
+            for top in tops
+            for each in sorted(top.iterdir())
+            if each.is_dir()
+        ]
+        if parted
+        else [(0, top) for top in tops]
+    )
     files = [
         (part, place.name, file)
         for part, place in places

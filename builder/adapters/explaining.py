@@ -108,7 +108,11 @@ def explain(file: Path, bundle: Path) -> Explained:
     chances = run(example[np.newaxis])[0]
     label = int(chances.argmax())
     heat = occlusion_map(
-        run, example, label, patch=max(2, min(example.shape[:-1] or (2,)) // 6), fill=fill
+        run,
+        example,
+        label,
+        patch=max(2, min(example.shape[:-1] or (2,)) // 6),
+        fill=fill,
     )
     at = np.unravel_index(int(heat.argmax()), heat.shape)
     return Explained(

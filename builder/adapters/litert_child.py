@@ -24,7 +24,7 @@ TIMED: Final = 2_000
 def main(arguments: list[str]) -> None:
     """Run, write the outputs, and print what it took as one line of JSON."""
     model, inputs, outputs = (Path(each) for each in arguments)
-    from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 - heavy
+    from ai_edge_litert.interpreter import Interpreter
 
     examples = np.load(inputs, mmap_mode="r")
     before_kb = _resident_kb()
@@ -58,7 +58,7 @@ def _run(interpreter: Any, taken: Any, given: Any, one: NDArray[Any]) -> NDArray
     row = interpreter.get_tensor(given["index"])[0]
     scale, zero = given["quantization"]
     if not np.issubdtype(row.dtype, np.floating) and scale:
-        return ((row.astype(np.float32) - zero) * scale).astype(np.float32)
+        row = (row.astype(np.float32) - zero) * scale
     result: NDArray[Any] = np.asarray(row, np.float32)
     return result
 

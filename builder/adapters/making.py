@@ -29,7 +29,7 @@ PICTURE_INPUT: str = "image"
 class Maker:
     """Makes what a build file asks for, of one data set."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a step is made of
+    def __init__(
         self,
         options: BuildFile,
         root: Path,
@@ -237,13 +237,10 @@ class Maker:
         )
         return learnt, recipe if cloud is not None else training.without_cloud(recipe)
 
-    def _batch(
-        self, rows: NDArray[np.int64], which: NDArray[np.int64]
-    ) -> NDArray[Any]:
+    def _batch(self, rows: NDArray[np.int64], which: NDArray[np.int64]) -> NDArray[Any]:
         """Inputs of train examples; the second half of the indexes are mirror images."""
         batch = self._data.model_inputs(rows[which % len(rows)])
         flip = which >= len(rows)
         if flip.any():
             batch[flip] = batch[flip][:, :, ::-1]
         return batch
-

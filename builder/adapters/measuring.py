@@ -37,9 +37,7 @@ class Run:
     peak_memory_kb: int
 
 
-def run_tflite(
-    model: Path, inputs: NDArray[Any], timeout_s: float = TIMEOUT_S
-) -> Run:
+def run_tflite(model: Path, inputs: NDArray[Any], timeout_s: float = TIMEOUT_S) -> Run:
     """Run a file over inputs [n, ...] as the models take them, one at a time.
 
     Raises:
@@ -75,9 +73,7 @@ def run_tflite(
             f"{list(outputs.shape[1:])} for each example: one row of one number a "
             "class is needed"
         )
-    return Run(
-        outputs, said_of["p50_ms"], said_of["p99_ms"], said_of["peak_memory_kb"]
-    )
+    return Run(outputs, said_of["p50_ms"], said_of["p99_ms"], said_of["peak_memory_kb"])
 
 
 def signature_of(model: Path) -> tuple[str, str]:

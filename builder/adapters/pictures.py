@@ -57,7 +57,9 @@ def pareto_svg(
         axes.plot([kb], [cost], "o", mfc=filled, mec=COLOURS[0], ms=7)
         if name == chosen:
             axes.plot([kb], [cost], "o", mfc="none", mec=COLOURS[1], ms=14)
-        axes.annotate(name, (kb, cost), xytext=(7, 4), textcoords="offset points", fontsize=7)
+        axes.annotate(
+            name, (kb, cost), xytext=(7, 4), textcoords="offset points", fontsize=7
+        )
     return _svg(figure)
 
 

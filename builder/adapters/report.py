@@ -54,9 +54,7 @@ def html(document: Mapping[str, Any], examples: Sequence[Any]) -> str:
 def _summary(document: Mapping[str, Any]) -> str:
     promise, test = document["promise"], document["test"]
     if not promise["kept"]:
-        return (
-            f'<p class="refused"><b>No promise.</b> {escape(promise["says"])}</p>'
-        )
+        return f'<p class="refused"><b>No promise.</b> {escape(promise["says"])}</p>'
     said = (
         f"<b>{escape(promise['target'])}</b>: threshold {promise['threshold']:.4f}, "
         f"{_percent(promise['spilled'])} of the calibrate part spilled. "
@@ -105,7 +103,7 @@ def _candidates(document: Mapping[str, Any]) -> str:
             _percent(test["agreement"]),
             f"{test['calibration_error']:.4f}",
             str(test["distinct"]),
-            "–" if test["deferral"] is None else f"{test['deferral']:.3f}",
+            "-" if test["deferral"] is None else f"{test['deferral']:.3f}",
             _percent(each["cost"]),
         )
         chosen = each["name"] == document["choice"]["chosen"]
@@ -162,9 +160,7 @@ def _reliability(document: Mapping[str, Any]) -> list[str]:
     return [
         "<h2>Can confidences be believed?</h2>",
         f"<p>The shown candidate, temperature {said['temperature']:.3f}.</p>",
-        pictures.reliability_svg(
-            np.array(said["confidence"]), np.array(said["right"])
-        ),
+        pictures.reliability_svg(np.array(said["confidence"]), np.array(said["right"])),
     ]
 
 
@@ -212,16 +208,16 @@ def _data(data: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{part} {n}" for part, n in data["parts"].items())
     said = f"<p>{escape(parts)} examples of {len(data['names'])} classes, seed {data['seed']}."
     if data["left_out"]:
-        said += f" {data['left_out']} copies of held-out examples were left out of train."
+        said += (
+            f" {data['left_out']} copies of held-out examples were left out of train."
+        )
     if data["skipped"]:
         named = ", ".join(data["skipped"][:20])
         said += f" {len(data['skipped'])} could not be read: {escape(named)}."
     return said + "</p>"
 
 
-def _table(
-    head: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]
-) -> str:
+def _table(head: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]) -> str:
     top = "".join(f"<th>{escape(each)}</th>" for each in head)
     lines = "".join(
         f"<tr{kind}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
@@ -231,7 +227,7 @@ def _table(
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f} %"
+    return "-" if share is None else f"{100 * share:.2f} %"
 
 
 def _limits(limits: Sequence[float]) -> str:

@@ -115,8 +115,9 @@ def train(
     step = _step(model, optimizer, recipe, list(zip(kernels, masks, strict=True)))
     rng = np.random.default_rng(seed)
     losses: list[float] = []
+    order = rng.permutation(n)
     for done in range(steps):
-        if done % per_epoch == 0:
+        if done and done % per_epoch == 0:
             order = rng.permutation(n)
         at = (done % per_epoch) * batch
         rows = order[at : at + batch]
@@ -186,13 +187,12 @@ def _step(
 
 def _prunable(model: keras.Model) -> list[Any]:
     """Kernels of all but the last layer that have enough weights to spare."""
-    kernels = [
+    return [
         layer.kernel
         for layer in model.layers[:-1]
         if hasattr(layer, "kernel")
         and int(np.prod(layer.kernel.shape)) >= MIN_PRUNED_WEIGHTS
     ]
-    return kernels
 
 
 def _shrink(kernels: list[Any], masks: list[Any], share: float) -> None:

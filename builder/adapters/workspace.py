@@ -56,7 +56,7 @@ class Workspace:
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
-                np.savez(file, **make())
+                np.savez(file, allow_pickle=False, **make())
 
         path, _ = self.file(name, ".npz", key, write)
         with np.load(path) as file:
@@ -76,4 +76,6 @@ def sha256(path: Path) -> str:
 
 def array_digest(array: NDArray[Any]) -> str:
     """Of an array's numbers, in hexadecimal."""
-    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        np.ascontiguousarray(array).tobytes(), digest_size=16
+    ).hexdigest()

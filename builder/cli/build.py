@@ -41,7 +41,9 @@ def build(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where steps, report and bundle go; NAME-VERSION beside FILE."),
+        typer.Option(
+            help="Where steps, report and bundle go; NAME-VERSION beside FILE."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model.")] = None,
     version: Annotated[str | None, typer.Option(help="Of the bundle.")] = None,
@@ -148,7 +150,9 @@ def _tell(built: Built) -> None:
     console.print(f"Report: {built.report}", markup=False, soft_wrap=True)
     if built.bundle is not None:
         console.print(
-            f"Next: overspill model publish {built.bundle}", markup=False, soft_wrap=True
+            f"Next: overspill model publish {built.bundle}",
+            markup=False,
+            soft_wrap=True,
         )
 
 

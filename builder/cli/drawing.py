@@ -90,7 +90,7 @@ def candidates_table(document: Mapping[str, Any]) -> Table:
             f"{each['size_bytes'] / 1000:.1f}",
             f"{each['p50_ms']:.3f}",
             f"{test['accuracy']:.2%}",
-            "–" if agreement is None else f"{agreement:.2%}",
+            "-" if agreement is None else f"{agreement:.2%}",
             f"{each['cost']:.2%}",
             ", ".join(mark for mark in marks if mark),
         )

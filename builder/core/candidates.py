@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 Base: TypeAlias = Literal["student", "cloud", "given"]
 Quantization: TypeAlias = Literal["float32", "float16", "dynamic", "int8", "as_given"]
 
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One edge model to make.

@@ -89,8 +89,10 @@ def spill_and_cost(
     if isinstance(target, MaxExcess | MaxError):
         if curve is None:
             return None, 1.0
-        need = 1 - target.error if isinstance(target, MaxError) else (
-            float(curve.accuracy[-1]) - target.excess
+        need = (
+            1 - target.error
+            if isinstance(target, MaxError)
+            else (float(curve.accuracy[-1]) - target.excess)
         )
         # From all spilled downwards, as the calibration walks.
         good = curve.accuracy >= need - 1e-12

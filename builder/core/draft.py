@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,14 @@ from bundle.manifest import Limits
 from cascade.drift import DriftTest
 from cascade.effective import ladder
 from cascade.scores import Activation
-from cascade.targets import Calibrated, MaxError, MaxExcess, MaxSpill, Target, manifest_threshold
+from cascade.targets import (
+    Calibrated,
+    MaxError,
+    MaxExcess,
+    MaxSpill,
+    Target,
+    manifest_threshold,
+)
 
 MODEL_FILE: Final = "model.tflite"
 GOLDEN_FILE: Final = "golden.npz"
@@ -42,37 +49,55 @@ class CloudOutput:
     temperature: float
 
 
-def manifest(
-    name: str,
-    version: str,
-    data: Labelled,
-    *,
-    signature: tuple[str, str],
-    edge: Answers,
-    cloud: Answers | None,
-    cloud_output: CloudOutput | None,
-    found: Calibrated,
-    limits: Limits,
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What is known of a bundle beside its calibration.
+
+    Attributes:
+        name: of the model.
+        version: of the bundle.
+        signature: the names of the model's input and output.
+        limits: above which a request is oversized.
+    """
+
+    name: str
+    version: str
+    signature: tuple[str, str]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CalibratedOn:
+    """What a threshold was found on.
+
+    Attributes:
+        found: the threshold.
+        edge: the answers to the calibrate part, with their temperature.
+        cloud: the cloud's answers to the same; None without one.
+        cloud_output: how an agent reads the cloud's results; None without a cloud.
+    """
+
+    found: Calibrated
+    edge: Answers
+    cloud: Answers | None
+    cloud_output: CloudOutput | None
+
+
+def manifest(data: Labelled, named: Named, on: CalibratedOn) -> dict[str, Any]:
     """What a bundle says of itself.
 
     Args:
-        name: of the model.
-        version: of the bundle.
         data: whose pictures' recipe and classes it takes.
-        signature: the names of the model's input and output.
-        edge: its answers to the calibrate part, with its temperature.
-        cloud: the cloud's answers to the same; None without one.
-        cloud_output: how an agent reads the cloud's results; None without a cloud.
-        found: the threshold.
-        limits: above which a request is oversized.
+        named: what it is called.
+        on: what its threshold was found on.
     """
-    threshold = manifest_threshold(found.threshold, "max_softmax")
-    taken, given = signature
+    threshold = manifest_threshold(on.found.threshold, "max_softmax")
+    taken, given = named.signature
+    edge = on.edge
     document: dict[str, Any] = {
         "format": 1,
-        "name": name,
-        "version": version,
+        "name": named.name,
+        "version": named.version,
         "model_file": MODEL_FILE,
         "task": "classify",
         "labels": list(data.names),
@@ -83,8 +108,8 @@ def manifest(
             "temperature": edge.temperature,
             "threshold": threshold,
         },
-        "calibration": _calibration(edge, cloud, cloud_output, found, threshold),
-        "limits": limits.model_dump(),
+        "calibration": _calibration(on, threshold),
+        "limits": named.limits.model_dump(),
         "golden": {"file": GOLDEN_FILE, "tolerance": GOLDEN_TOLERANCE},
     }
     if data.is_picture:
@@ -121,13 +146,8 @@ def golden_rows(
     return rows
 
 
-def _calibration(
-    edge: Answers,
-    cloud: Answers | None,
-    cloud_output: CloudOutput | None,
-    found: Calibrated,
-    threshold: float,
-) -> dict[str, Any]:
+def _calibration(on: CalibratedOn, threshold: float) -> dict[str, Any]:
+    found, edge, cloud, cloud_output = on.found, on.edge, on.cloud, on.cloud_output
     rungs: list[float] = []
     if math.isfinite(found.threshold):
         rungs = [float(each) for each in ladder(edge.confidence, threshold).rungs]
@@ -169,6 +189,8 @@ def stated(target: Target) -> dict[str, Any]:
             kind, limit = "excess", excess
         case MaxError(error, confidence, each):
             kind, limit = "error", error
+        case _:
+            assert_never(target)
     return {
         "text": target.describe(),
         "kind": kind,

@@ -98,9 +98,11 @@ def occlusion_map(
         np.meshgrid(*(_starts(side, size, step) for side in sides), indexing="ij"), -1
     ).reshape(-1, len(sides))
     covered = np.repeat(example[np.newaxis], len(places), axis=0).copy()
-    windows = [tuple(slice(at, at + size) for at in place) for place in places]
+    windows = [
+        tuple(slice(int(at), int(at) + size) for at in place) for place in places
+    ]
     for index, window in enumerate(windows):
-        covered[(index, *window)] = fill
+        covered[index][window] = fill
     before = float(predict(example[np.newaxis])[0, label])
     falls = before - predict(covered)[:, label]
     for fall, window in zip(falls, windows, strict=True):

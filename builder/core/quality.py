@@ -38,13 +38,14 @@ class Answers:
     @property
     def right(self) -> NDArray[np.bool_]:
         """Whether each is right: bool [n]. What is not a number never is."""
-        return (self.answered == self.labels) & self.readable
+        right: NDArray[np.bool_] = (self.answered == self.labels) & self.readable
+        return right
 
     @property
     def readable(self) -> NDArray[np.bool_]:
         """Whether each row is made of finite numbers: bool [n]."""
-        finite: NDArray[np.bool_] = np.isfinite(self.outputs).all(axis=-1)
-        return finite
+        finite = np.isfinite(self.outputs).all(axis=-1)
+        return np.asarray(finite, np.bool_)
 
     @property
     def confidence(self) -> NDArray[np.float64]:
@@ -87,9 +88,7 @@ class Quality:
     curve: Curve | None
 
 
-def temperature_of(
-    outputs: NDArray[np.float32], labels: NDArray[np.int64]
-) -> float:
+def temperature_of(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """The temperature of the least negative log likelihood; 1 for probabilities.
 
     Rows that are not finite are left out; without any other it is 1 too.
@@ -100,15 +99,11 @@ def temperature_of(
     return fit_temperature(as_logits(outputs[finite]), labels[finite])
 
 
-def quality(
-    edge: Answers, cloud: Answers | None, *, classes: int
-) -> Quality:
+def quality(edge: Answers, cloud: Answers | None, *, classes: int) -> Quality:
     """Measure a candidate, on the same examples as the cloud model."""
     sure, right = edge.confidence, edge.right
     finite = edge.readable
-    error = (
-        calibration_error(sure[finite], right[finite]) if finite.any() else 1.0
-    )
+    error = calibration_error(sure[finite], right[finite]) if finite.any() else 1.0
     with_cloud: dict[str, Any] = {
         "agreement": None,
         "cloud_accuracy": None,

@@ -70,7 +70,10 @@ def split(
     parts = _by_seed(data, same, seed, shares) if data.parts is None else data.parts
     if data.parts is not None and not (parts == PARTS.index("choose")).any():
         parts = _with_choose(parts, same, seed)
-    found = Split(*(np.flatnonzero(parts == index) for index in range(len(PARTS))))
+    train, chosen, calibrate, test = (
+        np.flatnonzero(parts == index).astype(np.int64) for index in range(len(PARTS))
+    )
+    found = Split(train, chosen, calibrate, test)
     _refuse_leaks(found, same)
     held = np.isin(same[found.train], same[parts > 0])
     found = replace(found, train=found.train[~held], left_out=int(held.sum()))

@@ -17,7 +17,10 @@ def load() -> Labelled:
     fashion = data.load()
     splits = (fashion.train, fashion.validation, fashion.test)
     # Train, calibrate (from which the builder takes a share to choose on) and test.
-    parts = [np.full(len(split.labels), at) for split, at in zip(splits, (0, 2, 3), strict=True)]
+    parts = [
+        np.full(len(split.labels), at)
+        for split, at in zip(splits, (0, 2, 3), strict=True)
+    ]
     return labelled(
         np.concatenate([split.images for split in splits]),
         np.concatenate([split.labels for split in splits]),

@@ -7,6 +7,7 @@ much.
 from __future__ import annotations
 
 import csv
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,9 +178,10 @@ def _picture_shape(how: Reading, files: list[Path]) -> tuple[int, int, int]:
 
 def _read_npz(path: Path, how: Reading) -> Labelled:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+        # Opened here, because NumPy leaves a file open that is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BuildRefused(f"cannot read {path}: {error}") from error
     more: dict[str, Any] = {"scale": how.scale, "offset": how.offset}
     names = how.names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from PIL import Image
 THUMBNAIL_PX: Final = 84
 SIZE_INCHES: Final = (6.4, 4.0)
 COLOURS: Final = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df", "#bf8700", "#57606a")
+
+_METADATA: Final = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 
 
 def cascade_svg(
@@ -113,7 +116,7 @@ def _svg(figure: Any) -> str:  # noqa: ANN401 - a matplotlib figure
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "overspill"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     text = drawn.getvalue()
-    return text[text.index("<svg") :]
+    return _METADATA.sub("", text[text.index("<svg") :])
 
 
 def _png(example: NDArray[np.uint8]) -> str:

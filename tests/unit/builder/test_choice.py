@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from builder.core.candidates import candidates
+from builder.core.choice import (
+    Considered,
+    Constraints,
+    choose,
+    pareto_front,
+    spill_and_cost,
+)
+from cascade.curves import threshold_curve
+from cascade.targets import MaxError, MaxExcess, MaxSpill
+
+
+def one(name: str, kb: float, ms: float, cost: float, **more: float) -> Considered:
+    return Considered(
+        name,
+        int(1000 * kb),
+        ms,
+        more.get("accuracy", 0.9),
+        more.get("cloud", 0.95),
+        more.get("spill", cost),
+        cost,
+    )
+
+
+SMALL = one("small", 50, 0.1, 0.12)
+LARGE = one("large", 200, 0.4, 0.05)
+MIDDLE = one("middle", 100, 0.2, 0.052)
+WORSE = one("worse", 110, 0.3, 0.2)
+
+
+def test_the_smallest_of_the_best_is_taken() -> None:
+    found = choose([SMALL, LARGE, MIDDLE, WORSE], Constraints())
+    assert found.chosen == "middle"
+    assert "smallest" in found.why
+    assert "large" in found.why
+
+
+def test_a_limit_takes_out_what_breaks_it_and_says_so() -> None:
+    found = choose([SMALL, LARGE, MIDDLE], Constraints(max_kb=60, max_ms=0.3))
+    assert found.chosen == "small"
+    assert found.broken["large"] == (
+        "200.0 KB, and 60 are allowed",
+        "0.4 ms, and 0.3 are allowed",
+    )
+
+
+def test_where_every_candidate_breaks_a_limit_the_closest_is_named() -> None:
+    found = choose([SMALL, LARGE], Constraints(max_kb=10))
+    assert found.chosen is None
+    assert "closest is large: 200.0 KB" in found.why
+
+
+def test_spilling_and_accuracy_are_limits_too() -> None:
+    found = choose([SMALL, MIDDLE], Constraints(max_spill=0.1))
+    assert found.chosen == "middle"
+    far = one("far", 1, 0.1, 0.0, accuracy=0.8)
+    assert choose([far, SMALL], Constraints(max_accuracy_drop=0.1)).chosen == "small"
+
+
+def test_the_front_leaves_out_what_another_beats_in_everything() -> None:
+    front = [each.name for each in pareto_front([SMALL, LARGE, MIDDLE, WORSE])]
+    assert front == ["small", "large", "middle"]
+
+
+def test_two_that_are_equal_are_both_on_the_front() -> None:
+    twin = one("twin", 50, 0.1, 0.12)
+    assert len(pareto_front([SMALL, twin])) == 2
+
+
+# The edge is wrong on the two least sure of ten, the cloud on the surest.
+CONFIDENCE = np.linspace(0.1, 1.0, 10)
+EDGE = np.array([False, False, *[True] * 7, False])
+CLOUD = np.array([*[True] * 9, False])
+CURVE = threshold_curve(CONFIDENCE, EDGE, CLOUD)
+
+
+@pytest.mark.parametrize(
+    ("target", "spill", "cost"),
+    [
+        (MaxExcess(0.05), 0.2, 0.2),
+        (MaxExcess(0.25), 0.0, 0.0),
+        (MaxError(0.2), 0.1, 0.1),
+        (MaxError(0.05), None, 1.0),
+        (MaxSpill(0.1), 0.1, 0.2),
+        (None, 0.1, 0.2),
+    ],
+)
+def test_a_target_costs_what_it_takes_to_meet_it(
+    target: MaxExcess | MaxError | MaxSpill | None, spill: float | None, cost: float
+) -> None:
+    found = spill_and_cost(CURVE, 0.7, target)
+    assert found == (
+        None if spill is None else pytest.approx(spill),
+        pytest.approx(cost),
+    )
+
+
+def test_without_a_cloud_no_risk_target_is_met_and_accuracy_is_the_cost() -> None:
+    assert spill_and_cost(None, 0.7, MaxExcess(0.1)) == (None, 1.0)
+    assert spill_and_cost(None, 0.7, MaxSpill(0.1)) == (0.1, pytest.approx(0.3))
+
+
+def test_only_students_are_pruned() -> None:
+    names = [each.name for each in candidates(["student", "cloud"], ["int8"], [0.5])]
+    assert names == ["student-int8", "student-pruned50-int8", "cloud-int8"]

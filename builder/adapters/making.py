@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.adapters import conversion, models, students, training
+from builder.adapters import (
+    conversion,
+    measuring,
+    models,
+    requantizing,
+    students,
+    training,
+)
 from builder.adapters.workspace import Workspace, array_digest
 from builder.core.candidates import Base, Candidate, candidates
 from builder.core.labelled import Labelled, digest
@@ -56,9 +63,30 @@ class Maker:
         if said.candidates.cloud_itself:
             bases.append("cloud")
         made = candidates(bases, said.candidates.quantizations, said.candidates.pruned)
-        if said.edge is not None:
-            return (Candidate("given", "as_given"), *made)
-        return made
+        return (*self._given_candidates(), *made)
+
+    def _given_candidates(self) -> tuple[Candidate, ...]:
+        """The `.tflite` file given: as it is, and smaller where it is float."""
+        if self._options.edge is None:
+            return ()
+        whole = Candidate("given", "as_given")
+        model = self._root / self._options.edge
+        models.file_digest(model)
+        wanted = [
+            each
+            for each in requantizing.REQUANTIZED
+            if each in self._options.candidates.quantizations
+        ]
+        measuring.signature_of(model)
+        if not wanted or not requantizing.is_float(model):
+            return (whole,)
+        if not requantizing.installed():
+            self._progress.note(
+                f"{model.name} is float and could be smaller: "
+                "`pip install ai-edge-quantizer` to have it quantised"
+            )
+            return (whole,)
+        return (whole, *candidates(["given"], wanted))
 
     def cloud_outputs(
         self, rows: NDArray[np.int64], *, mirrored: bool = False
@@ -109,8 +137,7 @@ class Maker:
         """
         said = self._options
         if candidate.base == "given" and said.edge is not None:
-            models.file_digest(self._root / said.edge)
-            return self._root / said.edge
+            return self._given_file(candidate, self._root / said.edge)
         made_of = (
             self._student_file(candidate.pruned)
             if candidate.base == "student"
@@ -142,14 +169,37 @@ class Maker:
 
         return self._work.file(candidate.name, ".tflite", key, make)[0]
 
+    def _given_file(self, candidate: Candidate, given: Path) -> Path:
+        if candidate.quantization == "as_given":
+            return given
+        key = step_key(
+            "requantize",
+            {"format": candidate.quantization},
+            models.file_digest(given),
+            self._data_digest,
+            array_digest(self._representative()),
+        )
+
+        def make(path: Path) -> None:
+            self._progress.begin(f"quantising {candidate.name}")
+            examples = self._data.model_inputs(self._representative())
+            name, _ = measuring.signature_of(given)
+            path.write_bytes(
+                requantizing.requantized(given, candidate.quantization, examples, name)
+            )
+
+        return self._work.file(candidate.name, ".tflite", key, make)[0]
+
     def _input_name(self) -> str:
         default = PICTURE_INPUT if self._data.is_picture else INPUT
         return self._options.input or default
 
     def _representative(self) -> NDArray[np.int64]:
         rng = np.random.default_rng(self._options.seed)
-        many = min(self._options.candidates.representative, len(self._parts.train))
-        return rng.choice(self._parts.train, many, replace=False)
+        # A data set for calibrating alone may have no train part.
+        rows = self._parts.train if len(self._parts.train) else self._parts.choose
+        many = min(self._options.candidates.representative, len(rows))
+        return rng.choice(rows, many, replace=False)
 
     def _opened_cloud(self) -> models.Network:
         said = self._options.cloud

@@ -63,6 +63,14 @@ def requantized(
         ) from error
 
 
+def is_float(model: Path) -> bool:
+    """Whether nothing in a file is quantised yet."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    tensors = Interpreter(model_path=str(model)).get_tensor_details()
+    return all(each["dtype"] not in (np.int8, np.uint8, np.float16) for each in tensors)
+
+
 def _signature(model: Path) -> str:
     from ai_edge_litert.interpreter import Interpreter
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from builder.adapters import models
 from builder.adapters.explaining import explain, page
@@ -151,7 +152,6 @@ def test_an_existing_tflite_is_calibrated_as_it_is(built: Built, folder: Path) -
 def test_an_answer_is_explained_with_where_it_hangs(
     built: Built, tmp_path: Path
 ) -> None:
-    from PIL import Image
 
     assert built.bundle is not None
     picture = np.full((SIDE, SIDE), 60, np.uint8)

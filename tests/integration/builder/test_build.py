@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typing_extensions import override
 
 from builder.adapters import models
 from builder.adapters.explaining import explain, page
@@ -50,6 +51,7 @@ class Heard(Silent):
     def __init__(self) -> None:
         self.steps: list[str] = []
 
+    @override
     def begin(self, what: str) -> None:
         self.steps.append(what)
 

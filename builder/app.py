@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.adapters import datasets, measuring, models, report, workspace
+from builder.adapters import datasets, measuring, models, packing, report, workspace
 from builder.adapters.making import Maker
 from builder.adapters.workspace import Workspace
 from builder.core import draft, gallery, told
@@ -23,11 +22,9 @@ from builder.core.progress import Progress
 from builder.core.promise import calibrate
 from builder.core.quality import Answers, Quality, quality, temperature_of
 from builder.core.refusal import BuildRefused
-from builder.core.soft_targets import activation_of
 from builder.core.splits import Part, Split, split
 from builder.core.steps import step_key
 from builder.settings import BuildFile
-from bundle.manifest import MANIFEST_FILE, parse_manifest
 from cascade.evaluation import at_threshold
 from cascade.targets import Calibrated, Target, Unsupported, parse_target
 
@@ -61,13 +58,32 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """The data set, its parts, and what the cloud says of those held out."""
+
+    data: Labelled
+    parts: Split
+    cloud: Mapping[Part, Answers] | None
+    cloud_output: draft.CloudOutput | None
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Every held-out row, part after part."""
+        return _held_rows(self.parts)
+
+    def cloud_on(self, part: Part) -> Answers | None:
+        """The cloud's answers to one part."""
+        return None if self.cloud is None else self.cloud[part]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Ran:
     """One candidate, made and run over the held-out examples."""
 
     candidate: Candidate
     file: Path
     run: measuring.Run
-    answers: dict[Part, Answers]
+    answers: Mapping[Part, Answers]
     chosen_on: Quality
     told_on: Quality
     considered: Considered
@@ -109,10 +125,8 @@ class Build:
         maker = Maker(
             self._options, self._root, self._work, self._progress, data, parts
         )
-        cloud = self._cloud(maker, data, parts)
-        ran = [
-            self._run(each, maker, data, parts, cloud) for each in maker.candidates()
-        ]
+        held = self._ask_cloud(maker, data, parts)
+        ran, failed = self._run_all(maker, held)
         choice = choose(
             [each.considered for each in ran],
             Constraints(**self._options.keep.model_dump()),
@@ -121,8 +135,15 @@ class Build:
             (each for each in ran if each.candidate.name == choice.chosen),
             min(ran, key=lambda each: each.considered.cost),
         )
-        promise = self._promise(shown, cloud, accept_nearest=accept_nearest)
-        return self._write(data, parts, ran, shown, choice, promise, cloud)
+        promise = self._promise(shown, held, accept_nearest=accept_nearest)
+        self._progress.begin("writing the report")
+        document = self._document(held, ran, shown, choice, promise)
+        document["failed"] = failed
+        reports = self._write_reports(document, held)
+        bundle = None
+        if choice.chosen is not None and isinstance(promise, Calibrated):
+            bundle = self._write_bundle(held, shown, promise, reports)
+        return Built(bundle, reports[0], choice, promise, document)
 
     def _read(self) -> Labelled:
         said = self._options.data
@@ -130,7 +151,7 @@ class Build:
         how = datasets.Reading(**said.model_dump(exclude={"max_corrupt", "shares"}))
         data = datasets.read(how, self._root, self._progress.advance)
         check_skipped(data, said.max_corrupt)
-        check_classes(data, least=1)
+        check_classes(data)
         if data.skipped:
             self._progress.note(
                 f"{len(data.skipped)} examples cannot be read and are skipped: "
@@ -140,26 +161,13 @@ class Build:
 
     def _split(self, data: Labelled) -> Split:
         self._progress.begin("splitting, and looking for leaks")
-        parts = split(
-            data,
-            self._options.seed,
-            self._options.data.shares,
-            trains=self._options.edge is None,
-        )
+        said = self._options
+        trains = said.edge is None and said.student.epochs > 0
+        parts = split(data, said.seed, said.data.shares, trains=trains)
         for part in HELD:
-            counts = np.bincount(
-                data.labels[parts.rows(part)], minlength=len(data.names)
+            check_classes(
+                data, parts.rows(part), f"{part} part", least=LEAST_OF_A_CLASS
             )
-            few = [
-                f"{name} ({n})"
-                for name, n in zip(data.names, counts, strict=True)
-                if n < LEAST_OF_A_CLASS
-            ]
-            if few:
-                raise BuildRefused(
-                    f"the {part} part has fewer than {LEAST_OF_A_CLASS} examples of "
-                    f"{', '.join(few)}: add examples, or change data.shares"
-                )
         if parts.left_out:
             self._progress.note(
                 f"{parts.left_out} examples of train are copies of held-out ones, and "
@@ -167,223 +175,163 @@ class Build:
             )
         return parts
 
-    def _cloud(
-        self, maker: Maker, data: Labelled, parts: Split
-    ) -> dict[Part, Answers] | None:
-        outputs = maker.cloud_outputs(_held(parts))
+    def _ask_cloud(self, maker: Maker, data: Labelled, parts: Split) -> _Held:
+        outputs = maker.cloud_outputs(_held_rows(parts))
         if outputs is None:
-            return None
-        if outputs.shape[1] != len(data.names):
-            raise BuildRefused(
-                f"labels do not match: the cloud model answers {outputs.shape[1]} "
-                f"classes, and the data set has {len(data.names)}"
-            )
-        return _answers(outputs, data, parts)
+            return _Held(data, parts, None, None)
+        _check_width("the cloud model", outputs, data)
+        answers = _answers(outputs, data, parts)
+        name, activation = maker.cloud_reading(outputs)
+        fitted = answers["choose"].temperature
+        read = draft.CloudOutput(
+            name, activation, 1.0 if activation == "probabilities" else fitted
+        )
+        return _Held(data, parts, answers, read)
 
-    def _run(
-        self,
-        candidate: Candidate,
-        maker: Maker,
-        data: Labelled,
-        parts: Split,
-        cloud: dict[Part, Answers] | None,
-    ) -> _Ran:
+    def _run_all(
+        self, maker: Maker, held: _Held
+    ) -> tuple[list[_Ran], dict[str, str]]:
+        """Make and run every candidate; what cannot be made is told of and passed over.
+
+        Raises:
+            BuildRefused: none can be made.
+        """
+        ran: list[_Ran] = []
+        failed: dict[str, str] = {}
+        for candidate in maker.candidates():
+            try:
+                ran.append(self._run(candidate, maker, held))
+            except BuildRefused as error:
+                self._progress.note(f"{candidate.name} cannot be made: {error}")
+                failed[candidate.name] = str(error)
+        if not ran:
+            raise BuildRefused(
+                "no candidate can be made: "
+                + "; ".join(f"{name}: {why}" for name, why in failed.items())
+            )
+        return ran, failed
+
+    def _run(self, candidate: Candidate, maker: Maker, held: _Held) -> _Ran:
+        data = held.data
         file = maker.file(candidate)
         self._progress.begin(f"measuring {candidate.name}")
-        run = self._measured(file, data, parts)
-        if run.outputs.shape[1] != len(data.names):
-            raise BuildRefused(
-                f"labels do not match: {candidate.name} answers {run.outputs.shape[1]} "
-                f"classes, and the data set has {len(data.names)}"
-            )
-        answers = _answers(run.outputs, data, parts)
-        here = {
-            part: quality(
-                answers[part],
-                None if cloud is None else cloud[part],
-                classes=len(data.names),
-            )
+        run = self._measured(file, candidate.name, held)
+        _check_width(candidate.name, run.outputs, data)
+        answers = _answers(run.outputs, data, held.parts)
+        chosen_on, told_on = (
+            quality(answers[part], held.cloud_on(part), classes=len(data.names))
             for part in ("choose", "test")
-        }
-        on = here["choose"]
-        spill, cost = spill_and_cost(on.curve, on.accuracy, self._target)
+        )
+        spill, cost = spill_and_cost(chosen_on.curve, chosen_on.accuracy, self._target)
         considered = Considered(
             candidate.name,
             file.stat().st_size,
             run.p50_ms,
-            on.accuracy,
-            on.cloud_accuracy,
+            chosen_on.accuracy,
+            chosen_on.cloud_accuracy,
             spill,
             cost,
         )
-        return _Ran(candidate, file, run, answers, on, here["test"], considered)
+        return _Ran(candidate, file, run, answers, chosen_on, told_on, considered)
 
-    def _measured(self, file: Path, data: Labelled, parts: Split) -> measuring.Run:
+    def _measured(self, file: Path, name: str, held: _Held) -> measuring.Run:
         key = step_key(
-            "run", {}, models.file_digest(file), digest(data), _held_digest(parts)
+            "run",
+            {},
+            models.file_digest(file),
+            digest(held.data),
+            workspace.array_digest(held.rows),
         )
 
         def make() -> dict[str, NDArray[Any]]:
-            run = measuring.run_tflite(file, data.model_inputs(_held(parts)))
+            run = measuring.run_tflite(file, held.data.model_inputs(held.rows))
             took = np.array([run.p50_ms, run.p99_ms, run.peak_memory_kb])
             return {"outputs": run.outputs, "took": took}
 
-        made = self._work.arrays(f"run-{file.stem.rpartition('-')[0]}", key, make)
+        made = self._work.arrays(f"run-{name}", key, make)
         p50_ms, p99_ms, peak_kb = made["took"].tolist()
         return measuring.Run(made["outputs"], p50_ms, p99_ms, int(peak_kb))
 
     def _promise(
-        self,
-        shown: _Ran,
-        cloud: dict[Part, Answers] | None,
-        *,
-        accept_nearest: bool,
+        self, shown: _Ran, held: _Held, *, accept_nearest: bool
     ) -> Calibrated | Unsupported:
         self._progress.begin("calibrating")
-        edge = shown.answers["calibrate"]
-        behind = None if cloud is None else cloud["calibrate"]
+        edge, cloud = shown.answers["calibrate"], held.cloud_on("calibrate")
         most = self._options.keep.max_spill
-        found = calibrate(edge, behind, self._target, most)
+        found = calibrate(edge, cloud, self._target, most)
         if isinstance(found, Unsupported) and accept_nearest and found.nearest:
             self._progress.note(found.describe())
-            return calibrate(edge, behind, found.nearest, most)
+            return calibrate(edge, cloud, found.nearest, most)
         return found
 
-    def _write(  # noqa: PLR0913, PLR0917 - everything that was found out
+    def _document(
         self,
-        data: Labelled,
-        parts: Split,
+        held: _Held,
         ran: Sequence[_Ran],
         shown: _Ran,
         choice: Choice,
         promise: Calibrated | Unsupported,
-        cloud: dict[Part, Answers] | None,
-    ) -> Built:
-        self._progress.begin("writing the report")
+    ) -> dict[str, Any]:
+        """What the report says, as JSON holds it."""
+        test, cloud = shown.answers["test"], held.cloud_on("test")
+        confused: list[gallery.Confused] = []
+        result = None
         threshold = promise.threshold if isinstance(promise, Calibrated) else -np.inf
-        test = shown.answers["test"]
-        confused = (
-            [] if cloud is None else gallery.confused(test, cloud["test"], threshold)
-        )
-        document = {
+        if cloud is not None:
+            confused = gallery.confused(test, cloud, threshold)
+        if isinstance(promise, Calibrated):
+            behind = test if cloud is None else cloud
+            found = at_threshold(
+                test.confidence, test.right, behind.right, promise.threshold
+            )
+            result = told.at_threshold(found, with_cloud=cloud is not None)
+        return {
             **told.build(self._options.name, self._options.version, self._target),
-            "data": told.data(data, parts, self._options.seed, digest(data)),
-            "candidates": [
-                told.candidate(
-                    each.considered,
-                    each.chosen_on,
-                    each.told_on,
-                    data.names,
-                    {
-                        "deflated_bytes": len(zlib.compress(each.file.read_bytes(), 9)),
-                        "p99_ms": each.run.p99_ms,
-                        "peak_memory_kb": each.run.peak_memory_kb,
-                        "pruned": each.candidate.pruned,
-                    },
-                )
-                for each in ran
-            ],
+            "data": told.data(
+                held.data, held.parts, self._options.seed, digest(held.data)
+            ),
+            "candidates": [_told_of(each, held.data.names) for each in ran],
             "choice": told.choice(choice),
             "shown": shown.candidate.name,
             "promise": told.promise(promise),
             "reliability": told.reliability_of(test),
-            "test": self._on_test(test, cloud, promise),
+            "test": result,
             "confused": [told.confused(each) for each in confused],
         }
-        rows = parts.test[np.array([each.row for each in confused], np.int64)]
+
+    def _write_reports(self, document: dict[str, Any], held: _Held) -> list[Path]:
+        rows = [each["row"] for each in document["confused"]]
+        examples = held.data.inputs[held.parts.test[np.array(rows, np.int64)]]
         self._out.mkdir(parents=True, exist_ok=True)
-        page = self._out / REPORT_HTML
-        page.write_text(
-            report.html(document, [data.inputs[row] for row in rows]), encoding="utf-8"
-        )
-        workspace.write_json(self._out / REPORT_JSON, document)
-        folder = None
-        if choice.chosen is not None and isinstance(promise, Calibrated):
-            folder = self._bundle(data, parts, shown, promise, cloud)
-        return Built(folder, page, choice, promise, document)
+        page, figures = self._out / REPORT_HTML, self._out / REPORT_JSON
+        page.write_text(report.html(document, list(examples)), encoding="utf-8")
+        workspace.write_json(figures, document)
+        return [page, figures]
 
-    def _on_test(
-        self,
-        edge: Answers,
-        cloud: dict[Part, Answers] | None,
-        promise: Calibrated | Unsupported,
-    ) -> dict[str, Any] | None:
-        if isinstance(promise, Unsupported):
-            return None
-        behind = edge if cloud is None else cloud["test"]
-        found = at_threshold(
-            edge.confidence, edge.right, behind.right, promise.threshold
-        )
-        return told.at_threshold(found, with_cloud=cloud is not None)
-
-    def _bundle(
-        self,
-        data: Labelled,
-        parts: Split,
-        shown: _Ran,
-        promise: Calibrated,
-        cloud: dict[Part, Answers] | None,
+    def _write_bundle(
+        self, held: _Held, shown: _Ran, promise: Calibrated, reports: Sequence[Path]
     ) -> Path:
         folder = self._out / BUNDLE
-        half = self._out / f"half-{BUNDLE}"
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir(parents=True)
-        shutil.copyfile(shown.file, half / draft.MODEL_FILE)
-        signature = measuring.signature_of(shown.file)
-        self._golden(half, signature, data, parts, shown)
-        files = {}
-        for name in (REPORT_JSON, REPORT_HTML):
-            shutil.copyfile(self._out / name, half / name)
-            files[name] = {
-                "sha256": workspace.sha256(half / name),
-                "size_bytes": (half / name).stat().st_size,
-            }
-        manifest = draft.manifest(
-            data,
-            draft.Named(
-                self._options.name,
-                self._options.version,
-                signature,
-                self._options.limits,
-            ),
+        chosen = packing.Chosen(
+            shown.file,
+            self._options.name,
+            self._options.version,
+            self._options.limits,
             draft.CalibratedOn(
                 promise,
                 shown.answers["calibrate"],
-                None if cloud is None else cloud["calibrate"],
-                _cloud_output(self._options, cloud),
+                held.cloud_on("calibrate"),
+                held.cloud_output,
             ),
+            shown.answers["test"],
+            held.parts.test,
         )
-        workspace.write_json(half / MANIFEST_FILE, {**manifest, "files": files})
-        parse_manifest((half / MANIFEST_FILE).read_bytes())
-        shutil.rmtree(folder, ignore_errors=True)
-        half.rename(folder)
+        packing.write_bundle(folder, held.data, chosen, reports)
         return folder
 
-    def _golden(
-        self,
-        folder: Path,
-        signature: tuple[str, str],
-        data: Labelled,
-        parts: Split,
-        shown: _Ran,
-    ) -> None:
-        test = shown.answers["test"]
-        rows = draft.golden_rows(test.outputs, test.labels)
-        arrays = {
-            f"in_{signature[0]}": data.model_inputs(parts.test[rows]),
-            f"out_{signature[1]}": test.outputs[rows],
-        }
-        with (folder / draft.GOLDEN_FILE).open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
 
-
-def _held(parts: Split) -> NDArray[np.int64]:
-    """Every held-out row, part after part."""
+def _held_rows(parts: Split) -> NDArray[np.int64]:
     return np.concatenate([parts.rows(part) for part in HELD])
-
-
-def _held_digest(parts: Split) -> str:
-    return workspace.array_digest(_held(parts))
 
 
 def _answers(
@@ -401,14 +349,19 @@ def _answers(
     return {part: replace(each, temperature=temperature) for part, each in made.items()}
 
 
-def _cloud_output(
-    options: BuildFile, cloud: dict[Part, Answers] | None
-) -> draft.CloudOutput | None:
-    if cloud is None or options.cloud is None:
-        return None
-    held = cloud["calibrate"]
-    return draft.CloudOutput(
-        options.cloud.output or draft.CLOUD_OUTPUT,
-        activation_of(held.outputs[held.readable]),
-        held.temperature,
-    )
+def _check_width(what: str, outputs: NDArray[np.float32], data: Labelled) -> None:
+    if outputs.shape[1] != len(data.names):
+        raise BuildRefused(
+            f"labels do not match: {what} answers {outputs.shape[1]} classes, and the "
+            f"data set has {len(data.names)}"
+        )
+
+
+def _told_of(ran: _Ran, names: Sequence[str]) -> dict[str, Any]:
+    more = {
+        "deflated_bytes": len(zlib.compress(ran.file.read_bytes(), 9)),
+        "p99_ms": ran.run.p99_ms,
+        "peak_memory_kb": ran.run.peak_memory_kb,
+        "pruned": ran.candidate.pruned,
+    }
+    return told.candidate(ran.considered, ran.chosen_on, ran.told_on, names, more)

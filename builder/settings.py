@@ -19,7 +19,7 @@ from builder.core.candidates import Quantization
 from builder.core.refusal import BuildRefused
 from builder.core.splits import SHARES
 from bundle.manifest import Limits, Name, Version
-from cascade.targets import parse_target
+from cascade.targets import MaxSpill, parse_target
 
 MAX_BYTES: Final = 1024 * 1024
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -113,9 +113,18 @@ class BuildFile(_Part):
                 "nothing to make: name an edge .tflite, a student with epochs, or "
                 "candidates.cloud_itself"
             )
-        if self.candidates.cloud_itself and self.cloud is None:
-            raise ValueError("candidates.cloud_itself needs a cloud model")
+        if self.cloud is None:
+            self._goes_without_cloud()
         return self
+
+    def _goes_without_cloud(self) -> None:
+        if self.candidates.cloud_itself:
+            raise ValueError("candidates.cloud_itself needs a cloud model")
+        if not isinstance(parse_target(self.target), MaxSpill):
+            raise ValueError(
+                f"the target {self.target!r} is about the cloud's answers, and there "
+                "is no cloud model: name one, or state how much may be spilled"
+            )
 
 
 def read_build_file(path: Path | None, said: dict[str, Any] | None = None) -> BuildFile:

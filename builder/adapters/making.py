@@ -21,10 +21,11 @@ from builder.adapters.workspace import Workspace, array_digest
 from builder.core.candidates import Base, Candidate, candidates
 from builder.core.labelled import Labelled, digest
 from builder.core.progress import Progress
-from builder.core.soft_targets import as_logits
+from builder.core.soft_targets import activation_of, as_logits
 from builder.core.splits import Split
 from builder.core.steps import step_key
 from builder.settings import BuildFile
+from cascade.scores import Activation
 
 if TYPE_CHECKING:
     from tensorflow import keras
@@ -53,6 +54,8 @@ class Maker:
         self._parts = parts
         self._data_digest = digest(data)
         self._cloud: models.Network | None = None
+        self._cloud_name = ""
+        self._cloud_stripped = False
 
     def candidates(self) -> tuple[Candidate, ...]:
         """What is to be made."""
@@ -121,13 +124,30 @@ class Maker:
                 batch = self._data.model_inputs(rows[part])
                 return batch[:, :, ::-1] if mirrored else batch
 
+            network = self._opened_cloud()
             made = models.outputs_of(
-                self._opened_cloud(), batch_of, len(rows), self._progress.advance
+                network, batch_of, len(rows), self._progress.advance
             )
-            return {"outputs": made}
+            return {
+                "outputs": made,
+                "name": np.array(network.output),
+                "stripped": np.array(network.stripped),
+            }
 
-        outputs: NDArray[np.float32] = self._work.arrays("cloud", key, make)["outputs"]
+        made = self._work.arrays("cloud", key, make)
+        self._cloud_name = str(made["name"])
+        self._cloud_stripped = bool(made["stripped"])
+        outputs: NDArray[np.float32] = made["outputs"]
         return outputs
+
+    def cloud_reading(self, outputs: NDArray[np.float32]) -> tuple[str, Activation]:
+        """The name of the cloud model's output, and what a worker gives there.
+
+        Args:
+            outputs: some of it, as `cloud_outputs` gave it.
+        """
+        activation = "probabilities" if self._cloud_stripped else activation_of(outputs)
+        return self._cloud_name, activation
 
     def file(self, candidate: Candidate) -> Path:
         """The `.tflite` file of a candidate.

@@ -104,16 +104,25 @@ def signature_of(model: Path) -> tuple[str, str]:
 
 
 def runner_of(
-    model: Path, taken: str, given: str
+    model: Path, taken: str, given: str, *, reference: bool = False
 ) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """Run a file in this process, for a person who waits: one example in, one row out.
+    """Run a file in this process: one example in, one row out.
+
+    Args:
+        model: that ran in a child process before, or is trusted.
+        taken: the name of its input.
+        given: the name of its output.
+        reference: use LiteRT's plain kernels, which round as no processor's own do.
 
     Raises:
         BuildRefused: it does not load, or does not take the example.
     """
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    interpreter = Interpreter(model_path=str(model), num_threads=1)
+    kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+    interpreter = Interpreter(
+        model_path=str(model), num_threads=1, experimental_op_resolver_type=kernels
+    )
     interpreter.allocate_tensors()
     run = interpreter.get_signature_runner()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -32,12 +32,14 @@ class Network:
     Attributes:
         call: tensor [batch, ...] to tensor [batch, classes], inside a `tf.function` too.
         held: what owns the variables, so that a SavedModel can be made of it.
-        trained: the Keras model, where it is one.
+        output: the name that a worker gives its output.
+        stripped: whether a softmax was taken from its end, which a worker leaves on.
     """
 
     call: Callable[[tf.Tensor], tf.Tensor]
     held: Any
-    trained: keras.Model | None = None
+    output: str
+    stripped: bool = False
 
 
 def file_digest(path: Path) -> str:
@@ -77,11 +79,14 @@ def open_model(path: Path, output: str | None = None) -> Network:
     )
 
 
-def of_keras(model: keras.Model) -> Network:
+def of_keras(model: keras.Model, *, stripped: bool = False) -> Network:
     """A Keras model as it stands, in inference."""
     # TensorFlow tracks its own variables only, and Keras wraps them.
     held = [variable.value for variable in model.variables]
-    return Network(lambda batch: model(batch, training=False), held, model)
+    (output,) = model.output_names
+    return Network(
+        lambda batch: model(batch, training=False), held, str(output), stripped
+    )
 
 
 def outputs_of(
@@ -144,15 +149,26 @@ def by_entry_point(named: str, *arguments: object) -> Any:  # noqa: ANN401 - its
     return found(*arguments)
 
 
+def has_softmax(model: keras.Model) -> bool:
+    """Whether a model ends in a softmax."""
+    from tensorflow import keras
+
+    last = model.layers[-1]
+    return isinstance(last, keras.layers.Softmax) or (
+        getattr(last, "activation", None) is keras.activations.softmax
+    )
+
+
 def without_softmax(model: keras.Model) -> keras.Model:
     """The same model, giving logits: a softmax at its end would make them tie."""
     from tensorflow import keras
 
+    if not has_softmax(model):
+        return model
     last = model.layers[-1]
     if isinstance(last, keras.layers.Softmax):
         return keras.Model(model.inputs, last.input, name=model.name)
-    if getattr(last, "activation", None) is keras.activations.softmax:
-        last.activation = keras.activations.linear
+    last.activation = keras.activations.linear
     return model
 
 
@@ -169,7 +185,9 @@ def _open_keras(path: Path, output: str | None) -> Network:
         names = list(model.output_names)
         name = _one_of(names, output, path)
         model = keras.Model(model.inputs, model.outputs[names.index(name)])
-    return of_keras(without_softmax(model))
+    (named,) = model.output_names
+    stripped = has_softmax(model)
+    return replace(of_keras(without_softmax(model), stripped=stripped), output=named)
 
 
 def _open_saved_model(path: Path, output: str | None) -> Network:
@@ -189,7 +207,7 @@ def _open_saved_model(path: Path, output: str | None) -> Network:
         )
     (given,) = inputs
     taken = _one_of(sorted(serve.structured_outputs), output, path)
-    return Network(lambda batch: serve(**{given: batch})[taken], loaded)
+    return Network(lambda batch: serve(**{given: batch})[taken], loaded, taken)
 
 
 def _one_of(names: list[str], wanted: str | None, path: Path) -> str:

@@ -27,9 +27,9 @@ from cascade.targets import (
 
 MODEL_FILE: Final = "model.tflite"
 GOLDEN_FILE: Final = "golden.npz"
+# Examples among which the steadiest are looked for, and the least tolerance.
+GOLDEN_CANDIDATES: Final = 500
 GOLDEN_TOLERANCE: Final = 0.05
-# The output of a cloud model that has only one and was not named.
-CLOUD_OUTPUT: Final = "logits"
 DRIFT_BINS: Final = 32
 DRIFT_FALSE_ALARM: Final = 0.01
 
@@ -58,12 +58,14 @@ class Named:
         version: of the bundle.
         signature: the names of the model's input and output.
         limits: above which a request is oversized.
+        golden_tolerance: by which a sound processor's outputs may differ.
     """
 
     name: str
     version: str
     signature: tuple[str, str]
     limits: Limits
+    golden_tolerance: float = GOLDEN_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +112,7 @@ def manifest(data: Labelled, named: Named, on: CalibratedOn) -> dict[str, Any]:
         },
         "calibration": _calibration(on, threshold),
         "limits": named.limits.model_dump(),
-        "golden": {"file": GOLDEN_FILE, "tolerance": GOLDEN_TOLERANCE},
+        "golden": {"file": GOLDEN_FILE, "tolerance": named.golden_tolerance},
     }
     if data.is_picture:
         height, width, channels = data.shape
@@ -127,23 +129,30 @@ def manifest(data: Labelled, named: Named, on: CalibratedOn) -> dict[str, Any]:
 
 
 def golden_rows(
-    fast: NDArray[np.float32], labels: NDArray[np.int64], most: int = 8
+    difference: NDArray[np.floating[Any]], labels: NDArray[np.int64], most: int = 8
 ) -> NDArray[np.int64]:
-    """One example of each of some classes, the surest: they round least.
+    """The steadiest example of each of some classes.
+
+    Processors round in their own ways; where two kinds of kernels agree best, a sound
+    bundle is least likely to be refused on a third.
 
     Args:
-        fast: outputs [n, classes].
+        difference: [n], between the outputs of LiteRT's fast and plain kernels.
         labels: int64 [n].
         most: how many.
+
+    Returns:
+        int64 [most or fewer], indexes.
     """
-    ordered = np.sort(fast, axis=-1)
-    lead = np.where(
-        np.isfinite(fast).all(axis=-1), ordered[:, -1] - ordered[:, -2], -np.inf
-    )
-    surest = np.argsort(-lead, kind="stable")
-    _, first = np.unique(labels[surest], return_index=True)
-    rows: NDArray[np.int64] = surest[first[:most]].astype(np.int64)
+    steadiest = np.argsort(difference, kind="stable")
+    _, first = np.unique(labels[steadiest], return_index=True)
+    rows: NDArray[np.int64] = steadiest[first[:most]].astype(np.int64)
     return rows
+
+
+def golden_tolerance(difference: float) -> float:
+    """The tolerance for examples whose kernels differ by this: three times as much."""
+    return max(GOLDEN_TOLERANCE, round(3 * difference, 4))
 
 
 def _calibration(on: CalibratedOn, threshold: float) -> dict[str, Any]:

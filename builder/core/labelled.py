@@ -101,11 +101,19 @@ def labelled(
     return Labelled(inputs, indexes, found, **more)
 
 
-def check_classes(data: Labelled, *, least: int = 1) -> None:
+def check_classes(
+    data: Labelled,
+    rows: NDArray[np.int64] | None = None,
+    part: str = "data set",
+    *,
+    least: int = 1,
+) -> None:
     """Refuse what no classifier can be built or measured on.
 
     Args:
         data: any.
+        rows: which of it; all when None.
+        part: what they are called.
         least: how many examples each class needs.
 
     Raises:
@@ -115,12 +123,17 @@ def check_classes(data: Labelled, *, least: int = 1) -> None:
         raise BuildRefused(
             f"the data set has one class, {data.names[0]!r}: there is nothing to decide"
         )
-    counts = np.bincount(data.labels, minlength=len(data.names))
-    empty = [name for name, n in zip(data.names, counts, strict=True) if n < least]
-    if empty:
+    labels = data.labels if rows is None else data.labels[rows]
+    counts = np.bincount(labels, minlength=len(data.names))
+    few = [
+        f"{name} ({n})"
+        for name, n in zip(data.names, counts, strict=True)
+        if n < least
+    ]
+    if few:
         raise BuildRefused(
-            f"classes with fewer than {least} examples: {_listed(empty)}; add examples "
-            "or take the class away"
+            f"the {part} has classes with fewer than {least} examples: {_listed(few)}; "
+            "add examples, take the class away, or change the shares of the parts"
         )
 
 

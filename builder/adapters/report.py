@@ -36,6 +36,7 @@ def html(document: Mapping[str, Any], examples: Sequence[Any]) -> str:
         f"<p>{escape(document['choice']['why'])}.</p>",
         _candidates(document),
         _broken(document["choice"]["broken"]),
+        _failed(document["failed"]),
         _pareto(document),
         *_cascade(document),
         *_reliability(document),
@@ -123,6 +124,13 @@ def _broken(broken: Mapping[str, Sequence[str]]) -> str:
         for name, why in broken.items()
     )
     return f"<p>Not allowed:</p><ul>{items}</ul>"
+
+
+def _failed(failed: Mapping[str, str]) -> str:
+    items = "".join(
+        f"<li>{escape(name)}: {escape(why)}</li>" for name, why in failed.items()
+    )
+    return f"<p>Could not be made:</p><ul>{items}</ul>" if items else ""
 
 
 def _pareto(document: Mapping[str, Any]) -> str:

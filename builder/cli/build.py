@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from builder.adapters.needs import check_installed
 from builder.app import Build, Built
 from builder.cli.drawing import Drawn, candidates_table, quiet_tensorflow, results
 from builder.core.refusal import BuildRefused
@@ -42,7 +43,7 @@ def build(  # noqa: PLR0913, PLR0917 - the options of a command
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where steps, report and bundle go; NAME-VERSION beside FILE."
+            help="Where steps, report and bundle go; built/NAME-VERSION."
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model.")] = None,
@@ -97,7 +98,7 @@ def build(  # noqa: PLR0913, PLR0917 - the options of a command
         "seed": seed,
         "edge": edge.resolve() if edge else None,
         "cloud": {"model": cloud.resolve() if cloud else None, "output": output},
-        "data": {"source": data, "max_corrupt": max_corrupt},
+        "data": {"source": _found(data), "max_corrupt": max_corrupt},
         "keep": {
             "max_kb": max_kb,
             "max_ms": max_ms,
@@ -107,7 +108,8 @@ def build(  # noqa: PLR0913, PLR0917 - the options of a command
     }
     options = read_build_file(file, _stated(said))
     root = Path.cwd() if file is None else (file if file.is_dir() else file.parent)
-    where = out or root / f"{options.name}-{options.version}"
+    where = out or Path("built") / f"{options.name}-{options.version}"
+    check_installed("tensorflow", "ai_edge_litert", "matplotlib")
     with quiet_tensorflow(), Drawn() as drawn:
         built = Build(options, root, where, drawn).run(accept_nearest=accept_nearest)
     if json:
@@ -116,6 +118,13 @@ def build(  # noqa: PLR0913, PLR0917 - the options of a command
         _tell(built)
     if built.bundle is None:
         raise BuildRefused(_why_none(built))
+
+
+def _found(data: str | None) -> str | None:
+    """What lies in the working folder is meant from there, and not from the file's."""
+    if data is not None and Path(data).exists():
+        return str(Path(data).resolve())
+    return data
 
 
 def _stated(said: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import typer
 
 from builder.adapters.explaining import explain as explained_by
 from builder.adapters.explaining import page
+from builder.adapters.needs import check_installed
 from builder.cli.drawing import results
 
 
@@ -32,6 +33,7 @@ def explain(
     The occlusion map covers a part of the input at a time and looks how far the
     probability of the answer falls.
     """
+    check_installed("ai_edge_litert", *(["matplotlib"] if out else []))
     found = explained_by(file, bundle)
     if out is not None:
         out.write_text(page(found), encoding="utf-8")

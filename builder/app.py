@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -140,6 +141,8 @@ class Build:
         document = self._document(held, ran, shown, choice, promise)
         document["failed"] = failed
         reports = self._write_reports(document, held)
+        # One of an earlier run would be taken for this one's.
+        shutil.rmtree(self._out / BUNDLE, ignore_errors=True)
         bundle = None
         if choice.chosen is not None and isinstance(promise, Calibrated):
             bundle = self._write_bundle(held, shown, promise, reports)

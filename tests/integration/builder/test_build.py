@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from click.testing import Result
 from PIL import Image
+from typer.testing import CliRunner
 from typing_extensions import override
 
 from builder.adapters import models
 from builder.adapters.explaining import explain, page
 from builder.app import Build, Built
+from builder.cli.build import build as build_command
+from builder.cli.explain import explain as explain_command
 from builder.core.progress import Silent
 from builder.core.refusal import BuildRefused
 from builder.settings import BuildFile, read_build_file
@@ -133,14 +140,72 @@ def test_a_build_again_goes_on_where_it_stopped_and_makes_the_same(
     assert again.document["promise"] == built.document["promise"]
 
 
+def beside(folder: Path, out: Path) -> Path:
+    """Another place for a build's results, where its steps are finished already."""
+    shutil.copytree(folder / "out" / "steps", out / "steps")
+    return out
+
+
 def test_a_target_that_cannot_be_kept_makes_no_bundle_and_names_the_nearest(
-    built: Built, folder: Path
+    built: Built, folder: Path, tmp_path: Path
 ) -> None:
+    out = beside(folder, tmp_path)
+    (out / "bundle").mkdir()
     asked = options(folder, target="0.01 points worse")
-    refused = Build(asked, folder, folder / "out", Silent()).run()
+    refused = Build(asked, folder, out, Silent()).run()
     assert refused.bundle is None
+    assert not (out / "bundle").exists()
     assert "nearest that can be met" in refused.document["promise"]["says"]
     assert "No promise" in refused.report.read_text()
+
+
+def test_a_limit_that_nothing_keeps_to_makes_no_bundle(
+    built: Built, folder: Path, tmp_path: Path
+) -> None:
+    asked = options(folder, keep={"max_kb": 0.1})
+    refused = Build(asked, folder, beside(folder, tmp_path), Silent()).run()
+    assert refused.bundle is None
+    assert "no candidate keeps to every limit" in refused.choice.why
+
+
+def invoked(command: Callable[..., None], *arguments: str) -> Result:
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_command_shows_the_candidates_and_says_what_is_next(
+    built: Built, folder: Path, tmp_path: Path
+) -> None:
+    out = beside(folder, tmp_path)
+    found = invoked(build_command, str(folder), "--out", str(out))
+    assert found.exit_code == 0, found.output
+    assert "student-int8" in found.output
+    assert f"Next: overspill model publish {out / 'bundle'}" in found.output
+
+
+def test_the_command_is_refused_with_the_nearest_target(
+    built: Built, folder: Path, tmp_path: Path
+) -> None:
+    out = beside(folder, tmp_path)
+    arguments = [str(folder), "--out", str(out), "--target", "0.01 points worse"]
+    found = invoked(build_command, *arguments, "--json")
+    assert isinstance(found.exception, BuildRefused)
+    assert "--accept-nearest" in str(found.exception)
+
+
+def test_the_command_explains_an_answer(built: Built, tmp_path: Path) -> None:
+    assert built.bundle is not None
+    Image.new("L", (SIDE, SIDE), 90).save(tmp_path / "even.png")
+    page_file = tmp_path / "page.html"
+    found = invoked(
+        explain_command,
+        *[str(tmp_path / "even.png"), "--bundle", str(built.bundle)],
+        *["--out", str(page_file)],
+    )
+    assert found.exit_code == 0, found.output
+    assert "threshold" in found.output
+    assert "<svg" in page_file.read_text()
 
 
 def test_an_existing_tflite_is_calibrated_as_it_is(built: Built, folder: Path) -> None:
@@ -213,3 +278,7 @@ def test_a_build_file_with_a_wrong_field_is_refused_by_its_name(tmp_path: Path) 
         read_build_file(tmp_path / "build.toml", {"keep": None, "target": "be good"})
     with pytest.raises(BuildRefused, match="cannot read"):
         read_build_file(tmp_path / "missing.toml")
+    said = {"name": "a", "version": "1", "data": {"source": "data.npz"}}
+    with pytest.raises(BuildRefused, match="there is no cloud model"):
+        read_build_file(None, said)
+    assert read_build_file(None, {**said, "target": "5% spilled"}).name == "a"

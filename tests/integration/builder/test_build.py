@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 from typing_extensions import override
 
 from builder.adapters import models

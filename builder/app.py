@@ -26,7 +26,7 @@ from builder.core.refusal import BuildRefused
 from builder.core.splits import Part, Split, split
 from builder.core.steps import step_key
 from builder.settings import BuildFile
-from cascade.evaluation import at_threshold
+from cascade.evaluation import Costs, at_threshold
 from cascade.targets import Calibrated, Target, Unsupported, parse_target
 
 HELD: Final[tuple[Part, ...]] = ("choose", "calibrate", "test")
@@ -285,7 +285,11 @@ class Build:
         if isinstance(promise, Calibrated):
             behind = test if cloud is None else cloud
             found = at_threshold(
-                test.confidence, test.right, behind.right, promise.threshold
+                test.confidence,
+                test.right,
+                behind.right,
+                promise.threshold,
+                Costs(payload_bytes=int(held.data.inputs[0].nbytes)),
             )
             result = told.at_threshold(found, with_cloud=cloud is not None)
         return {

@@ -40,6 +40,7 @@ def to_tflite(
         BuildRefused: the converter cannot.
     """
     import tensorflow as tf
+    from tensorflow.lite.python.convert_phase import ConverterError
 
     def serve(batch: tf.Tensor) -> dict[str, tf.Tensor]:
         return {OUTPUT: network.call(batch)}
@@ -58,7 +59,7 @@ def to_tflite(
             )
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
             return _converted(converter, representative, quantization, input_name)
-        except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        except (ValueError, RuntimeError, ConverterError, tf.errors.OpError) as error:
             first = str(error).strip().partition("\n")[0]
             raise BuildRefused(
                 f"the model cannot be converted ({quantization}): {first}"

@@ -145,13 +145,6 @@ def for_pruning(recipe: Recipe, epochs: int) -> Recipe:
     return replace(recipe, epochs=epochs, peak_rate=recipe.peak_rate / 3)
 
 
-def zero_share(model: keras.Model) -> float:
-    """The share of a model's weights that are zero."""
-    weights = [np.asarray(each) for each in model.trainable_variables]
-    zeros = sum(int(np.count_nonzero(each == 0)) for each in weights)
-    return zeros / max(1, sum(each.size for each in weights))
-
-
 def _step(
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer,

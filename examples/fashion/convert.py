@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
 
+from cascade.scores import confidences
+from cascade.temperature import fit_temperature, negative_log_likelihood
 from examples.fashion import (
     architectures,
-    calibration,
     data,
     edge_runtime,
     manifests,
@@ -58,9 +59,9 @@ def main() -> None:
     validation = data.as_input(fashion.validation.images)
     logits = edge_runtime.logits_of(model_file, validation)
     labels = fashion.validation.labels
-    temperature = calibration.fit_temperature(logits, labels)
-    confident = calibration.confidence(logits, temperature)
-    threshold = calibration.threshold_for_spill(confident, spill)
+    temperature = fit_temperature(logits, labels)
+    confident = confidences(logits, temperature=temperature)
+    threshold = float(np.quantile(confident, spill))
     manifests.write(
         out / "manifest.json", manifests.edge_bundle(size, temperature, threshold)
     )
@@ -76,8 +77,8 @@ def main() -> None:
             "threshold": threshold,
             "validation_spill": float(np.mean(confident < threshold)),
             "validation_accuracy": training.accuracy(logits, labels),
-            "validation_nll_at_1": calibration.nll(logits, labels, 1.0),
-            "validation_nll": calibration.nll(logits, labels, temperature),
+            "validation_nll_at_1": negative_log_likelihood(logits, labels),
+            "validation_nll": negative_log_likelihood(logits, labels, temperature),
             "validation_distinct_confidences": len(np.unique(confident)),
             "golden_rounding": rounding,
         },

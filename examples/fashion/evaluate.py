@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from cascade.scores import confidences
 from examples.fashion import (
     architectures,
-    calibration,
     cloud_model,
     data,
     edge_runtime,
@@ -100,7 +100,7 @@ def _edge(
 
     inputs = data.as_input(test.images)
     edge = edge_runtime.logits_of(model_file, inputs)
-    confident = calibration.confidence(edge, decision["temperature"])
+    confident = confidences(edge, temperature=decision["temperature"])
     spilled = confident < decision["threshold"]
     together = np.where(spilled[:, np.newaxis], cloud, edge)
     return {

@@ -303,6 +303,7 @@ class Build:
             "promise": told.promise(promise),
             "reliability": told.reliability_of(test),
             "test": result,
+            "bounds": None if cloud is None else told.bounds(test, cloud),
             "confused": [told.confused(each) for each in confused],
         }
 

@@ -88,6 +88,7 @@ def _candidates(document: Mapping[str, Any]) -> str:
         "distinct",
         "deferral",
         "cost",
+        "front",
     )
     rows = []
     for each in document["candidates"]:
@@ -106,6 +107,7 @@ def _candidates(document: Mapping[str, Any]) -> str:
             str(test["distinct"]),
             "-" if test["deferral"] is None else f"{test['deferral']:.3f}",
             _percent(each["cost"]),
+            "yes" if each["name"] in document["choice"]["front"] else "",
         )
         chosen = each["name"] == document["choice"]["chosen"]
         rows.append((cells, ' class="chosen"' if chosen else ""))
@@ -150,6 +152,8 @@ def _cascade(document: Mapping[str, Any]) -> list[str]:
     }
     if not curves:
         return []
+    bounds = document["bounds"]
+    curves |= {f"{document['shown']}, {name}": bounds[name] for name in bounds}
     test = document["test"]
     marked = None if test is None else (test["spilled"], test["accuracy"])
     (first, *_) = document["candidates"]

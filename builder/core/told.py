@@ -14,7 +14,7 @@ from builder.core.gallery import Confused
 from builder.core.labelled import Labelled
 from builder.core.quality import Answers, Quality
 from builder.core.splits import PARTS, Split
-from cascade.curves import Curve
+from cascade.curves import Curve, oracle_curve, random_curve
 from cascade.evaluation import AtThreshold
 from cascade.targets import Calibrated, Target, Unsupported
 from cascade.temperature import reliability
@@ -88,6 +88,14 @@ def promise(found: Calibrated | Unsupported) -> dict[str, Any]:
         "spilled": found.spilled,
         "measured": found.measured,
         "examples": found.examples,
+    }
+
+
+def bounds(test: Answers, cloud: Answers) -> dict[str, Any]:
+    """What spilling by chance, and with knowledge of who is right, would give."""
+    return {
+        "by chance": _points(random_curve(test.right, cloud.right)),
+        "by an oracle": _points(oracle_curve(test.right, cloud.right)),
     }
 
 

@@ -28,9 +28,10 @@ def _share(text: str) -> float:
     return share
 
 
-Share = Annotated[
-    float | None, typer.Option(parser=_share, metavar="SHARE", show_default=False)
-]
+def _limit(text: str) -> Any:  # noqa: ANN401 - typer's own
+    return typer.Option(
+        parser=_share, metavar="SHARE", show_default=False, help=text
+    )
 
 
 def build(  # noqa: PLR0913, PLR0917 - the options of a command
@@ -71,9 +72,15 @@ def build(  # noqa: PLR0913, PLR0917 - the options of a command
     max_ms: Annotated[
         float | None, typer.Option(help="Of one invocation, median, one thread.")
     ] = None,
-    max_spill: Share = None,
-    max_accuracy_drop: Share = None,
-    max_corrupt: Share = None,
+    max_spill: Annotated[
+        float | None, _limit("Spilled to keep the target, such as 15%.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None, _limit("How much less often right than the cloud, alone.")
+    ] = None,
+    max_corrupt: Annotated[
+        float | None, _limit("Of the examples, that cannot be read; 1%.")
+    ] = None,
     *,
     accept_nearest: Annotated[
         bool,

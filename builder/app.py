@@ -209,8 +209,7 @@ class Build:
                 failed[candidate.name] = str(error)
         if not ran:
             raise BuildRefused(
-                "no candidate can be made: "
-                + "; ".join(f"{name}: {why}" for name, why in failed.items())
+                f"no candidate can be made: {'; '.join(dict.fromkeys(failed.values()))}"
             )
         return ran, failed
 

@@ -235,6 +235,11 @@ class Maker:
         whole = None if pruned == 0 else self._student_file(0.0)
         options = {
             **said.student.model_dump(),
+            "source": (
+                None
+                if said.student.model is None
+                else models.source_digest(said.student.model)
+            ),
             "seed": said.seed,
             "pruned": pruned,
             "pruning_epochs": said.candidates.pruning_epochs if pruned else 0,

@@ -6,6 +6,7 @@ The files are the user's own, as trusted as a program: a Keras file may hold cod
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -157,6 +158,24 @@ def has_softmax(model: keras.Model) -> bool:
     return isinstance(last, keras.layers.Softmax) or (
         getattr(last, "activation", None) is keras.activations.softmax
     )
+
+
+def source_digest(named: str) -> str:
+    """Hexadecimal, of the module of an entry point, without running it.
+
+    What it imports is not looked at.
+
+    Raises:
+        BuildRefused: there is no such module.
+    """
+    module = named.partition(":")[0]
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise BuildRefused(f"no entry point {named!r}: {error}") from error
+    if spec is None or spec.origin is None:
+        raise BuildRefused(f"no entry point {named!r}: there is no module {module}")
+    return file_digest(Path(spec.origin))
 
 
 def without_softmax(model: keras.Model) -> keras.Model:

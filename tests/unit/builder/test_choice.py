@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from builder.core.candidates import candidates
 from builder.core.choice import (
+    SAME_COST,
     Considered,
     Constraints,
     choose,
@@ -109,3 +112,41 @@ def test_without_a_cloud_no_risk_target_is_met_and_accuracy_is_the_cost() -> Non
 def test_only_students_are_pruned() -> None:
     names = [each.name for each in candidates(["student", "cloud"], ["int8"], [0.5])]
     assert names == ["student-int8", "student-pruned50-int8", "cloud-int8"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(0, 5)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.none() | st.integers(1, 5),
+)
+def test_what_is_chosen_keeps_every_limit_and_costs_about_the_least(
+    drawn: list[tuple[int, int, int]], max_kb: int | None
+) -> None:
+    tried = [
+        one(f"c{index}", kb, ms, cost / 10)
+        for index, (kb, ms, cost) in enumerate(drawn)
+    ]
+    found = choose(tried, Constraints(max_kb=max_kb))
+    allowed = [each for each in tried if max_kb is None or each.size_bytes <= 1000 * max_kb]
+    if not allowed:
+        assert found.chosen is None
+        return
+    (chosen,) = [each for each in tried if each.name == found.chosen]
+    assert chosen in allowed
+    assert chosen.cost <= min(each.cost for each in allowed) + SAME_COST
+    assert set(found.broken) == {each.name for each in tried} - {
+        each.name for each in allowed
+    }
+    for each in tried:
+        beaten = any(
+            other.size_bytes <= each.size_bytes
+            and other.p50_ms <= each.p50_ms
+            and other.cost <= each.cost
+            and (other.size_bytes, other.p50_ms, other.cost)
+            != (each.size_bytes, each.p50_ms, each.cost)
+            for other in tried
+        )
+        assert (each.name in found.front) != beaten

@@ -103,9 +103,7 @@ def main() -> int:
     return report(figures, limits, as_json=options.json)
 
 
-def _student(
-    name: str, file: Path, pool: Pool
-) -> tuple[dict[str, Any], list[Limit]]:
+def _student(name: str, file: Path, pool: Pool) -> tuple[dict[str, Any], list[Limit]]:
     run = measuring.run_tflite(file, pool.inputs)
     held_out = slice(0, pool.test.start)
     temperature = temperature_of(run.outputs[held_out], pool.labels[held_out])

@@ -191,9 +191,7 @@ class Build:
         )
         return _Held(data, parts, answers, read)
 
-    def _run_all(
-        self, maker: Maker, held: _Held
-    ) -> tuple[list[_Ran], dict[str, str]]:
+    def _run_all(self, maker: Maker, held: _Held) -> tuple[list[_Ran], dict[str, str]]:
         """Make and run every candidate; what cannot be made is told of and passed over.
 
         Raises:

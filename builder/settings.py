@@ -121,7 +121,7 @@ class BuildFile(_Part):
         if self.candidates.cloud_itself:
             raise ValueError("candidates.cloud_itself needs a cloud model")
         if not isinstance(parse_target(self.target), MaxSpill):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - pydantic reads this one
                 f"the target {self.target!r} is about the cloud's answers, and there "
                 "is no cloud model: name one, or state how much may be spilled"
             )

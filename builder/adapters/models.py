@@ -84,7 +84,7 @@ def of_keras(model: keras.Model, *, stripped: bool = False) -> Network:
     """A Keras model as it stands, in inference."""
     # TensorFlow tracks its own variables only, and Keras wraps them.
     held = [variable.value for variable in model.variables]
-    (output,) = model.output_names
+    (output,) = _output_names(model)
     return Network(
         lambda batch: model(batch, training=False), held, str(output), stripped
     )
@@ -201,12 +201,19 @@ def _open_keras(path: Path, output: str | None) -> Network:
     if len(model.inputs) != 1:
         raise BuildRefused(f"{path} has {len(model.inputs)} inputs, and one is needed")
     if len(model.outputs) > 1:
-        names = list(model.output_names)
+        names = _output_names(model)
         name = _one_of(names, output, path)
         model = keras.Model(model.inputs, model.outputs[names.index(name)])
-    (named,) = model.output_names
+    (named,) = _output_names(model)
     stripped = has_softmax(model)
     return replace(of_keras(without_softmax(model), stripped=stripped), output=named)
+
+
+def _output_names(model: keras.Model) -> list[str]:
+    """As a worker names them; a sequential model's is that of its last layer."""
+    return [
+        str(each) for each in getattr(model, "output_names", [model.layers[-1].name])
+    ]
 
 
 def _open_saved_model(path: Path, output: str | None) -> Network:

@@ -29,9 +29,7 @@ def _share(text: str) -> float:
 
 
 def _limit(text: str) -> Any:  # noqa: ANN401 - typer's own
-    return typer.Option(
-        parser=_share, metavar="SHARE", show_default=False, help=text
-    )
+    return typer.Option(parser=_share, metavar="SHARE", show_default=False, help=text)
 
 
 def build(  # noqa: PLR0913, PLR0917 - the options of a command
@@ -43,9 +41,7 @@ def build(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Where steps, report and bundle go; built/NAME-VERSION."
-        ),
+        typer.Option(help="Where steps, report and bundle go; built/NAME-VERSION."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the model.")] = None,
     version: Annotated[str | None, typer.Option(help="Of the bundle.")] = None,

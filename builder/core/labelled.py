@@ -126,9 +126,7 @@ def check_classes(
     labels = data.labels if rows is None else data.labels[rows]
     counts = np.bincount(labels, minlength=len(data.names))
     few = [
-        f"{name} ({n})"
-        for name, n in zip(data.names, counts, strict=True)
-        if n < least
+        f"{name} ({n})" for name, n in zip(data.names, counts, strict=True) if n < least
     ]
     if few:
         raise BuildRefused(

@@ -130,7 +130,9 @@ def test_what_is_chosen_keeps_every_limit_and_costs_about_the_least(
         for index, (kb, ms, cost) in enumerate(drawn)
     ]
     found = choose(tried, Constraints(max_kb=max_kb))
-    allowed = [each for each in tried if max_kb is None or each.size_bytes <= 1000 * max_kb]
+    allowed = [
+        each for each in tried if max_kb is None or each.size_bytes <= 1000 * max_kb
+    ]
     if not allowed:
         assert found.chosen is None
         return

@@ -41,17 +41,9 @@ from typing import Final, Protocol
 
 from benchmarks.limits import Limit, arguments, report
 from broker.messages import Priority
-from cloud_worker.core.batcher import (
-    Batcher,
-    Expire,
-    Flush,
-    Group,
-    Idle,
-    Item,
-    Shed,
-    WaitUntil,
-)
+from cloud_worker.core.batcher import Batcher, Expire, Flush, Idle, Shed, WaitUntil
 from cloud_worker.core.costs import Costs
+from cloud_worker.core.line import Group, Item
 from cloud_worker.core.spec import padded_size, padded_sizes
 
 BASE_S: Final = 0.006

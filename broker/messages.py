@@ -193,6 +193,26 @@ class Blob(Message):
     data: bytes = b""
 
 
+class CascadeReport(Message):
+    """How the threshold of the active version stands, and what came of its promise.
+
+    `threshold` is the one in force, None while nothing is spilled for being hard;
+    `share` is of what `calibrated` spills. `value` lies in `low` to `high` with the
+    target's confidence; they and `standing` are None where there is no target.
+    """
+
+    threshold: float | None = None
+    calibrated: float = 0.0
+    share: float = 1.0
+    why: ShortText = ""
+    target: ShortText | None = None
+    standing: Literal["kept", "at_risk", "broken"] | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    drift: bool = False
+
+
 class SlotReport(Message):
     """What one model's slots hold on an agent, and how its last update went."""
 
@@ -203,6 +223,7 @@ class SlotReport(Message):
     state: Literal["idle", "pulling", "testing", "swapped", "refused"] = "idle"
     reason: ShortText | None = None
     generation: MonotonicCount = 0
+    cascade: CascadeReport | None = None
 
 
 class Report(Message):

@@ -13,6 +13,8 @@ from pydantic import (
     model_validator,
 )
 
+from bundle.calibration import Calibration
+
 MANIFEST_FILE: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 
@@ -118,7 +120,11 @@ class FileEntry(Part):
 
 
 class Manifest(Part):
-    """A model version: what it is, how to feed it, how to read it, when to doubt it."""
+    """A model version: what it is, how to feed it, how to read it, when to doubt it.
+
+    `answers`: `wait` holds a spilled request until the cloud's answer or the deadline;
+    `provisional` gives the device the edge's answer at once, and a final one later.
+    """
 
     format: Literal[1]
     name: Name
@@ -128,6 +134,8 @@ class Manifest(Part):
     preprocess: ImageRecipe | None = None
     labels: list[str] = Field(default_factory=list)
     decision: Decision | None = None
+    calibration: Calibration | None = None
+    answers: Literal["wait", "provisional"] = "wait"
     limits: Limits = Field(default_factory=Limits)
     golden: Golden | None = None
     files: dict[FileName, FileEntry] = Field(default_factory=dict)
@@ -136,6 +144,20 @@ class Manifest(Part):
     def _names_are_files(self) -> Self:
         if self.model_file == MANIFEST_FILE:
             raise ValueError("model_file cannot be the manifest")
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_is_of_the_decision(self) -> Self:
+        if self.calibration is None:
+            return self
+        if self.decision is None:
+            raise ValueError("a calibration needs the decision that it is of")
+        rungs = self.calibration.rungs
+        if rungs and rungs[-1] != self.decision.threshold:
+            raise ValueError(
+                f"the last rung is the decision's threshold {self.decision.threshold}, "
+                f"got {rungs[-1]}"
+            )
         return self
 
 

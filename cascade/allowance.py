@@ -17,6 +17,7 @@ _BYTES: Final = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12} | {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+_SHARE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*")
 _SECONDS: Final = {
     "s": 1,
     "second": 1,
@@ -96,6 +97,19 @@ def bytes_allowance(text: str, at_s: float = 0.0) -> Allowance:
         raise ValueError(f"a budget of nothing spills nothing, got {text!r}")
     capacity = amount * _AT_ONCE
     return Allowance(capacity, (amount - capacity) / period_s, capacity, at_s)
+
+
+def parse_share(text: str) -> float:
+    """A share of requests, such as `15%`, as a number above 0 and at most 1.
+
+    Raises:
+        ValueError: not such a text, or out of range.
+    """
+    found = _SHARE.fullmatch(text)
+    share = float(found[1]) / 100 if found else 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"a quota reads like 15%, above 0 and up to 100, got {text!r}")
+    return share
 
 
 def spill_allowance(share: float, burst: int = 1_000, at: float = 0.0) -> Allowance:

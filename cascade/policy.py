@@ -7,6 +7,7 @@ the threshold, and ask somebody better about the rest.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -36,12 +37,19 @@ class Judgement:
         confidence: by the rule's score; 0 when the output is not a number or is empty.
         hard: True when the cloud should be asked.
         why: why it is hard, for people; None when it is not.
+        unusable: hard whatever the threshold: not a number, empty, nothing detected.
     """
 
     label_index: int | None
     confidence: float
     hard: bool
     why: str | None = None
+    unusable: bool = False
+
+    @property
+    def score(self) -> float:
+        """The confidence as calibration has it: -inf where the answer is unusable."""
+        return -math.inf if self.unusable else self.confidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,9 @@ def judge(
         # Detectors pad with zeros: all zeros is what "nothing there" looks like.
         if rule.empty_is_sure:
             return Judgement(None, 1.0, hard=False)
-        return Judgement(None, 0.0, hard=True, why="nothing was detected")
+        return Judgement(
+            None, 0.0, hard=True, why="nothing was detected", unusable=True
+        )
     try:
         rows = as_rows(output)
         if confidence_output is None:
@@ -106,7 +116,7 @@ def judge(
         else:
             sure = score_answer(as_rows(confidence_output), "value")
     except (NotANumber, NoClasses) as error:
-        return Judgement(None, 0.0, hard=True, why=str(error))
+        return Judgement(None, 0.0, hard=True, why=str(error), unusable=True)
     if confidence_output is None:
         names_classes = rule.score not in ("value", "expected_misses")
     else:

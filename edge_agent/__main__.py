@@ -7,6 +7,7 @@ import base64
 import json
 import sqlite3
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,6 +142,8 @@ def _show_status(reply: dict[str, Any]) -> None:
             f"model   {name} {model['serving'] or '(none serving)'}, {model['state']}"
         )
         typer.echo(line + (f": {model['reason']}" if model["reason"] else ""))
+        for said in _cascade(model["cascade"]):
+            typer.echo(f"        {said}")
     if not reply["models"]:
         typer.echo("model   none: every request spills")
     typer.echo(f"outbox  {_depth(outbox)}")
@@ -152,6 +155,31 @@ def _show_status(reply: dict[str, Any]) -> None:
         typer.echo(f"failed  {shown}; last {reply['loops']['last_error']}")
     counters = {name: n for name, n in reply["counters"].items() if n}
     typer.echo("counts  " + ", ".join(f"{n} {name}" for name, n in counters.items()))
+
+
+def _cascade(shown: dict[str, Any] | None) -> Iterator[str]:
+    """How a model's threshold, promise and drift test stand."""
+    if shown is None:
+        return
+    threshold = shown["threshold"]
+    now = "none is spilled" if threshold is None else f"{threshold:.4g}"
+    yield f"threshold {now} of {shown['calibrated']:.4g}: {shown['why']}"
+    promise, drift = shown["promise"], shown["drift"]
+    if promise is not None:
+        yield (
+            f"target {promise['text']}: {promise['standing'].replace('_', ' ')}, "
+            f"{promise['value']:.2%} ({promise['low']:.2%} to {promise['high']:.2%}) of "
+            f"{promise['requests']} requests, {promise['audited']} known, "
+            f"{promise['uncovered']} not covered"
+        )
+    if shown["audited"]:
+        yield f"audits {shown['audited']}, {shown['disagreed']} disagreed"
+    if drift is not None and drift["alarm"]:
+        way = "lower" if drift["lower"] else "other"
+        yield (
+            f"DRIFT since request {drift['alarmed_at']}: scores are {way} than "
+            "calibrated, the target is not promised"
+        )
 
 
 def _depth(outbox: dict[str, Any]) -> str:
@@ -179,6 +207,19 @@ def _link(link: dict[str, Any], there: str) -> str:
     if not link[there]:
         return "not configured"
     return "up" if link["up"] else f"down: {link['error'] or 'connecting'}"
+
+
+@app.command("drift-seen")
+def drift_seen(
+    model: Annotated[str, typer.Argument(help="Whose drift test begins anew.")],
+    state_dir: StateDir = None,
+) -> None:
+    """Acknowledge a drift alarm: the test of that model begins anew."""
+    path = read_settings(state_dir=state_dir).control_socket
+    reply = asyncio.run(ask(path, {"do": "drift_seen", "model": model}, timeout_s=10.0))
+    if not reply["begun"]:
+        raise UserError(f"no model {model!r} has been asked anything since the start")
+    typer.echo(f"the drift test of {model} begins anew")
 
 
 @app.command()

@@ -24,6 +24,7 @@ from broker.mqtt.link import MqttLink
 from broker.mqtt.target import MqttTarget
 from broker.traceparent import read_traceparent
 from bundle.trust import load_public_keys
+from cascade.allowance import bytes_allowance, parse_share
 from edge_agent.adapters.control import ControlServer, only_agent_of
 from edge_agent.adapters.embedded_broker import EmbeddedBroker
 from edge_agent.adapters.model_store import ModelStore
@@ -32,6 +33,7 @@ from edge_agent.adapters.outbox import (
     OutboxFailed,
 )
 from edge_agent.adapters.time_stamp import TimeStampFile, this_boot
+from edge_agent.adapters.watch_file import WatchFile
 from edge_agent.core.answers import Answer
 from edge_agent.core.calls import Call, Inputs, read_call
 from edge_agent.core.payload import (
@@ -39,7 +41,9 @@ from edge_agent.core.payload import (
 )
 from edge_agent.core.quotas import QuotaLimits
 from edge_agent.core.slots import Slots
+from edge_agent.core.watch import WatchOptions
 from edge_agent.loops.calls import Calls
+from edge_agent.loops.cascading import Cascading
 from edge_agent.loops.ingress import REQUEST_FILTER, Ingress
 from edge_agent.loops.loading import Loading, LoadingSettings
 from edge_agent.loops.outcomes import Outcomes
@@ -225,6 +229,7 @@ class Agent:
         self._stack.callback(
             lambda: self._timekeeping.save(self._uplink.pool_offset_ms)
         )
+        self._stack.callback(self._cascading.save)
         with contextlib.suppress(OutboxFailed):  # the status says so
             await self._status.count()
         self._stack.push_async_callback(self._serving.close)
@@ -308,6 +313,28 @@ class Agent:
         )
         await self._stack.enter_async_context(pages)
 
+    def _make_cascading(self) -> None:
+        settings = self.settings
+        quota, budget = settings.spill_quota, settings.spill_budget
+        self._cascading = Cascading(
+            options=WatchOptions(
+                audit_share=settings.audit_share,
+                spill_quota=None if quota is None else parse_share(quota),
+                false_alarm=settings.drift_false_alarm,
+                period_s=settings.promise_period_s,
+            ),
+            budget=None
+            if budget is None
+            else bytes_allowance(budget, self._time.now_ms() / 1000.0),
+            file=WatchFile(settings.state_dir / "promises.json"),
+            has_cloud=self._cloud is not None,
+            now_ms=self._time.now_ms,
+            rng=self._rng,
+        )
+        self._uplink.on_bytes = self._cascading.sent
+        self._outcomes.on_result = self._cascading.heard
+        self._outcomes.on_outcome = self._cascading.ended
+
     def _make_parts(self) -> None:
         settings = self.settings
         link: Link = self._cloud if self._cloud is not None else NoLink()
@@ -338,6 +365,7 @@ class Agent:
             journal=self._journal,
             spans=self._spans,
         )
+        self._make_cascading()
         self._serving = Serving(
             outbox=self._outbox,
             uplink=self._uplink,
@@ -345,6 +373,8 @@ class Agent:
             has_cloud=self._cloud is not None,
             now_ms=self._time.now_ms,
             default_deadline_s=settings.default_deadline_s,
+            agent=settings.agent_id,
+            cascading=self._cascading,
             spans=self._spans,
         )
         self._calls = Calls(
@@ -368,6 +398,7 @@ class Agent:
             outbox=self._outbox,
             limits=self._limits,
             limit=settings.ingress_limit,
+            answers=settings.answers,
             now_ms=self._time.now_ms,
         )
         self._make_status()
@@ -386,6 +417,7 @@ class Agent:
                 self._outcomes,
                 self._ingress,
                 self._outbox,
+                self._cascading,
             ),
             slots=self._current_slots,
             now_ms=self._time.now_ms,
@@ -433,6 +465,7 @@ class Agent:
             lambda: self._timekeeping.run(lambda: self._uplink.pool_offset_ms),
         )
         loops.start("counts", self._status.run)
+        loops.start("promises", self._cascading.run)
         if self._cloud is not None:
             loops.start("cloud link", self._cloud.run)
             loops.start("uplink", self._uplink.run)
@@ -460,6 +493,7 @@ class Agent:
 
     def _on_cloud_change(self, up: bool) -> None:
         self._uplink.link_changed(up)
+        self._cascading.link_changed(up)
         if self._updates is not None:
             self._updates.link_changed(up)
         if self._reporting is not None:
@@ -479,6 +513,7 @@ class Agent:
                 status=self._status,
                 infer=self._calls.answer,
                 cancel=self._outcomes.cancel,
+                drift_seen=self._cascading.drift_seen,
                 limits=self._limits,
             )
             server = ControlServer(self.settings.control_socket, operator.reply_to)

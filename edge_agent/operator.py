@@ -32,11 +32,13 @@ class Operator:
         status: AgentStatus,
         infer: Callable[[DeviceRequest], Awaitable[Answer]],
         cancel: Callable[[Key], Awaitable[bool]],
+        drift_seen: Callable[[str], bool],
         limits: PayloadLimits,
     ) -> None:
         self._status = status
         self._infer = infer
         self._cancel = cancel
+        self._drift_seen = drift_seen
         self._limits = limits
 
     async def reply_to(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +54,8 @@ class Operator:
                 return await self._status.now()
             case {"do": "infer", "model": str() as model, "payload": str() as text}:
                 return await self._ask(model, text)
+            case {"do": "drift_seen", "model": str() as model}:
+                return {"begun": self._drift_seen(model)}
             case {"do": "cancel", "device": str() as device, "id": str() as id_}:
                 return {"cancelled": await self._cancel((device, id_))}
             case _:

@@ -6,13 +6,14 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.codec import MAX_ENVELOPE_BYTES
 from broker.messages import ID_PATTERN
+from cascade.allowance import bytes_allowance, parse_share
 
 
 def _name_of_this_machine() -> str:
@@ -111,6 +112,31 @@ class AgentSettings(BaseSettings):
         7 * 86400.0, description="after this an answer nobody took is undelivered"
     )
 
+    spill_budget: str | None = Field(
+        None,
+        description="bytes that may go to the cloud, such as 50MB/day; as it runs "
+        "low, less is spilled as hard",
+    )
+    spill_quota: str | None = Field(
+        None, description="of a model's requests, how many may spill as hard: 15%"
+    )
+    audit_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.01,
+        description="of confident requests, how many are sent to the cloud as well, "
+        "to see whether the target is kept; only for bundles with a calibration",
+    )
+    drift_false_alarm: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="the chance of a drift alarm without drift, a model version"
+    )
+    promise_period_s: Annotated[float, Field(gt=0)] = Field(
+        86400.0, description="how long a target's account runs before it begins anew"
+    )
+    answers: Literal["wait", "provisional"] | None = Field(
+        None,
+        description="provisional: a device hears the edge's answer at once when its "
+        "request spills, and the final one later; unset: as each bundle says",
+    )
+
     http_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
         None,
         description="/healthz, /readyz and /metrics; 0: a free port, which is logged; "
@@ -129,6 +155,20 @@ class AgentSettings(BaseSettings):
     poll_desired_every_s: Annotated[float, Field(gt=0)] = 60.0
     pull_window: Annotated[int, Field(ge=1, le=64)] = 4
     pull_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+
+    @field_validator("spill_budget")
+    @classmethod
+    def _is_a_budget(cls, text: str | None) -> str | None:
+        if text is not None:
+            bytes_allowance(text)
+        return text
+
+    @field_validator("spill_quota")
+    @classmethod
+    def _is_a_share(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_share(text)
+        return text
 
     @field_validator("bundles", mode="before")
     @classmethod

@@ -7,18 +7,21 @@ and when somebody asks. One that does not balance is an error, reported everywhe
 from __future__ import annotations
 
 import asyncio
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import structlog
 
 from broker.messages import Report
 from broker.mqtt.link import MqttLink
+from cascade.promise import Standing
 from edge_agent.adapters.outbox import Counts, Outbox, OutboxFailed, enduring
 from edge_agent.core.ledger import Ledger
 from edge_agent.core.slots import Slots
+from edge_agent.loops.cascading import Cascading
 from edge_agent.loops.ingress import Ingress
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.serving import Serving
@@ -48,6 +51,7 @@ class Counted:
     outcomes: Outcomes
     ingress: Ingress
     outbox: Outbox
+    cascading: Cascading
 
     def counters(self) -> dict[str, int]:
         """What has happened since the start, by name."""
@@ -77,6 +81,134 @@ def counter_families(counters: Mapping[str, int]) -> Iterator[Family]:
     for group, (label, help_) in GROUPS.items():
         name = f"{PREFIX}{group}_total"
         yield Family(name, help_, "counter", grouped[group], (label,))
+
+
+def cascade_families(
+    watched: Mapping[str, Mapping[str, Any]], budget: Mapping[str, float] | None
+) -> Iterator[Family]:
+    """Thresholds, promises and drift, by model; what is not known has no sample."""
+    for name, kind, help_, read in CASCADE:
+        samples: dict[Labels, float] = {
+            (model,): float(value)
+            for model, shown in watched.items()
+            if (value := read(shown)) is not None
+        }
+        yield Family(f"{PREFIX}{name}", help_, kind, samples, ("model",))
+    yield Family(
+        f"{PREFIX}promise_standing",
+        "1 for how the model's target stands: kept, at_risk or broken.",
+        "gauge",
+        {
+            (model, standing): float(promise["standing"] == standing)
+            for model, shown in watched.items()
+            if (promise := shown["promise"]) is not None
+            for standing in Standing
+        },
+        ("model", "standing"),
+    )
+    if budget is not None:
+        yield gauge(
+            f"{PREFIX}spill_budget_left",
+            "Of what may be sent at once, the share that is left.",
+            budget["left"],
+        )
+
+
+def _of(part: str, name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """Reads one number of a part that may not be there."""
+    return lambda shown: None if shown[part] is None else float(shown[part][name])
+
+
+CASCADE: Final[
+    tuple[
+        tuple[
+            str,
+            Literal["gauge", "counter"],
+            str,
+            Callable[[Mapping[str, Any]], float | None],
+        ],
+        ...,
+    ]
+] = (
+    (
+        "threshold",
+        "gauge",
+        "The threshold in force; -Inf while nothing is spilled as hard.",
+        lambda shown: -math.inf if shown["threshold"] is None else shown["threshold"],
+    ),
+    (
+        "threshold_calibrated",
+        "gauge",
+        "The bundle's threshold.",
+        lambda shown: shown["calibrated"],
+    ),
+    (
+        "threshold_share",
+        "gauge",
+        "Of what the bundle's threshold spills, the share that is spilled now.",
+        lambda shown: shown["share"],
+    ),
+    (
+        "threshold_changes_total",
+        "counter",
+        "How often the threshold in force has changed.",
+        lambda shown: shown["changes"],
+    ),
+    (
+        "promise_target",
+        "gauge",
+        "The share of requests that the target allows.",
+        _of("promise", "target"),
+    ),
+    (
+        "promise_value",
+        "gauge",
+        "The share realised, in this period, as far as is known.",
+        _of("promise", "value"),
+    ),
+    (
+        "promise_low",
+        "gauge",
+        "It is at least this, with the target's confidence.",
+        _of("promise", "low"),
+    ),
+    (
+        "promise_high",
+        "gauge",
+        "It is at most this, with the target's confidence.",
+        _of("promise", "high"),
+    ),
+    (
+        "promise_uncovered",
+        "gauge",
+        "Requests of this period of which nothing is known.",
+        _of("promise", "uncovered"),
+    ),
+    (
+        "drift_alarm",
+        "gauge",
+        "1 once scores have left those calibrated on.",
+        _of("drift", "alarm"),
+    ),
+    (
+        "drift_evidence",
+        "gauge",
+        "Against the scores being as calibrated; the alarm is at 1 / false alarm.",
+        _of("drift", "evidence"),
+    ),
+    (
+        "audits_answered_total",
+        "counter",
+        "Audited requests that the cloud has answered.",
+        lambda shown: shown["audited"],
+    ),
+    (
+        "audits_disagreed_total",
+        "counter",
+        "Of these, where the cloud gave another label.",
+        lambda shown: shown["disagreed"],
+    ),
+)
 
 
 class AgentStatus:
@@ -150,9 +282,11 @@ class AgentStatus:
             counts = await self.count()
         except OutboxFailed as failed:
             error = self._parts.outbox.error or str(failed)
+        watched = self._parts.cascading.shown()
         return {
             "agent": self._settings.agent_id,
             "cloud": self._cloud_side(),
+            "spill_budget": self._parts.cascading.budget_shown(),
             "local": self._local_side(),
             "models": {
                 name: {
@@ -161,6 +295,7 @@ class AgentStatus:
                     "serving": None
                     if (served := self._parts.serving.model(name)) is None
                     else served.manifest.version,
+                    "cascade": watched.get(name),
                 }
                 for name, slots in self._slots().items()
             },
@@ -243,6 +378,9 @@ class AgentStatus:
             "How often the books did not balance: a request was lost or ended twice.",
             self.ledger_mismatches,
         )
+        yield from cascade_families(
+            self._parts.cascading.shown(), self._parts.cascading.budget_shown()
+        )
         counts = self._counts
         if counts is not None:
             yield gauge(f"{PREFIX}outbox_open", "Spills without outcome.", counts.open)
@@ -280,7 +418,12 @@ class AgentStatus:
         return Report(
             agent=self._settings.agent_id,
             at_ms=round(self._now_ms()),
-            slots=[each.report() for each in self._slots().values()],
+            slots=[
+                each.report().model_copy(
+                    update={"cascade": self._parts.cascading.report(name, each.active)}
+                )
+                for name, each in self._slots().items()
+            ],
             counters=counters,
             facts={
                 "machine": platform.machine(),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from broker.messages import ITEM_BYTES
 from cloud_worker.adapters.runtime import Arrays, CannotServe, RunFailed, Runner
-from cloud_worker.core.batcher import Signature
+from cloud_worker.core.line import Signature
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
 from cloud_worker.core.padding import at_each_size
 from cloud_worker.core.spec import (

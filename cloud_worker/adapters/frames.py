@@ -19,7 +19,7 @@ import msgpack
 
 from broker.messages import ITEM_BYTES
 from cloud_worker.adapters.runtime import Tuning
-from cloud_worker.core.batcher import Signature
+from cloud_worker.core.line import Signature
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
 from cloud_worker.core.spec import ModelSpec, Padding, TensorSpec
 

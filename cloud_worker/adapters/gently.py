@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
-NICENESS: Final = 10
+NICENESS: Final = 19
 AUTOGROUP: Final = Path("/proc/self/autogroup")
 # The kernel takes a change ten times a second.
 TRIES: Final = 10

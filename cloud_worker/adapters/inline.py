@@ -15,7 +15,7 @@ from cloud_worker.adapters.litert import LiteRtRunner
 from cloud_worker.adapters.runner import BatchFailed, CannotLoad
 from cloud_worker.adapters.runners import Runners
 from cloud_worker.adapters.runtime import CannotServe, RunFailed
-from cloud_worker.core.batcher import Signature
+from cloud_worker.core.line import Signature
 from cloud_worker.core.outputs import BatchOutputs
 from cloud_worker.core.spec import ModelSpec
 

@@ -141,11 +141,13 @@ class Candidate:
             raise Unservable(
                 f"{SIDECAR} makes the input {recipe.input!r}, the model takes {inputs}"
             )
-        if decision is not None and decision.output not in outputs:
-            raise Unservable(
-                f"{SIDECAR} decides by output {decision.output!r}, "
-                f"the model gives {outputs}"
-            )
+        if decision is None:
+            return
+        for name in (decision.output, decision.confidence_output):
+            if name is not None and name not in outputs:
+                raise Unservable(
+                    f"{SIDECAR} decides by output {name!r}, the model gives {outputs}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ from cloud_worker.adapters import frames
 from cloud_worker.adapters.frames import FrameError, Loaded, ModelSource
 from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.adapters.trays import Tray
-from cloud_worker.core.batcher import DEPTH, Signature
+from cloud_worker.core.batcher import DEPTH
+from cloud_worker.core.line import Signature
 from cloud_worker.core.outputs import BatchOutputs
 from cloud_worker.core.spec import ModelSpec
 

@@ -25,7 +25,7 @@ from cloud_worker.adapters.runner import (
     resident_bytes,
 )
 from cloud_worker.adapters.runtime import Tuning
-from cloud_worker.core.batcher import Signature
+from cloud_worker.core.line import Signature
 from cloud_worker.core.outputs import BatchOutputs
 from cloud_worker.core.spec import ModelSpec, padded_size
 

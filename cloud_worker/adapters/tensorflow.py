@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -136,7 +137,9 @@ def _frozen(tf: Any, function: Any) -> _Function:  # noqa: ANN401 - as above
 
     try:
         frozen = convert_to_constants.convert_variables_to_constants_v2(function)
-    except Exception:  # noqa: BLE001 - whatever it meets, the function itself still runs
+    except Exception as error:  # noqa: BLE001 - whatever it meets, the function runs
+        # Into the process's output, of which the log has the end if it dies.
+        print(f"weights not folded in: {_one_line(error)}", file=sys.stderr)  # noqa: T201
         return function  # type: ignore[no-any-return]
     names_in = [each.name.partition(":")[0] for each in frozen.inputs]
     wanted = function.structured_outputs
@@ -242,7 +245,8 @@ def _keras_runner(tf: Any, model: Any, tuning: Tuning) -> Runner:  # noqa: ANN40
         each.name: tf.TensorSpec(each.shape, each.dtype, name=each.name)
         for each in model.inputs
     }
-    names = list(model.output_names)
+    # A Sequential of Keras 3 has no names of its own.
+    names = list(getattr(model, "output_names", None) or [model.layers[-1].name])
 
     def call(inputs: dict[str, Any]) -> dict[str, Any]:
         ordered = [inputs[name] for name in signature]

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import numpy as np
 
 from broker.messages import Tensor
-from cloud_worker.core.batcher import Signature
+from cloud_worker.core.line import Signature
 from cloud_worker.core.spec import ANY, ServedModel, TensorSpec
 
 SMALL_BYTES: Final = 1024

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloud_worker.core.batcher import Signature
 from cloud_worker.core.intake import Inputs
+from cloud_worker.core.line import Signature
 from cloud_worker.core.spec import ANY, ModelSpec, Padding, TensorSpec
 
 

@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.manifest import Decision
-from cascade.scores import NoClasses, NotANumber, confidence, confidences, top_label
+from cascade.scores import (
+    NoClasses,
+    NotANumber,
+    Score,
+    confidence,
+    confidences,
+    top_label,
+)
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
 from cloud_worker.core.spec import ServedModel
 
@@ -33,17 +40,25 @@ SILENT = Reading()
 
 def read(outputs: BatchOutputs, model: ServedModel) -> list[Reading | Unreadable]:
     """The reading of each request of a batch, in order."""
-    if model.decision is None:
-        return [SILENT] * outputs.count
     decision = model.decision
-    block = next(each for each in outputs.blocks if each.name == decision.output)
+    if decision is None:
+        return [SILENT] * outputs.count
+    block = _block(outputs, decision.output)
+    sure = block
+    if decision.confidence_output is not None:
+        sure = _block(outputs, decision.confidence_output)
     rows = _one_row_each(block, outputs.count)
-    if rows is not None:
-        return _read_rows(rows, decision, model.labels)
+    sure_rows = rows if sure is block else _one_row_each(sure, outputs.count)
+    if rows is not None and sure_rows is not None and decision.empty == "unsure":
+        return _read_rows(rows, sure_rows, decision, model.labels)
     return [
-        _read_one(_array(block, index), decision, model)
+        _read_one(_array(block, index), _array(sure, index), decision, model)
         for index in range(outputs.count)
     ]
+
+
+def _block(outputs: BatchOutputs, name: str) -> OutputBlock:
+    return next(each for each in outputs.blocks if each.name == name)
 
 
 def _one_row_each(block: OutputBlock, count: int) -> NDArray[np.generic] | None:
@@ -56,13 +71,17 @@ def _one_row_each(block: OutputBlock, count: int) -> NDArray[np.generic] | None:
 
 
 def _read_rows(
-    rows: NDArray[np.generic], decision: Decision, labels: tuple[str, ...]
+    rows: NDArray[np.generic],
+    sure_rows: NDArray[np.generic],
+    decision: Decision,
+    labels: tuple[str, ...],
 ) -> list[Reading | Unreadable]:
     sure = confidences(
-        rows,  # type: ignore[arg-type] # a numeric dtype, by the spec
-        score=decision.score,
+        sure_rows,  # type: ignore[arg-type] # a numeric dtype, by the spec
+        score=_score(decision),
         activation=decision.activation,
         temperature=decision.temperature,
+        norm=decision.norm,
     )
     best = rows.argmax(axis=-1)
     return [
@@ -71,15 +90,27 @@ def _read_rows(
     ]
 
 
+def _score(decision: Decision) -> Score:
+    """An output that is there for the confidence is the confidence."""
+    return decision.score if decision.confidence_output is None else "value"
+
+
 def _read_one(
-    output: NDArray[np.generic], decision: Decision, model: ServedModel
+    output: NDArray[np.generic],
+    sure: NDArray[np.generic],
+    decision: Decision,
+    model: ServedModel,
 ) -> Reading | Unreadable:
+    if decision.empty == "sure" and not output.any():
+        # Nothing was found, and the model's maker says that this can be relied on.
+        return Reading(None, 1.0)
     try:
         value = confidence(
-            output,  # type: ignore[arg-type] # a numeric dtype, by the spec
-            score=decision.score,
+            sure,  # type: ignore[arg-type] # a numeric dtype, by the spec
+            score=_score(decision),
             activation=decision.activation,
             temperature=decision.temperature,
+            norm=decision.norm,
         )
         best = top_label(output)  # type: ignore[arg-type] # as above
     except NoClasses:

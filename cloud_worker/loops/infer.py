@@ -4,51 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Final, Protocol, TypeGuard
+from typing import Final, Protocol
 
 import structlog
-from pydantic import ValidationError
 
-from broker.codec import explain
 from broker.dead_letters import MAX_MISHAPS, Mishap, times_retried
-from broker.messages import Result, Tensor, Timings
+from broker.messages import Result, Timings
 from cloud_worker.adapters.runner import BatchFailed, ModelFailed
-from cloud_worker.core.batcher import (
-    Batcher,
-    Expire,
-    Flush,
-    Idle,
-    Item,
-    Shed,
-    Signature,
-    WaitUntil,
-)
+from cloud_worker.core.batcher import Batcher, Expire, Flush, Idle, Shed, WaitUntil
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.culprits import Culprit, Culprits
 from cloud_worker.core.ledger import Cause
+from cloud_worker.core.line import Item, Signature
 from cloud_worker.core.outputs import BatchOutputs
 from cloud_worker.core.overload import retry_after_s
-from cloud_worker.core.reading import Reading, Unreadable, read
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import (
-    MAX_LABEL_CHARS,
-    Answer,
-    Answers,
     Served,
     Stamp,
-    answered,
     expired,
     failed,
 )
 from cloud_worker.core.retry import Again, Apart, Guilty, Verdict, verdict
-from cloud_worker.core.spec import ServedModel, padded_size
-from cloud_worker.core.split import Unjoinable
+from cloud_worker.core.spec import padded_size
 from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.dead_letters import DeadLetters
 from cloud_worker.loops.parcels import Held, Parcel
 from cloud_worker.loops.replies import Replies
+from cloud_worker.loops.write_up import Batch, finished, results
 from lifecycle.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -56,8 +41,6 @@ log = structlog.get_logger(__name__)
 # A batch that takes so many times what it should, and not less than this, is late.
 LATE_TIMES: Final = 4.0
 LEAST_LATE_S: Final = 0.1
-
-Batch = tuple[Item[Held], ...]
 
 
 class BatchRunner(Protocol):
@@ -311,7 +294,7 @@ class Infer:
                 self._culprits.acquit(_culprit(item))
         self._replies.observer.batch_ended(batch, started_s, done_s, outputs.infer_ms)
         stamp = self._replies.stamps.now(batch[0].work.model.name)
-        self._replies.finish(_results(batch, outputs, started_s, done_s, stamp))
+        self._replies.finish(results(batch, outputs, started_s, done_s, stamp))
 
     def _learn(
         self, batch: Batch, outputs: BatchOutputs, started_s: float, done_s: float
@@ -352,12 +335,12 @@ class Infer:
             f"try again in {again_s:.1f} s"
         )
         result = failed(item.work.subject, reason, stamp, retry_after_s=again_s)
-        return _finished(item, result, Cause.OVERLOADED)
+        return finished(item, result, Cause.OVERLOADED)
 
     def _say_expired(self, items: Batch, now: float) -> None:
         stamp = self._replies.stamps.now()
         self._replies.finish(
-            _finished(item, _too_late(item, now, stamp), Cause.WAITED)
+            finished(item, _too_late(item, now, stamp), Cause.WAITED)
             for item in items
             if item.work.end()
         )
@@ -427,95 +410,7 @@ class Infer:
             self._replies.stamps.now(),
             Served(model.version, 1, Timings()),
         )
-        return _finished(item, result, Cause.MODEL)
-
-
-def _results(
-    batch: Batch,
-    outputs: BatchOutputs,
-    started_s: float,
-    done_s: float,
-    stamp: Stamp,
-) -> list[Finished[Parcel]]:
-    infer_ms = outputs.infer_ms
-    batch_ms = max((done_s - started_s) * 1000 - infer_ms, 0.0)
-    model = batch[0].work.model
-    answers = _answers(model, outputs, len(batch), batch_ms, stamp)
-    finished = []
-    for index, reading in enumerate(read(outputs, model)):
-        item = batch[index]
-        held = item.work
-        queue_ms = max((started_s - held.parcel.delivery.received_at) * 1000, 0.0)
-        if answers is not None and held.joint is None and _is_plain(reading):
-            answer = answers.of(held.subject, index, reading, queue_ms)
-            finished.append(_finished(item, answer, Cause.ANSWERED))
-            continue
-        timings = Timings(queue_ms=queue_ms, batch_ms=batch_ms, infer_ms=infer_ms)
-        served = Served(model.version, len(batch), timings)
-        was_over = held.over
-        try:
-            whole = _whole(held, outputs, index, reading)
-            if whole is None:
-                continue
-            gave, meaning = whole
-            if isinstance(meaning, Unreadable):
-                result = failed(held.subject, meaning.reason, stamp, served)
-                cause = Cause.MODEL
-            else:
-                result = answered(held.subject, gave, meaning, served, stamp)
-                cause = Cause.ANSWERED
-        except ValidationError as error:
-            # The model's doing, and no reason for the worker to end.
-            if was_over:
-                continue
-            held.end()
-            reason = f"what model {model.name!r} gave cannot travel: {explain(error)}"
-            result = failed(held.subject, reason, stamp, served)
-            cause = Cause.MODEL
-        finished.append(_finished(item, result, cause))
-    return finished
-
-
-def _answers(
-    model: ServedModel,
-    outputs: BatchOutputs,
-    count: int,
-    batch_ms: float,
-    stamp: Stamp,
-) -> Answers | None:
-    """What answers the whole batch; None where each answer is checked by itself."""
-    if not Answers.fit(outputs):
-        return None
-    try:
-        timings = Timings(batch_ms=batch_ms, infer_ms=outputs.infer_ms)
-        served = Served(model.version, count, timings)
-        return Answers(model.name, outputs, served, stamp)
-    except ValidationError:
-        return None
-
-
-def _is_plain(reading: Reading | Unreadable) -> TypeGuard[Reading]:
-    """Whether it is a reading that can travel as it is."""
-    return isinstance(reading, Reading) and (
-        reading.label is None or len(reading.label) <= MAX_LABEL_CHARS
-    )
-
-
-def _whole(
-    held: Held, outputs: BatchOutputs, index: int, reading: Reading | Unreadable
-) -> tuple[Mapping[str, Tensor], Reading | Unreadable] | None:
-    """What a request gave and means; None while parts of it are missing."""
-    if held.joint is None:
-        gave = {} if isinstance(reading, Unreadable) else outputs.part(index)
-        return gave, reading
-    try:
-        joined = held.joint.put(held.part, outputs.part(index), outputs.infer_ms)
-    except Unjoinable as error:
-        return ({}, Unreadable(str(error))) if held.end() else None
-    if joined is None or not held.end():
-        return None
-    (reading,) = read(joined, held.model)
-    return joined.part(0), reading
+        return finished(item, result, Cause.MODEL)
 
 
 def _too_late(item: Item[Held], now: float, stamp: Stamp) -> Result:
@@ -540,10 +435,3 @@ def _culprit(item: Item[Held]) -> Culprit:
     subject, model = item.work.subject, item.work.model
     agent = item.work.parcel.agent
     return (agent, subject.device, subject.id, model.name, model.version)
-
-
-def _finished(
-    item: Item[Held], result: Result | Answer, cause: Cause
-) -> Finished[Parcel]:
-    parcel = item.work.parcel
-    return Finished(parcel.agent, result, parcel, cause)

@@ -16,11 +16,11 @@ from broker.messages import Medium, Request, Result, Tensor
 from broker.topics import RequestAddress, read_request_key
 from broker.topology import request_queue
 from cloud_worker.core.allowance import Allowance
-from cloud_worker.core.batcher import Group, Item
 from cloud_worker.core.costs import size_bucket
 from cloud_worker.core.intake import Inputs, Invalid, validate
 from cloud_worker.core.ledger import Aside, Cause
 from cloud_worker.core.legible import legible_subject, legible_subjects
+from cloud_worker.core.line import Group, Item
 from cloud_worker.core.padding import pad
 from cloud_worker.core.replies import Finished
 from cloud_worker.core.results import Subject, expired, failed

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from broker.traceparent import sampled
-from cloud_worker.core.batcher import Item
+from cloud_worker.core.line import Item
 from cloud_worker.core.overload import EnvelopeSize, ServedRate
 from cloud_worker.core.replies import Reply
 from cloud_worker.loops.parcels import Held, Parcel

@@ -35,12 +35,13 @@ def check_names(manifest: Manifest, model: LiteRtModel) -> None:
         )
     if decision is None:
         return
-    output = model.outputs.get(decision.output)
-    if output is None:
-        raise GoldenMismatch(
-            f"the manifest decides by output {decision.output!r}, the model has "
-            f"{sorted(model.outputs)}"
-        )
+    for name in (decision.output, decision.confidence_output):
+        if name is not None and name not in model.outputs:
+            raise GoldenMismatch(
+                f"the manifest decides by output {name!r}, the model has "
+                f"{sorted(model.outputs)}"
+            )
+    output = model.outputs[decision.output]
     classes = output.shape[-1] if output.shape else 1
     labelled = manifest.task == "classify" and manifest.labels and classes > 0
     if labelled and len(manifest.labels) != classes:

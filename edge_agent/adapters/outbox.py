@@ -210,6 +210,19 @@ class Outbox:
             raise OutboxFull(self._thread.error)
         self._room.check(device, size)
 
+    def mostly_free(self, taken: float) -> bool:
+        """Whether less than this share of its rows and of its bytes is taken.
+
+        Args:
+            taken: 0..1.
+        """
+        total, limits = self._room.quotas.total, self._limits
+        return (
+            self._thread.error is None
+            and total.rows < taken * limits.max_rows
+            and total.bytes < taken * limits.max_bytes
+        )
+
     # --- settle -------------------------------------------------------------------
 
     def settle(

@@ -52,17 +52,27 @@ class Served:
             predicted_ms=self.runner.predicted_ms,
         )
 
-    def judge(self, outputs: Mapping[str, Array]) -> Judgement | None:
-        """What to think of these outputs; None when the manifest does not say."""
+    def judge(
+        self, outputs: Mapping[str, Array], threshold: float | None = None
+    ) -> Judgement | None:
+        """What to think of these outputs; None when the manifest does not say.
+
+        Args:
+            outputs: of the model, by name.
+            threshold: the one in force, where it is not the manifest's own.
+        """
         decision = self.manifest.decision
         if decision is None or self.rule is None:
             return None
         output = outputs.get(decision.output)
         if output is None:
-            return Judgement(
-                None, 0.0, hard=True, why=f"the model has no output {decision.output!r}"
-            )
-        return judge(output, self.rule)
+            return _lacks(decision.output)
+        sure = None
+        if decision.confidence_output is not None:
+            sure = outputs.get(decision.confidence_output)
+            if sure is None:
+                return _lacks(decision.confidence_output)
+        return judge(output, self.rule, confidence_output=sure, threshold=threshold)
 
     def label(self, judgement: Judgement | None) -> str | None:
         """The label of a judgement, where the manifest has one."""
@@ -71,6 +81,11 @@ class Served:
         labels = self.manifest.labels
         index = judgement.label_index
         return labels[index] if index < len(labels) else str(index)
+
+
+def _lacks(output: str) -> Judgement:
+    why = f"the model has no output {output!r}"
+    return Judgement(None, 0.0, hard=True, why=why, unusable=True)
 
 
 def rule_of(manifest: Manifest) -> Rule | None:
@@ -84,4 +99,6 @@ def rule_of(manifest: Manifest) -> Rule | None:
         temperature=decision.temperature,
         threshold=decision.threshold,
         task=manifest.task,
+        norm=decision.norm,
+        empty_is_sure=decision.empty == "sure",
     )

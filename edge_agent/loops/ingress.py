@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
 
 import structlog
 
@@ -22,7 +22,7 @@ from edge_agent.adapters.outbox import (
     Recorded,
 )
 from edge_agent.core.answers import Answer
-from edge_agent.core.delivery import Channel, Stage
+from edge_agent.core.delivery import Channel, Spill, Stage
 from edge_agent.core.payload import (
     BadRequest,
     DeviceRequest,
@@ -37,6 +37,8 @@ from edge_agent.loops.serving import OnItsWay, Serving
 from edge_agent.loops.uplink import Link
 
 log = structlog.get_logger(__name__)
+
+AnswerPolicy: TypeAlias = Literal["wait", "provisional"]
 
 # Not `infer/+/+`: a device whose id holds a slash must hear that it may not.
 REQUEST_FILTER: Final = "infer/#"
@@ -57,7 +59,7 @@ class IngressCounters:
 class Ingress:
     """Takes device messages from a link's callback and works on a bounded number."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts it stands on
         self,
         *,
         serving: Serving,
@@ -65,6 +67,7 @@ class Ingress:
         outbox: Outbox,
         limits: PayloadLimits,
         limit: int,
+        answers: AnswerPolicy | None = None,
         now_ms: Callable[[], float],
     ) -> None:
         self._serving = serving
@@ -72,6 +75,7 @@ class Ingress:
         self._outbox = outbox
         self._limits = limits
         self._limit = limit
+        self._answers = answers
         self._now_ms = now_ms
         self._in_hand = 0
         self._refusals = 0
@@ -198,18 +202,30 @@ class Ingress:
             return
         match ended:
             case Committed():
-                accepted = Answer.accepted(
-                    sent.spill.id,
-                    request.device,
-                    request.model,
-                    reason=sent.spill.reason.value,
-                    ms=self._now_ms() - sent.spill.accepted_ms,
-                )
-                await self._reply(accepted, request.encoding)
+                await self._reply(self._acknowledgement(sent.spill), request.encoding)
             case Recorded():
                 await self._repeat(request, sent.spill.id, ended)
             case _:
                 pass  # The answer came first and is on its way to the device.
+
+    def _acknowledgement(self, spill: Spill) -> Answer:
+        """What a device hears once its spill is safe: the edge's answer, or `accepted`.
+
+        Not before: a device that heard any answer does not send again.
+        """
+        ms = self._now_ms() - spill.accepted_ms
+        if spill.edge is not None and self._provisional(spill.model):
+            return replace(spill.edge, final=False, reason=spill.reason.value, ms=ms)
+        return Answer.accepted(
+            spill.id, spill.device, spill.model, reason=spill.reason.value, ms=ms
+        )
+
+    def _provisional(self, model: str) -> bool:
+        served = self._serving.model(model)
+        policy = self._answers
+        if policy is None and served is not None:
+            policy = served.manifest.answers
+        return policy == "provisional"
 
     async def _reply(self, answer: Answer, encoding: Encoding) -> None:
         link = self._link

@@ -105,6 +105,9 @@ class Outcomes:
         self._soonest_ms = 0.0
         self._sooner = asyncio.Event()
         self._offset_known = False
+        # Told of every legible result, and of each spill's one outcome.
+        self.on_result: Callable[[Result], None] = lambda _: None
+        self.on_outcome: Callable[[Spill, Ending], None] = lambda _, __: None
         self.counters = OutcomeCounters()
 
     # --- called by those who spill -------------------------------------------------
@@ -155,6 +158,7 @@ class Outcomes:
             if self._spans is not None:
                 self._spans.heard((result.device, result.id))
             self._learn_clock(result)
+            self.on_result(result)
             spill = self._recent.get((result.device, result.id))
             if spill is not None:
                 self._conclude(spill, result)
@@ -223,15 +227,15 @@ class Outcomes:
         )
         if recorded.done():
             # Never accepted, so the answer need not wait for a turn of the loop.
-            self._tell(spill, ending.answer, answer, recorded)
+            self._tell(spill, ending, answer, recorded)
         else:
             recorded.add_done_callback(
-                functools.partial(self._tell, spill, ending.answer, answer)
+                functools.partial(self._tell, spill, ending, answer)
             )
         return recorded
 
     def _tell(
-        self, spill: Spill, answer: Answer, rendered: bytes, won: asyncio.Future[bool]
+        self, spill: Spill, ending: Ending, rendered: bytes, won: asyncio.Future[bool]
     ) -> None:
         self._ending.discard(spill.key)
         if won.cancelled() or won.exception() is not None:
@@ -239,6 +243,7 @@ class Outcomes:
         if not won.result():
             self.counters.duplicates += 1
             return
+        answer = ending.answer
         self._wake(spill.key, answer)
         if self._spans is not None:
             self._spans.ended(spill.key, answer, spill.channel is Channel.CALL)
@@ -246,6 +251,7 @@ class Outcomes:
         # this call, and is telling it already.
         if spill.channel is Channel.MQTT and spill.key not in self._telling:
             self._enqueue(spill.key, rendered)
+        self.on_outcome(spill, ending)
 
     def _wake(self, key: Key, answer: Answer) -> None:
         """Answer the callers in this process that wait for a spill."""

@@ -7,6 +7,7 @@ learn that it is safely accepted.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import structlog
 
 from broker.codec import pack
 from broker.ids import uuid7
-from broker.messages import EdgeOpinion, Reason, Request
+from broker.messages import EdgeOpinion, Priority, Reason, Request
 from bundle.recipe import UnreadableImage, decode_image, image_size
 from edge_agent.adapters.litert import RunFailed
 from edge_agent.adapters.model_runner import RunnerClosed, RunnerFull
@@ -26,7 +27,7 @@ from edge_agent.core.answers import Answer, AnswerStatus, Array, Source
 from edge_agent.core.arrays import NotAnArray
 from edge_agent.core.delivery import Channel
 from edge_agent.core.delivery import Spill as StoredSpill
-from edge_agent.core.payload import BadRequest, DeviceRequest, to_wire_inputs
+from edge_agent.core.payload import BadRequest, DeviceRequest, Encoding, to_wire_inputs
 from edge_agent.core.quotas import Full
 from edge_agent.core.routing import (
     AnswerNow,
@@ -37,6 +38,8 @@ from edge_agent.core.routing import (
 )
 from edge_agent.core.served import Served
 from edge_agent.core.tensors import BadInput
+from edge_agent.core.watch import Draw
+from edge_agent.loops.cascading import Cascading
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.spans import RequestSpans
 from edge_agent.loops.uplink import Uplink
@@ -55,6 +58,11 @@ REFUSALS: Final[dict[type[Exception], str]] = {
     RunnerFull: "model_busy",
 }
 NO_CLOUD: Final = "no_cloud"
+# Nobody waits for an audit; it leaves when the pool has nothing better to do.
+AUDIT_DEADLINE_MS: Final = 600_000.0
+AUDIT_BYTES: Final = 1024**2
+# Audits end long before what they take could be missed by a device.
+OUTBOX_FOR_AUDITS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,8 @@ class Serving:
         has_cloud: bool,
         now_ms: Callable[[], float],
         default_deadline_s: float,
+        agent: str,
+        cascading: Cascading,
         spans: RequestSpans | None = None,
     ) -> None:
         self._outbox = outbox
@@ -103,6 +113,8 @@ class Serving:
         self._has_cloud = has_cloud
         self._now_ms = now_ms
         self._default_deadline_ms = default_deadline_s * 1000.0
+        self._agent = agent
+        self._cascading = cascading
         self._spans = spans
         self._models: dict[str, Served] = {}
         self._seq = 0
@@ -118,6 +130,7 @@ class Serving:
         """Put a model in service; the one before finishes what it has begun."""
         old = self._models.get(served.manifest.name)
         self._models[served.manifest.name] = served
+        self._cascading.watch(served.manifest)
         if old is not None:
             await old.runner.close()
 
@@ -150,7 +163,10 @@ class Serving:
         try:
             decided = await self._decide(request, began_ms)
             if isinstance(decided, Answer):
-                self.counters.answered_edge += 1
+                if decided.source is Source.EDGE:
+                    self.counters.answered_edge += 1
+                else:
+                    self.counters.answered_fallback += 1
                 return decided
             return self._spill(request, decided, channel, began_ms)
         except tuple(REFUSALS) as error:
@@ -191,12 +207,14 @@ class Serving:
         except RunFailed as error:
             log.error("edge_model_failed", model=request.model, error=str(error))
             return _Doubt(Spill(Reason.HARD, str(error)), None)
-        judgement = served.judge(outputs)
+        judgement = served.judge(outputs, self._cascading.threshold(served))
+        held_back = self._cascading.held_back(served, judgement)
         answer = Answer(
             id=request.id or self._new_id(),
             device=request.device,
             status=AnswerStatus.ANSWERED,
-            source=Source.EDGE,
+            source=Source.EDGE if held_back is None else Source.EDGE_FALLBACK,
+            reason=None if held_back is None else f"{Reason.HARD.value}: {held_back}",
             label=served.label(judgement),
             confidence=None if judgement is None else judgement.confidence,
             model=request.model,
@@ -205,7 +223,54 @@ class Serving:
             outputs=outputs,
         )
         stands = after(judgement)
-        return answer if isinstance(stands, AnswerNow) else _Doubt(stands, answer)
+        draw = self._cascading.judged(
+            served,
+            judgement,
+            self._deadline_ms(request),
+            room=request.payload_bytes <= AUDIT_BYTES
+            and self._outbox.mostly_free(OUTBOX_FOR_AUDITS),
+        )
+        if not isinstance(stands, AnswerNow):
+            return _Doubt(stands, answer)
+        if draw is not None:
+            self._audit(request, answer, draw)
+        return answer
+
+    def _audit(self, request: DeviceRequest, answer: Answer, draw: Draw) -> None:
+        """Ask the cloud too, for the books: nobody is told what it says.
+
+        The spill is the agent's own under an id of its own, so it neither answers the
+        device's id nor takes of the device's room.
+        """
+        try:
+            spill = self._stored(
+                replace(
+                    request,
+                    id=self._new_id(),
+                    device=self._agent,
+                    deadline_ms=AUDIT_DEADLINE_MS,
+                    priority=Priority.BULK,
+                    encoding=Encoding.MSGPACK,
+                    traceparent=None,
+                ),
+                _Doubt(Spill(Reason.AUDIT, "drawn"), replace(answer, outputs=None)),
+                Channel.CALL,
+                self._now_ms(),
+            )
+            accepted = self._send(spill)
+        except (OutboxFull, BadRequest) as error:
+            self._cascading.audit_failed(draw, request.model)
+            log.debug("audit_not_sent", model=request.model, why=str(error))
+        else:
+            self._cascading.audit_began(draw, spill)
+            self.spilled[Reason.AUDIT] += 1
+            accepted.add_done_callback(functools.partial(self._audit_kept, spill))
+
+    def _audit_kept(self, spill: StoredSpill, accepted: Accepted) -> None:
+        if accepted.cancelled() or accepted.exception() is None:
+            return
+        self._outcomes.forget(spill.key)
+        self._cascading.audit_lost(spill)
 
     def _spill(
         self, request: DeviceRequest, doubt: _Doubt, channel: Channel, began_ms: float
@@ -225,19 +290,30 @@ class Serving:
             )
         spill = self._stored(request, doubt, channel, began_ms)
         try:
-            self._outbox.check_room(spill.device, len(spill.request))
-            self._outcomes.expect(spill)
-            if spill.attempt:
-                # Before the row, so that the pool works while it is written up.
-                self._uplink.offer(spill)
-            accepted = self._outbox.accept(spill)
+            accepted = self._send(spill)
         except OutboxFull as error:
-            self._outcomes.forget(spill.key)
             return self._fall_back(
                 request, doubt, str(error), error.full, error.retry_after_s
             )
         self.spilled[doubt.route.reason] += 1
         return OnItsWay(spill, accepted)
+
+    def _send(self, spill: StoredSpill) -> Accepted:
+        """Offer it to the uplink and to the outbox.
+
+        Raises:
+            OutboxFull: there is no room, and nothing is left of it here.
+        """
+        try:
+            self._outbox.check_room(spill.device, len(spill.request))
+            self._outcomes.expect(spill)
+            if spill.attempt:
+                # Before the row, so that the pool works while it is written up.
+                self._uplink.offer(spill)
+            return self._outbox.accept(spill)
+        except OutboxFull:
+            self._outcomes.forget(spill.key)
+            raise
 
     def unkept(self, spill: StoredSpill, why: OutboxFull) -> Answer:
         """What the device hears when the disk refused the row after all."""
@@ -266,6 +342,8 @@ class Serving:
         retry_after_s: float | None = None,
     ) -> Answer:
         reason = f"{doubt.route.reason.value}: {doubt.route.detail}; {why}"
+        if doubt.route.reason is Reason.HARD:
+            self._cascading.not_spilled(request.model)
         if doubt.edge is not None:
             self.counters.answered_fallback += 1
             return replace(doubt.edge, source=Source.EDGE_FALLBACK, reason=reason)

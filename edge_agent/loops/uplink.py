@@ -121,6 +121,8 @@ class Uplink:
         self.counters = UplinkCounters()
         # Told of each stored spill that is about to be sent.
         self.on_claim: Callable[[Spill], None] = lambda _: None
+        # Told how many bytes each publish has, resends included.
+        self.on_bytes: Callable[[int], None] = lambda _: None
         # Added to the agent's time to give the pool's; learned from results.
         self.pool_offset_ms = 0.0
 
@@ -251,6 +253,7 @@ class Uplink:
             self._window.lost(ticket)
             sends.create_task(self._put_back(batch))
             return
+        self.on_bytes(len(payload))
         self._in_flight += 1
         sends.create_task(self._confirm(batch, confirmed, ticket, began_ms))
 

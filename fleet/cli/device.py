@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from broker.messages import SlotReport
+from broker.messages import CascadeReport, SlotReport
 from fleet.cli import terminal
 from fleet.cli.terminal import AsJson, Home
 from fleet.core.devices import Device
@@ -58,7 +58,19 @@ def _slot(slot: SlotReport) -> str:
         text += f" ({slot.state} {slot.staged or 'another'})"
     if slot.state == "refused":
         text += f" (refused: {slot.reason or 'no reason given'})"
-    return text
+    return text if slot.cascade is None else text + _cascade(slot.cascade)
+
+
+def _cascade(told: CascadeReport) -> str:
+    """What an operator should know of the promise, and nothing while all is well."""
+    words = []
+    if told.standing is not None and told.value is not None:
+        words.append(f"target {told.standing.replace('_', ' ')}: {told.value:.2%}")
+    if told.drift:
+        words.append("DRIFT")
+    if told.share < 1:
+        words.append(f"spills {told.share:.0%} of what it should: {told.why}")
+    return "".join(f"\n  {each}" for each in words)
 
 
 def _document(device: Device, now_ms: int) -> dict[str, Any]:

@@ -366,6 +366,14 @@ async def test_the_loop_turns_between_inline_batches(lines: Lines) -> None:
     assert inline.running == 0
 
 
+async def test_a_sequential_model_gives_what_its_last_layer_does() -> None:
+    async with Runners() as runner:
+        path = OURS / "sequential" / "1" / "line.keras"
+        await runner.load(source("sequential", "keras", path))
+        outputs = await infer(runner, "sequential", {"x": row(1, 2, 3, 4)})
+        assert output(outputs, 0, "y").tolist() == [[3, 5, 7, 9]]
+
+
 async def test_a_killed_process_costs_its_batch_and_comes_back() -> None:
     async with Runners() as runner, asyncio.TaskGroup() as group:
         await runner.load(source("line", *LINES["line_lite"]))

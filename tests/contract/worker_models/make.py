@@ -254,6 +254,11 @@ def main() -> None:
     dense.set_weights([2.0 * np.eye(4), np.ones(4)])
     (HERE / "line_keras" / "1").mkdir(parents=True, exist_ok=True)
     model.save(HERE / "line_keras" / "1" / "line.keras")
+    dense = keras.layers.Dense(4, name="y")
+    sequential = keras.Sequential([keras.Input((4,), name="x"), dense])
+    dense.set_weights([2.0 * np.eye(4), np.ones(4)])
+    (HERE / "sequential" / "1").mkdir(parents=True, exist_ok=True)
+    sequential.save(HERE / "sequential" / "1" / "line.keras")
 
     dense = tf_keras.layers.Dense(4, name="y")
     dense.build((None, 4))

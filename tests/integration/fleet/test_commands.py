@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from broker.codec import decode
-from broker.messages import Desired, Report, SlotReport
+from broker.messages import CascadeReport, Desired, Report, SlotReport
 from bundle.pack import unpack
 from bundle.seal import open_seal, verify_packed
 from bundle.store import BundleStore
@@ -347,6 +347,30 @@ def test_devices_are_listed_with_what_they_serve(say: Say, home: Path) -> None:
     table = say("device", "list").stdout
     assert "cam-1" in table
     assert "fashion 1" in table
+
+
+def test_a_device_whose_promise_is_broken_or_whose_scores_drift_is_listed_so(
+    say: Say, home: Path
+) -> None:
+    told = CascadeReport(
+        threshold=0.4,
+        calibrated=0.6,
+        share=0.5,
+        why="50% of the byte budget is left",
+        target="at most 2 points worse than the cloud",
+        standing="broken",
+        value=0.041,
+        low=0.03,
+        high=0.06,
+        drift=True,
+    )
+    say("device", "list")
+    report(home, "cam-1", slot("1").model_copy(update={"cascade": told}))
+    (listed,) = json.loads(say("device", "list", "--json").stdout)
+    assert listed["slots"][0]["cascade"] == told.model_dump()
+    table = say("device", "list").stdout
+    assert "DRIFT" in table
+    assert "broken" in table
 
 
 @pytest.mark.parametrize(

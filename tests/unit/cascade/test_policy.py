@@ -36,8 +36,9 @@ def test_an_output_that_is_not_a_number_is_hard_under_any_threshold(
 ) -> None:
     judged = judge(np.array([[bad, 9.0]]), Rule(threshold=threshold))
     assert judged == Judgement(
-        None, 0.0, hard=True, why="1 of 2 items are NaN or infinite"
+        None, 0.0, hard=True, why="1 of 2 items are NaN or infinite", unusable=True
     )
+    assert judged.score == -np.inf
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,9 @@ def test_an_empty_detection_is_hard_even_without_a_threshold(
     nothing: np.ndarray, score: Score
 ) -> None:
     judged = judge(nothing, Rule(task="detect", score=score))
-    assert judged == Judgement(None, 0.0, hard=True, why="nothing was detected")
+    assert judged == Judgement(
+        None, 0.0, hard=True, why="nothing was detected", unusable=True
+    )
 
 
 def test_a_detection_is_judged_by_its_first_score_and_names_no_class() -> None:

@@ -7,17 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.messages import Priority
-from cloud_worker.core.batcher import (
-    Batcher,
-    Expire,
-    Flush,
-    Group,
-    Idle,
-    Item,
-    Shed,
-    WaitUntil,
-)
+from cloud_worker.core.batcher import Batcher, Expire, Flush, Idle, Shed, WaitUntil
 from cloud_worker.core.costs import DOUBT, Costs
+from cloud_worker.core.line import Group, Item
 from cloud_worker.core.spec import padded_sizes
 
 HI, NORM, BULK = Priority.HI, Priority.NORM, Priority.BULK

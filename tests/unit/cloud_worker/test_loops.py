@@ -29,9 +29,10 @@ from broker.messages import (
 )
 from broker.topology import DEAD_EXCHANGE
 from cloud_worker.adapters.runner import BatchFailed, ModelFailed
-from cloud_worker.core.batcher import Batcher, Signature
+from cloud_worker.core.batcher import Batcher
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.ledger import Aside, Cause, Ledger
+from cloud_worker.core.line import Signature
 from cloud_worker.core.outputs import BatchOutputs, OutputBlock
 from cloud_worker.core.serving import Serving
 from cloud_worker.core.spec import ModelSpec, ServedModel, TensorSpec

@@ -199,6 +199,36 @@ def test_an_empty_detection_is_an_answer_of_no_confidence() -> None:
     assert readings == [Reading(None, 0.0)]
 
 
+def test_a_confidence_output_gives_the_confidence_and_the_output_the_label() -> None:
+    sure = block(np.array([[0.25], [0.75]], np.float32), (1, 1), name="sure")
+    outputs = BatchOutputs(2, (block(LOGITS, (1, 3)), sure), 1.0)
+    decision = Decision(output="y", confidence_output="sure")
+    assert read(outputs, classifier(decision, ("a", "b", "c"))) == [
+        Reading("b", 0.25),
+        Reading("a", 0.75),
+    ]
+
+
+def test_the_norm_of_the_decision_counts() -> None:
+    outputs = BatchOutputs(2, (block(LOGITS, (1, 3)),), 1.0)
+    low, high = (
+        read(outputs, classifier(Decision(output="y", score="pnorm", norm=norm)))[0]
+        for norm in (2.0, 8.0)
+    )
+    assert isinstance(low, Reading)
+    assert isinstance(high, Reading)
+    assert low.confidence != high.confidence
+
+
+def test_an_empty_detection_is_sure_where_the_manifest_says_so() -> None:
+    nothing = block(np.zeros((1, 4), np.float32), (1, 4))
+    outputs = BatchOutputs(1, (nothing,), 1.0)
+    decision = Decision(output="y", score="expected_misses", empty="sure")
+    assert read(outputs, classifier(decision)) == [Reading(None, 1.0)]
+    decision = Decision(output="y", score="expected_misses")
+    assert read(outputs, classifier(decision)) == [Reading(None, 0.0)]
+
+
 def test_whom_to_answer_is_found_in_an_envelope_of_another_version() -> None:
     item = msgpack.packb({"id": "r-1", "device": "cam1", "new": [1]})
     body = msgpack.packb({"v": 9, "kind": "req", "items": [item, b"\xc1", 5]})

@@ -112,3 +112,21 @@ def test_a_misspelt_argument_is_refused() -> None:
     wrong: dict[str, Any] = {"cloud": "mqtt://x"}
     with pytest.raises(ValidationError, match="cloud"):
         AgentSettings(**wrong)
+
+
+@pytest.mark.parametrize("name", ["spill_budget", "spill_quota"])
+@pytest.mark.parametrize("text", ["much", "0%", "120%", "5", "0MB/day", "5MB/year"])
+def test_a_budget_or_quota_that_is_none_is_refused_at_the_start(
+    name: str, text: str
+) -> None:
+    with pytest.raises(ValidationError, match=r"reads like|of nothing"):
+        AgentSettings.model_validate({name: text})
+
+
+def test_a_budget_and_a_quota_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OVERSPILL_AGENT_SPILL_BUDGET", "50MB/day")
+    monkeypatch.setenv("OVERSPILL_AGENT_SPILL_QUOTA", "15%")
+    settings = AgentSettings()
+    assert (settings.spill_budget, settings.spill_quota) == ("50MB/day", "15%")

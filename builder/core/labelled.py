@@ -28,6 +28,8 @@ class Labelled:
         skipped: examples that could not be read, by name.
         scale: what a stored value is multiplied by.
         offset: what is then added.
+        columns: what each number of a row is called, for people; empty where nobody
+            said.
     """
 
     inputs: NDArray[Any]
@@ -37,6 +39,7 @@ class Labelled:
     skipped: tuple[str, ...] = field(default=())
     scale: float = 1.0
     offset: float = 0.0
+    columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -44,7 +44,9 @@ class Recipe:
 def rows_of(data: Labelled, part: str) -> NDArray[np.int64]:
     """The rows of a data set that belong to one of its parts, by the part's name."""
     if data.parts is None:
-        raise ValueError("the data set does not say which examples models may learn from")
+        raise ValueError(
+            "the data set does not say which examples models may learn from"
+        )
     return np.flatnonzero(data.parts == PARTS.index(part)).astype(np.int64)
 
 

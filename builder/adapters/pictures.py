@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,9 @@ from PIL import Image
 
 THUMBNAIL_PX: Final = 84
 SIZE_INCHES: Final = (6.4, 4.0)
+# A series of more channels is drawn as a spectrogram, a longer row is cut.
+MAX_LINES: Final = 6
+MAX_COLUMNS: Final = 12
 COLOURS: Final = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df", "#bf8700", "#57606a")
 
 _METADATA: Final = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
@@ -74,18 +78,32 @@ def reliability_svg(confidence: NDArray[np.float64], right: NDArray[np.float64])
     return _svg(figure)
 
 
-def example_html(example: NDArray[Any]) -> str:
-    """One example: a picture, a line for a series, numbers for a row."""
+def example_html(example: NDArray[Any], columns: Sequence[str] = ()) -> str:
+    """One example: a picture, lines or a spectrogram for a series, numbers for a row."""
     if example.dtype == np.uint8 and example.ndim == 3:
-        return f'<img alt="example" src="data:image/png;base64,{_png(example)}">'
-    if example.ndim == 2:
+        return _img(example)
+    if example.ndim == 2 and example.shape[1] <= MAX_LINES:
         return _series_svg(example.astype(np.float64))
-    shown = ", ".join(f"{each:.3g}" for each in example.reshape(-1)[:8])
+    if example.ndim == 2:
+        grey = np.rint(255 * _spectrogram(example)).astype(np.uint8)
+        return _img(grey[::-1, :, np.newaxis])
+    if columns:
+        return _row_html(example, columns)
+    shown = ", ".join(f"{each:.4g}" for each in example.reshape(-1)[:8])
     return f"<code>{shown}{', …' if example.size > 8 else ''}</code>"
 
 
-def heat_svg(example: NDArray[Any], heat: NDArray[np.float64], title: str) -> str:
-    """An occlusion map over its example: red where the answer hangs on it."""
+def heat_svg(
+    example: NDArray[Any],
+    heat: NDArray[np.float64],
+    title: str,
+    columns: Sequence[str] = (),
+) -> str:
+    """An occlusion map over its example: red, or long, where the answer hangs on it."""
+    if example.ndim == 2 and heat.ndim == 1:
+        return _series_heat(example.astype(np.float64), heat, title)
+    if columns:
+        return _row_heat(example, heat, title, columns)
     figure, axes = _axes("", "")
     axes.set_title(title, fontsize=9)
     most = float(np.abs(heat).max()) or 1.0
@@ -95,6 +113,55 @@ def heat_svg(example: NDArray[Any], heat: NDArray[np.float64], title: str) -> st
     else:
         axes.bar(np.arange(heat.size), heat, color=COLOURS[1])
     return _svg(figure)
+
+
+def _series_heat(
+    steps: NDArray[np.float64], heat: NDArray[np.float64], title: str
+) -> str:
+    """A series over time, and beneath it how far the probability falls."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    above.set_title(title, fontsize=9)
+    if steps.shape[1] <= MAX_LINES:
+        above.plot(steps)
+    else:
+        above.imshow(_spectrogram(steps), cmap="gray", aspect="auto", origin="lower")
+        above.set_ylabel("channel")
+    below.bar(np.arange(heat.size), 100 * heat, width=1.0, color=COLOURS[1])
+    below.set_xlabel("step")
+    below.set_ylabel("falls by, %")
+    return _svg(figure)
+
+
+def _row_heat(
+    row: NDArray[Any], heat: NDArray[np.float64], title: str, columns: Sequence[str]
+) -> str:
+    figure, axes = _axes("the probability falls by, %", "")
+    axes.set_title(title, fontsize=9)
+    named = [f"{name} = {each:.4g}" for name, each in zip(columns, row, strict=True)]
+    axes.barh(named[::-1], 100 * heat[::-1], color=COLOURS[1])
+    return _svg(figure)
+
+
+def _spectrogram(steps: NDArray[Any]) -> NDArray[np.float64]:
+    """Channels over time, each from its own least to its own greatest: 0..1."""
+    low, high = steps.min(axis=0), steps.max(axis=0)
+    scaled: NDArray[np.float64] = ((steps - low) / np.maximum(high - low, 1e-9)).T
+    return scaled
+
+
+def _row_html(row: NDArray[Any], columns: Sequence[str]) -> str:
+    shown = list(zip(columns, row.tolist(), strict=True))[:MAX_COLUMNS]
+    lines = "".join(
+        f"<tr><td>{escape(name)}</td><td>{each:.4g}</td></tr>" for name, each in shown
+    )
+    return f"<table>{lines}</table>"
+
+
+def _img(example: NDArray[np.uint8]) -> str:
+    return f'<img alt="example" src="data:image/png;base64,{_png(example)}">'
 
 
 def _axes(x: str, y: str) -> tuple[Any, Any]:
@@ -137,6 +204,6 @@ def _series_svg(steps: NDArray[np.float64]) -> str:
         f'<polyline fill="none" stroke="{COLOURS[index % len(COLOURS)]}" points="'
         + " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, column, strict=True))
         + '"/>'
-        for index, column in enumerate(scaled.T[:6])
+        for index, column in enumerate(scaled.T)
     )
     return f'<svg width="{THUMBNAIL_PX}" height="44">{lines}</svg>'

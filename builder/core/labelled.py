@@ -80,7 +80,7 @@ def labelled(
 
     Raises:
         BuildRefused: lengths differ, a label is not among the classes, inputs are not
-            numbers, or one is not finite.
+            numbers, one is not finite, or columns are named that are not there.
     """
     inputs, labels = np.asarray(inputs), np.asarray(labels)
     if len(inputs) != len(labels) or labels.ndim != 1:
@@ -101,7 +101,13 @@ def labelled(
     if inputs.dtype == np.uint8 and inputs.ndim == 3:
         inputs = inputs[..., np.newaxis]
     indexes, found = _indexes(labels, names)
-    return Labelled(inputs, indexes, found, **more)
+    made = Labelled(inputs, indexes, found, **more)
+    if made.columns and made.shape != (len(made.columns),):
+        raise BuildRefused(
+            f"{len(made.columns)} columns are named, and an example has the shape "
+            f"{list(made.shape)}"
+        )
+    return made
 
 
 def check_classes(

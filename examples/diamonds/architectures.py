@@ -26,7 +26,9 @@ def build_edge() -> keras.Model:
     x = _normalized(row)
     for units in EDGE_UNITS:
         x = keras.layers.Dense(units, activation="relu")(x)
-    return keras.Model(row, keras.layers.Dense(len(CUTS), name="logits")(x), name="edge")
+    return keras.Model(
+        row, keras.layers.Dense(len(CUTS), name="logits")(x), name="edge"
+    )
 
 
 def build_cloud() -> keras.Model:

@@ -34,7 +34,9 @@ def main() -> None:
     cloud_models.train(model, data, RECIPE)
     taken = tf.TensorSpec((None, len(rows.COLUMNS)), tf.float32, name="row")
     cloud_models.save(model, options.out, taken, {"labels": list(rows.CUTS)})
-    print(f"saved {options.out}; right on {cloud_models.accuracy(model, data, 'test'):.2%}")
+    print(
+        f"saved {options.out}; right on {cloud_models.accuracy(model, data, 'test'):.2%}"
+    )
 
     sample = cloud_models.rows_of(data, "test")[:SAMPLES]
     np.savez_compressed(

@@ -39,7 +39,9 @@ def main() -> None:
         (None, None, recordings.COEFFICIENTS), tf.float32, name="frames"
     )
     cloud_models.save(model, options.out, taken, {"labels": list(recordings.DIGITS)})
-    print(f"saved {options.out}; right on {cloud_models.accuracy(model, data, 'test'):.2%}")
+    print(
+        f"saved {options.out}; right on {cloud_models.accuracy(model, data, 'test'):.2%}"
+    )
     _save_samples(HERE / "recordings.npz")
 
 

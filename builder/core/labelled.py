@@ -59,6 +59,14 @@ class Labelled:
             and self.shape[-1] in (1, 3)
         )
 
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens there are, for whole numbers that are ids; else None."""
+        whole = np.issubdtype(self.inputs.dtype, np.integer)
+        if not whole or self.inputs.dtype == np.uint8:
+            return None
+        return int(self.inputs.max()) + 1
+
     def model_inputs(self, rows: NDArray[np.integer[Any]] | slice) -> NDArray[Any]:
         """What the models take for these rows: float32 or int32 [rows, ...]."""
         taken = self.inputs[rows]

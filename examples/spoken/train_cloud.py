@@ -45,14 +45,14 @@ def main() -> None:
     print(
         f"saved {options.out}; right on {cloud_models.accuracy(model, data, 'test'):.2%}"
     )
-    _save_samples(HERE / "recordings.npz")
+    save_samples(HERE / "recordings.npz")
 
 
-def _save_samples(path: Path) -> None:
+def save_samples(path: Path) -> None:
     """Recordings of the test part, too long ones among them, in half precision."""
     series, digits = recordings.recordings()
     test = np.flatnonzero(recordings.parts(len(series)) == PARTS.index("test"))
-    kept = test[:SAMPLES]
+    kept = np.random.default_rng(recordings.SPLIT_SEED).permutation(test)[:SAMPLES]
     np.savez_compressed(
         path,
         frames=np.concatenate([series[at] for at in kept]).astype(np.float16),

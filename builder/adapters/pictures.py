@@ -89,7 +89,7 @@ def example_html(example: NDArray[Any], columns: Sequence[str] = ()) -> str:
         return _img(grey[::-1, :, np.newaxis])
     if columns:
         return _row_html(example, columns)
-    shown = ", ".join(f"{each:.4g}" for each in example.reshape(-1)[:8])
+    shown = ", ".join(f"{each:.6g}" for each in example.reshape(-1)[:8])
     return f"<code>{shown}{', …' if example.size > 8 else ''}</code>"
 
 
@@ -140,7 +140,7 @@ def _row_heat(
 ) -> str:
     figure, axes = _axes("the probability falls by, %", "")
     axes.set_title(title, fontsize=9)
-    named = [f"{name} = {each:.4g}" for name, each in zip(columns, row, strict=True)]
+    named = [f"{name} = {each:.6g}" for name, each in zip(columns, row, strict=True)]
     axes.barh(named[::-1], 100 * heat[::-1], color=COLOURS[1])
     return _svg(figure)
 
@@ -155,7 +155,7 @@ def _spectrogram(steps: NDArray[Any]) -> NDArray[np.float64]:
 def _row_html(row: NDArray[Any], columns: Sequence[str]) -> str:
     shown = list(zip(columns, row.tolist(), strict=True))[:MAX_COLUMNS]
     lines = "".join(
-        f"<tr><td>{escape(name)}</td><td>{each:.4g}</td></tr>" for name, each in shown
+        f"<tr><td>{escape(name)}</td><td>{each:.6g}</td></tr>" for name, each in shown
     )
     return f"<table>{lines}</table>"
 

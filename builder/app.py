@@ -151,7 +151,8 @@ class Build:
     def _read(self) -> Labelled:
         said = self._options.data
         self._progress.begin(f"reading {said.source}")
-        how = datasets.Reading(**said.model_dump(exclude={"max_corrupt", "shares"}))
+        of_the_build = {"max_corrupt", "shares", "choose_share"}
+        how = datasets.Reading(**said.model_dump(exclude=of_the_build))
         data = datasets.read(how, self._root, self._progress.advance)
         check_skipped(data, said.max_corrupt)
         check_classes(data)
@@ -166,7 +167,13 @@ class Build:
         self._progress.begin("splitting, and looking for leaks")
         said = self._options
         trains = said.edge is None and said.student.epochs > 0
-        parts = split(data, said.seed, said.data.shares, trains=trains)
+        parts = split(
+            data,
+            said.seed,
+            said.data.shares,
+            choose_share=said.data.choose_share,
+            trains=trains,
+        )
         for part in HELD:
             check_classes(
                 data, parts.rows(part), f"{part} part", least=LEAST_OF_A_CLASS

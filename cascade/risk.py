@@ -13,10 +13,10 @@ The loss of one example against the cloud is +1 (kept, the edge wrong, the cloud
 matched pair (`paired`): at 5 % it stops 1.65 standard errors from the target, as if the
 rate of differences were known. What was tried and stops earlier: the same sum, exact, but
 not divided by its standard error (Berger & Boos, "P Values Maximized Over a Confidence
-Set", JASA 1994), at 1.7 to 2.3; bounds for any loss in [-1, 1], betting among them
-(Waudby-Smith & Ramdas, 2023; Hoeffding and Bentkus), at about 2.4; and McNemar's test,
-exact given the number of differences, but weak where nearly all of them go one way. The
-error of the cascade is 0 or 1 an example, and the binomial tail is its exact p-value.
+Set", JASA 1994); bounds for any loss in [-1, 1], betting among them (Waudby-Smith &
+Ramdas, 2023; Hoeffding and Bentkus); and McNemar's test, exact given the number of
+differences, but weak where nearly all of them go one way. The error of the cascade is 0
+or 1 an example, and the binomial tail is its exact p-value.
 
 Limits by class are tested beside the whole at each threshold, and all must be
 rejected. The first threshold bad for anyone is bad for some one class, whose own test

@@ -229,7 +229,12 @@ class Build:
             quality(answers[part], held.cloud_on(part), classes=len(data.names))
             for part in ("choose", "test")
         )
-        spill, cost = spill_and_cost(chosen_on.curve, chosen_on.accuracy, self._target)
+        spill, cost = spill_and_cost(
+            chosen_on.curve,
+            chosen_on.accuracy,
+            self._target,
+            len(held.parts.calibrate),
+        )
         considered = Considered(
             candidate.name,
             file.stat().st_size,

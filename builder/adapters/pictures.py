@@ -55,13 +55,20 @@ def pareto_svg(
         chosen: its name.
     """
     figure, axes = _axes("file, KB", "cost, % (less is better)")
-    for name, (kb, cost) in points.items():
+    # Names go to the right and by turns above and below, so that neighbours part.
+    axes.margins(x=0.25, y=0.2)
+    ordered = sorted(points.items(), key=lambda each: each[1])
+    for index, (name, (kb, cost)) in enumerate(ordered):
         filled = COLOURS[0] if name in front else "none"
         axes.plot([kb], [cost], "o", mfc=filled, mec=COLOURS[0], ms=7)
         if name == chosen:
             axes.plot([kb], [cost], "o", mfc="none", mec=COLOURS[1], ms=14)
         axes.annotate(
-            name, (kb, cost), xytext=(7, 4), textcoords="offset points", fontsize=7
+            name,
+            (kb, cost),
+            xytext=(8, -13 if index % 2 else 8),
+            textcoords="offset points",
+            fontsize=8,
         )
     return _svg(figure)
 

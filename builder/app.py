@@ -151,7 +151,8 @@ class Build:
     def _read(self) -> Labelled:
         said = self._options.data
         self._progress.begin(f"reading {said.source}")
-        how = datasets.Reading(**said.model_dump(exclude={"max_corrupt", "shares"}))
+        of_the_build = {"max_corrupt", "shares", "choose_share"}
+        how = datasets.Reading(**said.model_dump(exclude=of_the_build))
         data = datasets.read(how, self._root, self._progress.advance)
         check_skipped(data, said.max_corrupt)
         check_classes(data)
@@ -166,7 +167,13 @@ class Build:
         self._progress.begin("splitting, and looking for leaks")
         said = self._options
         trains = said.edge is None and said.student.epochs > 0
-        parts = split(data, said.seed, said.data.shares, trains=trains)
+        parts = split(
+            data,
+            said.seed,
+            said.data.shares,
+            choose_share=said.data.choose_share,
+            trains=trains,
+        )
         for part in HELD:
             check_classes(
                 data, parts.rows(part), f"{part} part", least=LEAST_OF_A_CLASS
@@ -218,11 +225,20 @@ class Build:
         run = self._measured(file, candidate.name, held)
         _check_width(candidate.name, run.outputs, data)
         answers = _answers(run.outputs, data, held.parts)
-        chosen_on, told_on = (
-            quality(answers[part], held.cloud_on(part), classes=len(data.names))
-            for part in ("choose", "test")
+        classes = len(data.names)
+        chosen_on = quality(answers["choose"], held.cloud_on("choose"), classes=classes)
+        told_on = quality(
+            answers["test"],
+            held.cloud_on("test"),
+            classes=classes,
+            rng=np.random.default_rng(self._options.seed),
         )
-        spill, cost = spill_and_cost(chosen_on.curve, chosen_on.accuracy, self._target)
+        spill, cost = spill_and_cost(
+            chosen_on.curve,
+            chosen_on.accuracy,
+            self._target,
+            len(held.parts.calibrate),
+        )
         considered = Considered(
             candidate.name,
             file.stat().st_size,

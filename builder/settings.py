@@ -17,7 +17,7 @@ from pydantic import (
 
 from builder.core.candidates import Quantization
 from builder.core.refusal import BuildRefused
-from builder.core.splits import SHARES
+from builder.core.splits import CHOOSE_SHARE, SHARES
 from bundle.manifest import Limits, Name, Version
 from cascade.targets import MaxSpill, parse_target
 
@@ -43,6 +43,7 @@ class DataSource(_Part):
     names: tuple[str, ...] | None = None
     max_corrupt: Share = 0.01
     shares: tuple[float, float, float, float] = SHARES
+    choose_share: Annotated[float, Field(gt=0, lt=1)] = CHOOSE_SHARE
 
 
 class CloudSource(_Part):

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from html import escape
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ MAX_LINES: Final = 6
 MAX_COLUMNS: Final = 12
 COLOURS: Final = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df", "#bf8700", "#57606a")
 
+_ID: Final = re.compile(r'\sid="([^"]+)"')
+_REFERENCE: Final = re.compile(r'(?<=["(]#)([\w-]+)(?=[")])')
 _METADATA: Final = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 
 
@@ -59,13 +62,20 @@ def pareto_svg(
         chosen: its name.
     """
     figure, axes = _axes("file, KB", "cost, % (less is better)")
-    for name, (kb, cost) in points.items():
+    # Names go to the right and by turns above and below, so that neighbours part.
+    axes.margins(x=0.25, y=0.2)
+    ordered = sorted(points.items(), key=lambda each: each[1])
+    for index, (name, (kb, cost)) in enumerate(ordered):
         filled = COLOURS[0] if name in front else "none"
         axes.plot([kb], [cost], "o", mfc=filled, mec=COLOURS[0], ms=7)
         if name == chosen:
             axes.plot([kb], [cost], "o", mfc="none", mec=COLOURS[1], ms=14)
         axes.annotate(
-            name, (kb, cost), xytext=(7, 4), textcoords="offset points", fontsize=7
+            name,
+            (kb, cost),
+            xytext=(8, -13 if index % 2 else 8),
+            textcoords="offset points",
+            fontsize=8,
         )
     return _svg(figure)
 
@@ -94,36 +104,41 @@ def example_html(example: NDArray[Any], columns: Sequence[str] = ()) -> str:
 
 
 def heat_svg(
-    example: NDArray[Any],
-    heat: NDArray[np.float64],
-    title: str,
-    columns: Sequence[str] = (),
+    example: NDArray[Any], heat: NDArray[np.float64], columns: Sequence[str] = ()
 ) -> str:
-    """An occlusion map over its example: red, or long, where the answer hangs on it."""
+    """An occlusion map beside its example: red, or long, where the answer hangs on it."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     if example.ndim == 2 and heat.ndim == 1:
-        return _series_heat(example.astype(np.float64), heat, title)
+        return _series_heat(example.astype(np.float64), heat)
     if columns:
-        return _row_heat(example, heat, title, columns)
-    figure, axes = _axes("", "")
-    axes.set_title(title, fontsize=9)
+        return _row_heat(example, heat, columns)
     most = float(np.abs(heat).max()) or 1.0
-    if heat.ndim == 2:
-        axes.imshow(example.mean(axis=-1), cmap="gray")
-        axes.imshow(heat, cmap="bwr", alpha=0.5, vmin=-most, vmax=most)
-    else:
-        axes.bar(np.arange(heat.size), heat, color=COLOURS[1])
+    if heat.ndim != 2:
+        figure, axes = _axes("part of the input", "points the probability falls by")
+        axes.bar(np.arange(heat.size), 100 * heat.reshape(-1), color=COLOURS[1])
+        return _svg(figure)
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    for axes, title in zip(
+        figure.subplots(1, 2), ("the input", "what the answer hangs on"), strict=True
+    ):
+        axes.imshow(_grey(example), cmap="gray")
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    # The more it matters the less of the picture shines through.
+    colours = colormaps["bwr"]((heat / most + 1) / 2)
+    colours[..., 3] = 0.8 * np.abs(heat) / most
+    axes.imshow(colours)
     return _svg(figure)
 
 
-def _series_heat(
-    steps: NDArray[np.float64], heat: NDArray[np.float64], title: str
-) -> str:
+def _series_heat(steps: NDArray[np.float64], heat: NDArray[np.float64]) -> str:
     """A series over time, and beneath it how far the probability falls."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    above.set_title(title, fontsize=9)
     if steps.shape[1] <= MAX_LINES:
         above.plot(steps)
     else:
@@ -131,15 +146,14 @@ def _series_heat(
         above.set_ylabel("channel")
     below.bar(np.arange(heat.size), 100 * heat, width=1.0, color=COLOURS[1])
     below.set_xlabel("step")
-    below.set_ylabel("falls by, %")
+    below.set_ylabel("points it falls by")
     return _svg(figure)
 
 
 def _row_heat(
-    row: NDArray[Any], heat: NDArray[np.float64], title: str, columns: Sequence[str]
+    row: NDArray[Any], heat: NDArray[np.float64], columns: Sequence[str]
 ) -> str:
-    figure, axes = _axes("the probability falls by, %", "")
-    axes.set_title(title, fontsize=9)
+    figure, axes = _axes("points the probability falls by", "")
     named = [f"{name} = {each:.6g}" for name, each in zip(columns, row, strict=True)]
     axes.barh(named[::-1], 100 * heat[::-1], color=COLOURS[1])
     return _svg(figure)
@@ -164,6 +178,11 @@ def _img(example: NDArray[np.uint8]) -> str:
     return f'<img alt="example" src="data:image/png;base64,{_png(example)}">'
 
 
+def _grey(example: NDArray[Any]) -> NDArray[Any]:
+    """A picture as matplotlib takes it: [h, w], or [h, w, 3] in colours."""
+    return example if example.shape[-1] == 3 else example.mean(axis=-1)
+
+
 def _axes(x: str, y: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
@@ -183,7 +202,18 @@ def _svg(figure: Any) -> str:  # noqa: ANN401 - a matplotlib figure
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "overspill"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     text = drawn.getvalue()
-    return _METADATA.sub("", text[text.index("<svg") :])
+    return _with_own_ids(_METADATA.sub("", text[text.index("<svg") :]))
+
+
+def _with_own_ids(svg: str) -> str:
+    """Only the ids that are referred to, and none that another picture has as well."""
+    own = blake2b(svg.encode(), digest_size=4).hexdigest()
+    meant = set(_REFERENCE.findall(svg))
+
+    def renamed(found: re.Match[str]) -> str:
+        return f' id="{found[1]}-{own}"' if found[1] in meant else ""
+
+    return _REFERENCE.sub(rf"\g<0>-{own}", _ID.sub(renamed, svg))
 
 
 def _png(example: NDArray[np.uint8]) -> str:

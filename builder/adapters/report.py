@@ -9,11 +9,11 @@ from typing import Any, Final
 from builder.adapters import pictures
 
 STYLE: Final = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;
+body{font:15px/1.5 system-ui,sans-serif;max-width:1040px;margin:2em auto;padding:0 1em;
 color:#1f2328}
 h1{font-size:1.5em} h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #d0d7de}
-table{border-collapse:collapse;font-size:13px} td,th{padding:3px 9px;text-align:right;
-border-bottom:1px solid #eaeef2} td:first-child,th:first-child{text-align:left}
+table{border-collapse:collapse;font-size:12px} td,th{padding:3px 7px;text-align:right;
+border-bottom:1px solid #eaeef2;white-space:nowrap} td:first-child,th:first-child{text-align:left}
 tr.chosen{background:#ddf4ff} .wide{overflow-x:auto}
 .kept{background:#dafbe1;padding:.7em 1em} .refused{background:#ffebe9;padding:.7em 1em}
 .gallery{display:flex;flex-wrap:wrap;gap:10px} figure{margin:0;width:130px;font-size:12px}
@@ -84,7 +84,7 @@ def _candidates(document: Mapping[str, Any]) -> str:
         "accuracy",
         "macro F1",
         "agreement",
-        "calibration error",
+        "cal. error",
         "distinct",
         "deferral",
         "cost",
@@ -105,7 +105,7 @@ def _candidates(document: Mapping[str, Any]) -> str:
             _percent(test["agreement"]),
             f"{test['calibration_error']:.4f}",
             str(test["distinct"]),
-            "-" if test["deferral"] is None else f"{test['deferral']:.3f}",
+            _deferral(test["deferral"], test["deferral_limits"]),
             _percent(each["cost"]),
             "yes" if each["name"] in document["choice"]["front"] else "",
         )
@@ -116,6 +116,13 @@ def _candidates(document: Mapping[str, Any]) -> str:
         + "<p>Times and memory are of LiteRT with one thread on the machine that built; "
         "accuracy to deferral are of the test part, cost of the choose part.</p>"
     )
+
+
+def _deferral(score: float | None, limits: Sequence[float] | None) -> str:
+    if score is None:
+        return "-"
+    between = "" if limits is None else f" ({limits[0]:.2f} to {limits[1]:.2f})"
+    return f"{score:.3f}{between}"
 
 
 def _broken(broken: Mapping[str, Sequence[str]]) -> str:

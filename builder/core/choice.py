@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -76,7 +78,10 @@ class Choice:
 
 
 def spill_and_cost(
-    curve: Curve | None, accuracy: float, target: Target | None
+    curve: Curve | None,
+    accuracy: float,
+    target: Target | None,
+    calibrated_on: int | None = None,
 ) -> tuple[float | None, float]:
     """The share spilled that meets a target on these examples, and what it costs.
 
@@ -85,6 +90,8 @@ def spill_and_cost(
         accuracy: of the edge alone.
         target: for a limit on risk the cost is the share spilled; for a limit on
             spilling, or none, it is how often the cascade is wrong.
+        calibrated_on: how many examples the threshold will be set on; it will stop as
+            far from the target as they are few, and that is part of the cost.
     """
     if isinstance(target, MaxExcess | MaxError):
         if curve is None:
@@ -93,7 +100,7 @@ def spill_and_cost(
             1 - target.error
             if isinstance(target, MaxError)
             else (float(curve.accuracy[-1]) - target.excess)
-        )
+        ) + _distance(target, calibrated_on)
         # From all spilled downwards, as the calibration walks.
         good = curve.accuracy >= need - 1e-12
         if not good[-1]:
@@ -105,6 +112,16 @@ def spill_and_cost(
     if curve is None:
         return share, 1 - accuracy
     return share, 1 - curve.accuracy_at(share)
+
+
+def _distance(target: MaxExcess | MaxError, examples: int | None) -> float:
+    """About how far from a target a calibration on so many examples stops."""
+    if examples is None or target.confidence is None:
+        return 0.0
+    limit = target.error if isinstance(target, MaxError) else target.excess
+    errors = NormalDist().inv_cdf(target.confidence)
+    # What is left of the limit is never less than nothing: all spilled keeps it.
+    return min(limit, max(0.0, errors) * math.sqrt(limit * (1 - limit) / examples))
 
 
 def choose(considered: Sequence[Considered], limits: Constraints) -> Choice:

@@ -152,3 +152,20 @@ def test_what_is_chosen_keeps_every_limit_and_costs_about_the_least(
             for other in tried
         )
         assert (each.name in found.front) != beaten
+
+
+def test_fewer_examples_to_calibrate_on_cost_more() -> None:
+    rng = np.random.default_rng(5)
+    sure = rng.random(4_000)
+    edge = rng.random(4_000) > 0.3 * (1 - sure)
+    curve = threshold_curve(sure, edge, np.ones(4_000, np.bool_))
+    accuracy = float(edge.mean())
+    costs = [
+        spill_and_cost(curve, accuracy, MaxExcess(0.02), examples)[1]
+        for examples in (None, 100_000, 2_000, 300)
+    ]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[2] < costs[3] < 1
+    assert spill_and_cost(curve, accuracy, MaxExcess(0.02), 5)[0] is not None
+    on_average = MaxExcess(0.02, confidence=None)
+    assert spill_and_cost(curve, accuracy, on_average, 300)[1] == costs[0]

@@ -71,9 +71,11 @@ def test_a_copy_of_a_held_out_example_is_left_out_of_train() -> None:
 
 
 def test_a_data_set_without_a_choose_part_gives_some_of_calibrate() -> None:
-    found = split(given_parts([*range(30)], [0] * 5 + [2] * 20 + [3] * 5), 1)
-    assert len(found.choose) == 6
-    assert len(found.calibrate) == 14
+    data = given_parts([*range(30)], [0] * 5 + [2] * 20 + [3] * 5)
+    found = split(data, 1)
+    assert (len(found.choose), len(found.calibrate)) == (4, 16)
+    other = split(data, 1, choose_share=0.4)
+    assert (len(other.choose), len(other.calibrate)) == (8, 12)
 
 
 def test_a_part_without_examples_is_refused() -> None:

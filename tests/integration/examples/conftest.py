@@ -55,5 +55,7 @@ def settings(
         local_url=mosquitto,
         bundles=[*edge, served.words],
         audit_share=0.3,
+        # However slow the machine, the pool is never spared for want of time.
+        default_deadline_s=3600,
         disk_reserve_bytes=0,
     )

@@ -24,8 +24,11 @@ pytestmark = [
     # The converter's own: it still uses an interpreter that it calls deprecated.
     pytest.mark.filterwarnings("ignore"),
     # The first test of a run waits for RabbitMQ, for the worker and for a student.
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
 ]
+
+HERE_OR_THERE = (Source.EDGE, Source.CLOUD)
+PATIENCE_S = 60.0
 
 
 async def answers(
@@ -37,7 +40,8 @@ async def answers(
 
 def spilled(found: list[Answer]) -> float:
     """The share that the cloud answered; nobody else may have answered the rest."""
-    assert {each.source for each in found} <= {Source.EDGE, Source.CLOUD}
+    others = [each.reason for each in found if each.source not in set(HERE_OR_THERE)]
+    assert not others
     assert {each.reason for each in found if each.source == Source.CLOUD} <= {"hard"}
     return float(np.mean([each.source == Source.CLOUD for each in found]))
 
@@ -117,7 +121,7 @@ async def test_a_series_too_long_for_the_edge_is_answered_by_the_cloud(
     async with serving(settings), device(mosquitto, "mic1") as mic:
         frames = [series[at].tolist()]
         await mic.send("spoken", {"id": "long", "inputs": {"frames": frames}})
-        answer = await mic.final("long")
+        answer = await mic.final("long", PATIENCE_S)
     assert (answer["source"], answer["reason"]) == ("cloud", "oversized")
     assert answer["label"] == recordings.DIGITS[digits[at]]
 
@@ -133,10 +137,10 @@ async def test_token_ids_are_answered_on_the_edge_or_by_the_cloud_whatever_their
             asked = {"id": f"t{number}", "inputs": {"ids": [each.tolist()]}}
             await pen.send("words", asked)
         await pen.send("words", {"id": "long", "inputs": {"ids": long}})
-        found = [await pen.final(f"t{number}") for number in range(60)]
-        answer = await pen.final("long")
+        found = [await pen.final(f"t{number}", PATIENCE_S) for number in range(60)]
+        answer = await pen.final("long", PATIENCE_S)
     sources = [each["source"] for each in found]
-    assert set(sources) == {"edge", "cloud"}
+    assert set(sources) == {"edge", "cloud"}, [each.get("reason") for each in found]
     assert sources.count("edge") > sources.count("cloud")
     truth = [CLASSES[label] for label in labels[:60]]
     for each, label in zip(found, truth, strict=True):

@@ -9,14 +9,14 @@ and not of the data, and a wrong result needs a test to fail just there. So neit
 grid, nor a correction for many tests, nor a risk that rises steadily is needed.
 
 The loss of one example against the cloud is +1 (kept, the edge wrong, the cloud right),
--1 (kept, the other way round) or 0. Its sum is tested exactly: how often the two differ is
-limited from above first, at a small part of the level (Berger & Boos, "P Values Maximized
-Over a Confidence Set", JASA 1994), and the p-value is the greatest over all such rates.
-Bounds for any loss in [-1, 1] (Hoeffding and Bentkus; betting, Waudby-Smith & Ramdas,
-2023) hold too, but pay for generality: at 5 % they stop about 2.4 standard errors from
-the target, this one about 1.7. McNemar's test given the number of differences is exact
-too, and weak where nearly all of them go one way, as they do here. The error of the
-cascade is 0 or 1 an example, and the binomial tail is its exact p-value.
+-1 (kept, the other way round) or 0, and its mean is tested exactly by the score of a
+matched pair (`paired`): at 5 % it stops 1.65 standard errors from the target, as if the
+rate of differences were known. What was tried and stops earlier: the same sum, exact, but
+not divided by its standard error (Berger & Boos, "P Values Maximized Over a Confidence
+Set", JASA 1994); bounds for any loss in [-1, 1], betting among them (Waudby-Smith &
+Ramdas, 2023; Hoeffding and Bentkus); and McNemar's test, exact given the number of
+differences, but weak where nearly all of them go one way. The error of the cascade is 0
+or 1 an example, and the binomial tail is its exact p-value.
 
 Limits by class are tested beside the whole at each threshold, and all must be
 rejected. The first threshold bad for anyone is bad for some one class, whose own test
@@ -40,7 +40,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascade.budget import threshold_for_spill
-from cascade.tails import at_most, sum_at_most, upper_limit
+from cascade.paired import critical_score, excess_score
+from cascade.tails import at_most
 from cascade.targets import (
     Calibrated,
     Examples,
@@ -51,54 +52,13 @@ from cascade.targets import (
     rounded_up,
 )
 
-# The part of the level spent on how often the two models differ.
-_RATE_PART: Final = 0.05
-# Rates at which the p-value is looked at; the greatest rate all but always has it.
-_RATES: Final = 6
 # A search for how much data would do ends here.
 _MOST_EXAMPLES: Final = 100_000_000
 
 Counts: TypeAlias = NDArray[np.int64]
 RiskTarget: TypeAlias = MaxExcess | MaxError
-Over: TypeAlias = Callable[[int, int], bool]
-
-
-def excess_p_value(
-    excess_count: int,
-    differ_count: int,
-    examples: int,
-    excess: float,
-    level: float,
-    trials: int | None = None,
-) -> float:
-    """How likely so small an excess is where the true one is `excess` or more.
-
-    Args:
-        excess_count: where only the cloud is right less where only the edge is.
-        differ_count: where just one of them is right.
-        examples: all of them.
-        excess: above 0, under 1.
-        level: at which the p-value will be used; a twentieth goes to the rate of
-            differences. The p-value is valid at any level, and best at this one.
-        trials: count the sum as that of so many examples at the same rates. See
-            `threshold_for_risk`, `fresh`.
-
-    Returns:
-        0..1.
-    """
-    spent = level * _RATE_PART
-    most = upper_limit(differ_count, examples, spent)
-    if most < excess and trials is None:
-        return spent
-    rates = np.linspace(excess, max(excess, most), _RATES)
-    steps = examples if trials is None else trials
-    chances = sum_at_most(
-        math.ceil(excess_count * steps / examples),
-        steps,
-        (rates + excess) / 2,
-        (rates - excess) / 2,
-    )
-    return min(1.0, spent + float(chances.max()))
+# Of counts of excess and of differences: which fail to show that the limit is kept.
+Fails: TypeAlias = Callable[[Counts, Counts], NDArray[np.bool_]]
 
 
 def threshold_for_risk(
@@ -172,32 +132,6 @@ class _Path:
     excess: Counts
     differ: Counts
     regret: Counts
-
-    def first(self, over: Over) -> int:
-        """The first state over the target, or the number of states when none is.
-
-        Args:
-            over: of the counts of excess and of differences. Who has as much of both
-                as somebody over is over too, so a stretch is not when its greatest
-                two are not.
-        """
-        low, length = 0, 1
-        while low < len(self.excess):
-            high = min(low + length, len(self.excess))
-            found = self._within(low, high, over)
-            if found is not None:
-                return found
-            low, length = high, 2 * length
-        return low
-
-    def _within(self, low: int, high: int, over: Over) -> int | None:
-        if not over(int(self.excess[low:high].max()), int(self.differ[high - 1])):
-            return None
-        if high - low == 1:
-            return low
-        middle = (low + high) // 2
-        found = self._within(low, middle, over)
-        return self._within(middle, high, over) if found is None else found
 
 
 def _path(examples: Examples, which: NDArray[np.bool_]) -> _Path:
@@ -322,7 +256,8 @@ class _Walk:
             return int(np.count_nonzero(passing)) - 1
         fails = _test(target, limit, path.examples, self.fresh)
         extra = path.cloud_wrong if isinstance(target, MaxError) else 0
-        return path.first(lambda excess, differ: fails(excess + extra, differ)) - 1
+        failed = np.flatnonzero(fails(path.excess + extra, path.differ))
+        return int(failed[0]) - 1 if failed.size else len(path.thresholds) - 1
 
     def _counts(self, path: _Path, target: RiskTarget, state: int) -> tuple[int, int]:
         """What the target limits, and how often the two differ, at a state."""
@@ -341,15 +276,19 @@ class _Walk:
             room = limit - count / n
             return math.ceil((1 - limit) / room) if room > 0 else None
 
+        # The walk begins where everything is spilled, and that has to pass too.
+        first = self._counts(path, target, 0)
+        ends = np.array([first, (count, differ)])
+
         def passes(examples: int) -> bool:
             fails = _test(target, limit, examples, self.fresh)
-            scale = examples / n
-            return not fails(math.ceil(count * scale), math.ceil(differ * scale))
+            counts, differs = np.ceil(ends * (examples / n)).T
+            return not fails(counts, differs).any()
 
         high = 1
         while not passes(high):
             high *= 2
-            if count >= limit * n or high > _MOST_EXAMPLES:
+            if max(count, first[0]) >= limit * n or high > _MOST_EXAMPLES:
                 return None
         low = high // 2
         while high - low > max(1, low // 100):
@@ -373,18 +312,32 @@ def _walk(examples: Examples, target: RiskTarget, fresh: int | None) -> _Walk:
     return _Walk(_path(examples, everyone), classes, fresh)
 
 
-def _test(target: RiskTarget, limit: float, examples: int, fresh: int | None) -> Over:
-    """Whether counts among so many examples fail to show that the limit is kept."""
+def _test(target: RiskTarget, limit: float, examples: int, fresh: int | None) -> Fails:
+    """The test of a limit with so many examples, counted as so many trials."""
     level = 1.0 - (target.confidence or 0.0)
-    trials = None if fresh is None else max(1, examples * fresh // (examples + fresh))
+    trials = examples
+    if fresh is not None:
+        trials = max(1, examples * fresh // (examples + fresh))
+    part = trials / examples
+    if isinstance(target, MaxError):
+        fewest = _first_over(trials, limit, level)
+        return lambda count, _differ: np.ceil(count * part) >= fewest
+    last = critical_score(trials, limit, level)
+    return lambda count, differ: (
+        excess_score(count * part, differ * part, trials, limit) > last
+    )
 
-    def fails(count: int, differ: int) -> bool:
-        if isinstance(target, MaxError):
-            steps = trials or examples
-            return at_most(math.ceil(count * steps / examples), steps, limit) > level
-        return excess_p_value(count, differ, examples, limit, level, trials) > level
 
-    return fails
+def _first_over(trials: int, limit: float, level: float) -> int:
+    """The fewest errors that do not show a rate of errors under the limit."""
+    low, high = 0, trials
+    while low < high:
+        middle = (low + high) // 2
+        if at_most(middle, trials, limit) > level:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def _scaled(

@@ -11,13 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import Final
-
-import numpy as np
-from numpy.typing import NDArray
-
-# Chances below this are nothing beside any level a target can have.
-_NEGLIGIBLE: Final = 1e-15
 
 
 def at_most(count: int, trials: int, chance: float) -> float:
@@ -98,55 +91,6 @@ def wilson(count: int, trials: int, confidence: float = 0.95) -> tuple[float, fl
     middle = (share + room / 2) / (1 + room)
     half = math.sqrt(share * (1 - share) * room + room * room / 4) / (1 + room)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def sum_at_most(
-    most: float, trials: int, ups: NDArray[np.float64], downs: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """P(S ≤ most), S the sum of independent steps of +1, -1 and 0.
-
-    The distribution of S is the Fourier transform of a power, taken over a window that S
-    leaves with a chance of 1e-15 at most (Bernstein's inequality).
-
-    Args:
-        most: any number.
-        trials: the number of steps, at least 1.
-        ups: float64 [k], chances of +1.
-        downs: float64 [k], chances of -1.
-
-    Returns:
-        float64 [k], one for each pair of chances, right to about 1e-12.
-    """
-    mean, moved = ups - downs, ups + downs
-    centre = round(float(mean.mean()) * trials)
-    spread = float((moved - mean * mean).max()) * trials
-    log = -math.log(_NEGLIGIBLE)
-    reach = 2 * log / 3 + math.sqrt((2 * log / 3) ** 2 + 2 * log * spread)
-    reach += float(np.abs(mean * trials - centre).max())
-    half = min(math.ceil(reach), trials + abs(centre)) + 1
-    window = 1 << (2 * half).bit_length()
-    turn = 2 * np.pi * np.arange(window) / window
-    # Steps are counted from the centre, so that the window lies around it.
-    rest = 1.0 - moved
-    each = (
-        rest[:, np.newaxis]
-        + ups[:, np.newaxis] * np.exp(1j * turn)
-        + downs[:, np.newaxis] * np.exp(-1j * turn)
-    )
-    chances = np.fft.fft(each**trials * np.exp(-1j * turn * centre), axis=-1).real
-    upto = math.floor(most) - centre
-    if upto < -half:
-        return np.zeros(len(ups))
-    if upto >= half:
-        return np.ones(len(ups))
-    # Index j holds the chance of centre + j, and negative j lie at the end.
-    low = chances[:, window - half :].sum(axis=-1) / window
-    if upto < 0:
-        total = chances[:, window - half : window + upto + 1].sum(axis=-1) / window
-    else:
-        total = low + chances[:, : upto + 1].sum(axis=-1) / window
-    result: NDArray[np.float64] = np.clip(total, 0.0, 1.0)
-    return result
 
 
 def _log(chance: float) -> float:

@@ -23,7 +23,8 @@ COMMANDS: Final = {
     "doctor": "overspill.commands.doctor:doctor",
     "broker": "overspill.commands.broker:app",
     "load": "overspill.commands.load:load",
-    "model": "fleet.cli.model:app",
+    "model": "overspill.commands.model:app",
+    "explain": "builder.cli.explain:explain",
     "rollout": "fleet.cli.rollout:app",
     "device": "fleet.cli.device:app",
     "dead": "fleet.cli.dead:app",
@@ -34,6 +35,7 @@ COMMANDS: Final = {
 PACKAGES: Final = frozenset(
     {
         "broker",
+        "builder",
         "bundle",
         "cascade",
         "lifecycle",

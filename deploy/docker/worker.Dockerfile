@@ -16,6 +16,7 @@ RUN python -m venv /opt/overspill \
         --require-hashes -r requirements/setup.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY broker/ broker/
+COPY builder/ builder/
 COPY bundle/ bundle/
 COPY cascade/ cascade/
 COPY lifecycle/ lifecycle/

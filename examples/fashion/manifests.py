@@ -1,4 +1,4 @@
-"""What a model says of itself to the programs that serve it. Data only, no model is loaded."""
+"""What the cloud model says of itself to the workers. Data only, no model is loaded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,6 @@ from examples.fashion import data
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from examples.fashion.architectures import EdgeSize
-
-NAME: Final = "fashion"
-EDGE_VERSIONS: Final[dict[EdgeSize, str]] = {"tiny": "1", "small": "2"}
-MODEL_FILE: Final = "model.tflite"
-GOLDEN_FILE: Final = "golden.npz"
-GOLDEN_TOLERANCE: Final = 0.05
 CLOUD_MAX_BATCH: Final = 64
 PREPROCESS: Final = {
     "kind": "image",
@@ -38,33 +31,6 @@ def cloud_model() -> dict[str, Any]:
         "labels": list(data.LABELS),
         "max_batch": CLOUD_MAX_BATCH,
         "decision": DECISION,
-    }
-
-
-def edge_bundle(size: EdgeSize, temperature: float, threshold: float) -> dict[str, Any]:
-    """Return the manifest of an edge bundle.
-
-    Args:
-        size: which of the two edge models.
-        temperature: what logits are divided by before the softmax.
-        threshold: a request whose largest softmax is below this spills as ``hard``.
-    """
-    return {
-        "format": 1,
-        "name": NAME,
-        "version": EDGE_VERSIONS[size],
-        "model_file": MODEL_FILE,
-        "task": "classify",
-        "preprocess": PREPROCESS,
-        "labels": list(data.LABELS),
-        "decision": {
-            **DECISION,
-            "score": "max_softmax",
-            "temperature": temperature,
-            "threshold": threshold,
-        },
-        "limits": {"max_payload_bytes": 65_536, "max_pixels": 1_000_000},
-        "golden": {"file": GOLDEN_FILE, "tolerance": GOLDEN_TOLERANCE},
     }
 
 

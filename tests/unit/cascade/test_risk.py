@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cascade.risk import excess_p_value, threshold_for_risk
+from cascade.risk import threshold_for_risk
 from cascade.targets import (
     Calibrated,
     Examples,
@@ -281,21 +281,6 @@ def test_equal_confidences_are_kept_together_or_not_at_all() -> None:
     assert isinstance(found, Calibrated)
     assert found.threshold == 0.9
     assert found.spilled == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(("rate", "excess"), [(0.02, 0.02), (0.06, 0.02), (0.3, 0.05)])
-def test_the_p_value_of_an_excess_is_small_no_more_often_than_it_says(
-    rate: float, excess: float
-) -> None:
-    rng = np.random.default_rng(7)
-    n, level, trials = 800, 0.05, 150
-    chances = [(rate + excess) / 2, (rate - excess) / 2, 1 - rate]
-    rejected = 0
-    for up, down, _ in rng.multinomial(n, chances, trials):
-        p = excess_p_value(int(up - down), int(up + down), n, excess, level)
-        assert 0 <= p <= 1
-        rejected += p <= level
-    assert rejected / trials <= level + 2.6 * math.sqrt(level * (1 - level) / trials)
 
 
 def test_what_cannot_be_asked_is_refused() -> None:

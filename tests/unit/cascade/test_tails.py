@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +11,6 @@ from cascade.tails import (
     at_most,
     clopper_pearson,
     lower_limit,
-    sum_at_most,
     upper_limit,
     wilson,
 )
@@ -79,23 +77,3 @@ def test_a_limit_is_missed_with_just_the_chance_that_was_asked(
         assert at_most(count, trials, upper) == pytest.approx(0.1, rel=1e-6)
     if lower > 0:
         assert at_least(count, trials, lower) == pytest.approx(0.1, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("trials", "up", "down"), [(1, 0.5, 0.2), (7, 0.3, 0.3), (400, 0.04, 0.02)]
-)
-def test_the_tail_of_a_sum_of_steps_is_that_of_its_convolution(
-    trials: int, up: float, down: float
-) -> None:
-    chances = np.ones(1)
-    for _ in range(trials):
-        chances = np.convolve(chances, [down, 1 - up - down, up])
-    for most, wanted in zip(
-        range(-trials, trials + 1), np.cumsum(chances), strict=True
-    ):
-        found = sum_at_most(most, trials, np.array([up]), np.array([down]))[0]
-        assert found == pytest.approx(wanted, abs=1e-11)
-    under = sum_at_most(-trials - 1, trials, np.array([up]), np.array([down]))
-    assert under[0] == pytest.approx(0, abs=1e-15)
-    beyond = sum_at_most(9 * trials, trials, np.array([up]), np.array([down]))
-    assert beyond[0] == 1

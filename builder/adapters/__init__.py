@@ -1,0 +1,1 @@
+"""Files, TensorFlow, LiteRT and pictures; foreign errors are translated here."""

@@ -1,0 +1,1 @@
+"""`overspill model build` and `overspill explain`."""

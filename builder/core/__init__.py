@@ -1,0 +1,1 @@
+"""What a build decides. Pure: arrays and options in, values out."""

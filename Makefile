@@ -16,11 +16,12 @@ system:
 	@echo "==> system packages: $(PACKAGES)"
 	@deploy/install-system-packages.sh $(PACKAGES)
 
-$(STAMP): requirements/dev.lock requirements/setup.lock pyproject.toml
+$(STAMP): requirements/dev.lock requirements/setup.lock examples/requirements.txt pyproject.toml
 	@echo "==> Python environment in $(VENV), from requirements/dev.lock"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/setup.lock
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r examples/requirements.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 

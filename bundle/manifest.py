@@ -122,6 +122,7 @@ class FileEntry(Part):
 class Manifest(Part):
     """A model version: what it is, how to feed it, how to read it, when to doubt it.
 
+    `columns`: what each number of a row is called, for people.
     `answers`: `wait` holds a spilled request until the cloud's answer or the deadline;
     `provisional` gives the device the edge's answer at once, and a final one later.
     """
@@ -133,6 +134,7 @@ class Manifest(Part):
     task: Literal["classify", "detect", "other"] = "other"
     preprocess: ImageRecipe | None = None
     labels: list[str] = Field(default_factory=list)
+    columns: list[str] = Field(default_factory=list)
     decision: Decision | None = None
     calibration: Calibration | None = None
     answers: Literal["wait", "provisional"] = "wait"

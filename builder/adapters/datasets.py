@@ -267,6 +267,7 @@ def _table(
         how.names,
         parts=_parts(np.array(parts)) if part is not None else None,
         skipped=tuple(skipped),
+        columns=tuple(columns[each] for each in features),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -46,6 +48,7 @@ class Explained:
         where: the part that it hangs on most, for people.
         fall: of the probability, there.
         shown: the input, for the picture.
+        columns: what each number of a row is called; empty where nobody said.
     """
 
     label: str
@@ -59,6 +62,7 @@ class Explained:
     where: str
     fall: float
     shown: NDArray[Any]
+    columns: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """What JSON can hold of it."""
@@ -80,7 +84,8 @@ def explain(file: Path, bundle: Path) -> Explained:
     """Explain what a bundle's model makes of a file.
 
     Args:
-        file: a picture, or an array of one example as `.npy`.
+        file: a picture; an array of one example as `.npy`; or a request as a device
+            sends it, `.json`.
         bundle: its folder.
 
     Raises:
@@ -91,9 +96,9 @@ def explain(file: Path, bundle: Path) -> Explained:
     decision = manifest.decision
     if decision is None or manifest.task != "classify":
         raise BuildRefused(f"{bundle} does not classify: there is no answer to explain")
-    shown, example, fill = _example(file, manifest.preprocess)
-    model = bundle / manifest.model_file
-    run = _Predict(model, decision)
+    run = _Predict(bundle / manifest.model_file, decision)
+    usual = _usual(bundle, manifest, run.taken)
+    shown, example, fill = _example(file, manifest.preprocess, run.taken, usual)
     outputs = run.outputs(example[np.newaxis])
     verdict = judge(
         outputs[0],
@@ -129,9 +134,10 @@ def explain(file: Path, bundle: Path) -> Explained:
             for each in np.argsort(-chances)[:LIKELIEST]
         ),
         heat,
-        _where(tuple(int(each) for each in at), heat.ndim),
+        _where(tuple(int(each) for each in at), example.ndim, manifest.columns),
         float(heat.max()),
         shown,
+        tuple(manifest.columns),
     )
 
 
@@ -139,6 +145,11 @@ def page(found: Explained) -> str:
     """One HTML file with the occlusion map."""
     verdict = "spilled as hard" if found.hard else "answered on the edge"
     why = f": {escape(found.why)}" if found.why else ""
+    colours = (
+        " Red: covering it makes the answer less likely; blue: more."
+        if found.heat.ndim == 2
+        else ""
+    )
     classes = "".join(
         f"<tr><td>{escape(name)}</td><td>{share:.2%}</td></tr>"
         for name, share in found.likeliest
@@ -151,9 +162,8 @@ def page(found: Explained) -> str:
         f"{escape(found.score)} {found.confidence:.4f}, threshold "
         f"{found.threshold:.4f}.</p><table>{classes}</table>"
         f"<p>It hangs most on {escape(found.where)}: without it the answer's "
-        f"probability falls by {100 * found.fall:.2f} points. Red: covering it makes the "
-        "answer less likely; blue: more.</p>"
-        f"{pictures.heat_svg(found.shown, found.heat)}</body></html>\n"
+        f"probability falls by {100 * found.fall:.2f} points.{colours}</p>"
+        f"{pictures.heat_svg(found.shown, found.heat, found.columns)}</body></html>\n"
     )
 
 
@@ -163,13 +173,13 @@ class _Predict:
     def __init__(self, model: Path, decision: Decision) -> None:
         self._model = model
         self._decision = decision
-        taken, given = measuring.signature_of(model)
+        self.taken, given = measuring.signature_of(model)
         if given != decision.output:
             raise BuildRefused(
                 f"the manifest decides by {decision.output!r}, and {model.name} gives "
                 f"{given!r}"
             )
-        self._runner = measuring.runner_of(model, taken, given)
+        self._runner = measuring.runner_of(model, self.taken, given)
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float64]:
         outputs = self.outputs(batch)
@@ -192,31 +202,76 @@ def _manifest(bundle: Path) -> Manifest:
         raise BuildRefused(f"{path}: {error}") from error
 
 
+def _usual(bundle: Path, manifest: Manifest, taken: str) -> NDArray[Any] | None:
+    """The golden inputs, which show what the model takes; None without any."""
+    if manifest.golden is None:
+        return None
+    path = bundle / manifest.golden.file
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            usual: NDArray[Any] = file[f"in_{taken}"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BuildRefused(f"cannot read {path}: {error}") from error
+    return usual
+
+
 def _example(
-    file: Path, recipe: ImageRecipe | None
-) -> tuple[NDArray[Any], NDArray[Any], float]:
+    file: Path, recipe: ImageRecipe | None, taken: str, usual: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """The input as shown, as the model takes it, and what it is covered with."""
     if not file.is_file() or file.stat().st_size > MAX_BYTES:
         raise BuildRefused(f"{file} is no file of at most {MAX_BYTES} bytes")
-    if recipe is not None and file.suffix != ".npy":
+    if recipe is not None and file.suffix not in {".npy", ".json"}:
         shape = (recipe.height, recipe.width, recipe.channels)
         shown = datasets.decode_picture(file, shape)
         scale, offset = np.float32(recipe.scale), np.float32(recipe.offset)
         example = shown.astype(np.float32) * scale + offset
-        return shown, example, float(example.mean())
+        return shown, example, np.full_like(example, example.mean())
+    dtype = np.float32 if usual is None else usual.dtype
+    example = _array(file, taken).astype(dtype)
+    return example, example, _cover(example, usual)
+
+
+def _array(file: Path, taken: str) -> NDArray[Any]:
+    """One example out of an array or a request."""
     try:
-        example = np.load(file, allow_pickle=False)
+        if file.suffix == ".json":
+            said = json.loads(file.read_text(encoding="utf-8"))
+            array = np.array(said["inputs"][taken])
+        else:
+            array = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise BuildRefused(f"{file} is no array: {error}") from error
-    numbers = example.astype(np.float32)
-    return numbers, numbers, float(numbers.mean())
+    except (KeyError, TypeError) as error:
+        raise BuildRefused(f"{file} is no request with an input {taken!r}") from error
+    if array.dtype.kind not in "fiub" or not array.ndim:
+        raise BuildRefused(f"{file} holds no array of numbers")
+    # A request carries a batch of one.
+    one: NDArray[Any] = (
+        array[0] if file.suffix == ".json" and len(array) == 1 else array
+    )
+    return one
+
+
+def _cover(example: NDArray[Any], usual: NDArray[Any] | None) -> NDArray[Any]:
+    """What says least: each column's usual value, a series' own mean, no token."""
+    if np.issubdtype(example.dtype, np.integer):
+        return np.zeros_like(example)
+    if example.ndim == 1 and usual is not None:
+        middle: NDArray[Any] = np.median(usual, axis=0).astype(example.dtype)
+        return middle
+    if example.ndim == 2:
+        return np.broadcast_to(example.mean(axis=0), example.shape)
+    return np.full_like(example, example.mean())
 
 
 def _name(manifest: Manifest, label: int) -> str:
     return manifest.labels[label] if label < len(manifest.labels) else str(label)
 
 
-def _where(at: tuple[int, ...], rank: int) -> str:
-    if rank == 2:
+def _where(at: tuple[int, ...], rank: int, columns: Sequence[str]) -> str:
+    if rank == 3:
         return f"what is about row {at[0]}, column {at[1]}"
-    return f"item {at[0]}"
+    if rank == 2:
+        return f"what is about step {at[0]}"
+    return columns[at[0]] if columns else f"item {at[0]}"

@@ -275,6 +275,7 @@ class Maker:
                 self._data.shape,
                 len(self._data.names),
                 said.keep.max_kb,
+                self._data.vocabulary,
             )
         else:
             model = keras.models.load_model(whole, compile=False)

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from html import escape
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +16,9 @@ from PIL import Image
 
 THUMBNAIL_PX: Final = 84
 SIZE_INCHES: Final = (6.4, 4.0)
+# A series of more channels is drawn as a spectrogram, a longer row is cut.
+MAX_LINES: Final = 6
+MAX_COLUMNS: Final = 12
 COLOURS: Final = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df", "#bf8700", "#57606a")
 
 _ID: Final = re.compile(r'\sid="([^"]+)"')
@@ -84,21 +88,32 @@ def reliability_svg(confidence: NDArray[np.float64], right: NDArray[np.float64])
     return _svg(figure)
 
 
-def example_html(example: NDArray[Any]) -> str:
-    """One example: a picture, a line for a series, numbers for a row."""
+def example_html(example: NDArray[Any], columns: Sequence[str] = ()) -> str:
+    """One example: a picture, lines or a spectrogram for a series, numbers for a row."""
     if example.dtype == np.uint8 and example.ndim == 3:
-        return f'<img alt="example" src="data:image/png;base64,{_png(example)}">'
-    if example.ndim == 2:
+        return _img(example)
+    if example.ndim == 2 and example.shape[1] <= MAX_LINES:
         return _series_svg(example.astype(np.float64))
-    shown = ", ".join(f"{each:.3g}" for each in example.reshape(-1)[:8])
+    if example.ndim == 2:
+        grey = np.rint(255 * _spectrogram(example)).astype(np.uint8)
+        return _img(grey[::-1, :, np.newaxis])
+    if columns:
+        return _row_html(example, columns)
+    shown = ", ".join(f"{each:.6g}" for each in example.reshape(-1)[:8])
     return f"<code>{shown}{', …' if example.size > 8 else ''}</code>"
 
 
-def heat_svg(example: NDArray[Any], heat: NDArray[np.float64]) -> str:
-    """An occlusion map beside its example: red where the answer hangs on it."""
+def heat_svg(
+    example: NDArray[Any], heat: NDArray[np.float64], columns: Sequence[str] = ()
+) -> str:
+    """An occlusion map beside its example: red, or long, where the answer hangs on it."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    if example.ndim == 2 and heat.ndim == 1:
+        return _series_heat(example.astype(np.float64), heat)
+    if columns:
+        return _row_heat(example, heat, columns)
     most = float(np.abs(heat).max()) or 1.0
     if heat.ndim != 2:
         figure, axes = _axes("part of the input", "points the probability falls by")
@@ -121,6 +136,51 @@ def heat_svg(example: NDArray[Any], heat: NDArray[np.float64]) -> str:
 def _grey(example: NDArray[Any]) -> NDArray[Any]:
     """A picture as matplotlib takes it: [h, w], or [h, w, 3] in colours."""
     return example if example.shape[-1] == 3 else example.mean(axis=-1)
+
+
+def _series_heat(steps: NDArray[np.float64], heat: NDArray[np.float64]) -> str:
+    """A series over time, and beneath it how far the probability falls."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    if steps.shape[1] <= MAX_LINES:
+        above.plot(steps)
+    else:
+        above.imshow(_spectrogram(steps), cmap="gray", aspect="auto", origin="lower")
+        above.set_ylabel("channel")
+    below.bar(np.arange(heat.size), 100 * heat, width=1.0, color=COLOURS[1])
+    below.set_xlabel("step")
+    below.set_ylabel("falls by, points")
+    return _svg(figure)
+
+
+def _row_heat(
+    row: NDArray[Any], heat: NDArray[np.float64], columns: Sequence[str]
+) -> str:
+    figure, axes = _axes("points the probability falls by", "")
+    named = [f"{name} = {each:.6g}" for name, each in zip(columns, row, strict=True)]
+    axes.barh(named[::-1], 100 * heat[::-1], color=COLOURS[1])
+    return _svg(figure)
+
+
+def _spectrogram(steps: NDArray[Any]) -> NDArray[np.float64]:
+    """Channels over time, each from its own least to its own greatest: 0..1."""
+    low, high = steps.min(axis=0), steps.max(axis=0)
+    scaled: NDArray[np.float64] = ((steps - low) / np.maximum(high - low, 1e-9)).T
+    return scaled
+
+
+def _row_html(row: NDArray[Any], columns: Sequence[str]) -> str:
+    shown = list(zip(columns, row.tolist(), strict=True))[:MAX_COLUMNS]
+    lines = "".join(
+        f"<tr><td>{escape(name)}</td><td>{each:.6g}</td></tr>" for name, each in shown
+    )
+    return f"<table>{lines}</table>"
+
+
+def _img(example: NDArray[np.uint8]) -> str:
+    return f'<img alt="example" src="data:image/png;base64,{_png(example)}">'
 
 
 def _axes(x: str, y: str) -> tuple[Any, Any]:
@@ -174,6 +234,6 @@ def _series_svg(steps: NDArray[np.float64]) -> str:
         f'<polyline fill="none" stroke="{COLOURS[index % len(COLOURS)]}" points="'
         + " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, column, strict=True))
         + '"/>'
-        for index, column in enumerate(scaled.T[:6])
+        for index, column in enumerate(scaled.T)
     )
     return f'<svg width="{THUMBNAIL_PX}" height="44">{lines}</svg>'

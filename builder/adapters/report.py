@@ -209,9 +209,9 @@ def _gallery(document: Mapping[str, Any], examples: Sequence[Any]) -> list[str]:
     confused = document["confused"]
     if not confused:
         return []
-    names = document["data"]["names"]
+    names, columns = document["data"]["names"], document["data"]["columns"]
     figures = "".join(
-        f"<figure>{pictures.example_html(example)}<figcaption>is "
+        f"<figure>{pictures.example_html(example, columns)}<figcaption>is "
         f"<b>{escape(names[each['truth']])}</b>, said {escape(names[each['said']])} "
         f"({_percent(each['confidence'])}; {each['times']} such), "
         f"{'spilled' if each['spilled'] else 'kept'}</figcaption></figure>"

@@ -18,7 +18,11 @@ OVERHEAD_KB: Final = 8.0
 
 
 def student(
-    named: str | None, shape: tuple[int, ...], classes: int, max_kb: float | None
+    named: str | None,
+    shape: tuple[int, ...],
+    classes: int,
+    max_kb: float | None,
+    vocabulary: int | None = None,
 ) -> keras.Model:
     """An untrained model that gives logits.
 
@@ -28,13 +32,15 @@ def student(
         shape: of one example.
         classes: how many logits.
         max_kb: how large the file may be; 120 KB when None.
+        vocabulary: how many tokens there are, where an example is a row of their ids.
 
     Raises:
         BuildRefused: the named model takes or gives something else, or there is no
             default for such a shape.
     """
     if named is None:
-        return _largest(shape, classes, DEFAULT_KB if max_kb is None else max_kb)
+        most = DEFAULT_KB if max_kb is None else max_kb
+        return _largest(shape, classes, most, vocabulary)
     model = without_softmax(by_entry_point(named))
     taken, given = model.input_shape[1:], model.output_shape[-1]
     if tuple(taken) != shape or given != classes:
@@ -45,12 +51,29 @@ def student(
     return model
 
 
-def _largest(shape: tuple[int, ...], classes: int, max_kb: float) -> keras.Model:
+def _largest(
+    shape: tuple[int, ...], classes: int, max_kb: float, vocabulary: int | None
+) -> keras.Model:
     for width in WIDTHS:
-        model = _plain(shape, classes, width)
+        if vocabulary is not None and len(shape) == 1:
+            model = _of_tokens(shape[0], classes, width, vocabulary)
+        else:
+            model = _plain(shape, classes, width)
         if model.count_params() / 1000 + OVERHEAD_KB <= max_kb or width == WIDTHS[-1]:
             return model
     raise AssertionError("the smallest width is always taken")
+
+
+def _of_tokens(length: int, classes: int, width: int, vocabulary: int) -> keras.Model:
+    """The mean of the tokens' vectors; the id 0 fills up short texts and counts not."""
+    from tensorflow import keras
+    from tensorflow.keras import layers
+
+    given = keras.Input((length,), dtype="int32", name="input")
+    x = layers.Embedding(vocabulary, width, mask_zero=True)(given)
+    x = layers.GlobalAveragePooling1D()(x)
+    x = layers.Dense(width, activation="relu")(x)
+    return keras.Model(given, layers.Dense(classes, name="logits")(x), name="student")
 
 
 def _plain(shape: tuple[int, ...], classes: int, width: int) -> keras.Model:

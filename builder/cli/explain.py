@@ -17,7 +17,10 @@ from builder.cli.drawing import results
 
 def explain(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A picture, or an array as .npy.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A picture, an array as .npy, or a request as .json."
+        ),
     ],
     bundle: Annotated[
         Path, typer.Option(help="A bundle's folder, with its manifest.json.")

@@ -114,6 +114,8 @@ def manifest(data: Labelled, named: Named, on: CalibratedOn) -> dict[str, Any]:
         "limits": named.limits.model_dump(),
         "golden": {"file": GOLDEN_FILE, "tolerance": named.golden_tolerance},
     }
+    if data.columns:
+        document["columns"] = list(data.columns)
     if data.is_picture:
         height, width, channels = data.shape
         document["preprocess"] = {

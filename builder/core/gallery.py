@@ -71,7 +71,7 @@ def occlusion_map(
     label: int,
     *,
     patch: int,
-    fill: float,
+    fill: NDArray[Any],
 ) -> NDArray[np.float64]:
     """How much the probability of a label falls when a part of the input is covered.
 
@@ -81,7 +81,7 @@ def occlusion_map(
         label: whose probability.
         patch: side of what is covered, in pixels or steps; rows are covered one
             feature at a time.
-        fill: what it is covered with.
+        fill: what it is covered with, of the example's shape.
 
     Returns:
         float64, the example's shape without channels; positive where the answer
@@ -102,7 +102,7 @@ def occlusion_map(
         tuple(slice(int(at), int(at) + size) for at in place) for place in places
     ]
     for index, window in enumerate(windows):
-        covered[index][window] = fill
+        covered[index][window] = fill[window]
     before = float(predict(example[np.newaxis])[0, label])
     falls = before - predict(covered)[:, label]
     for fall, window in zip(falls, windows, strict=True):

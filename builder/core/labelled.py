@@ -28,6 +28,8 @@ class Labelled:
         skipped: examples that could not be read, by name.
         scale: what a stored value is multiplied by.
         offset: what is then added.
+        columns: what each number of a row is called, for people; empty where nobody
+            said.
     """
 
     inputs: NDArray[Any]
@@ -37,6 +39,7 @@ class Labelled:
     skipped: tuple[str, ...] = field(default=())
     scale: float = 1.0
     offset: float = 0.0
+    columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -55,6 +58,14 @@ class Labelled:
             and len(self.shape) == 3
             and self.shape[-1] in (1, 3)
         )
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens there are, for whole numbers that are ids; else None."""
+        whole = np.issubdtype(self.inputs.dtype, np.integer)
+        if not whole or self.inputs.dtype == np.uint8:
+            return None
+        return int(self.inputs.max()) + 1
 
     def model_inputs(self, rows: NDArray[np.integer[Any]] | slice) -> NDArray[Any]:
         """What the models take for these rows: float32 or int32 [rows, ...]."""
@@ -77,7 +88,7 @@ def labelled(
 
     Raises:
         BuildRefused: lengths differ, a label is not among the classes, inputs are not
-            numbers, or one is not finite.
+            numbers, one is not finite, or columns are named that are not there.
     """
     inputs, labels = np.asarray(inputs), np.asarray(labels)
     if len(inputs) != len(labels) or labels.ndim != 1:
@@ -98,7 +109,13 @@ def labelled(
     if inputs.dtype == np.uint8 and inputs.ndim == 3:
         inputs = inputs[..., np.newaxis]
     indexes, found = _indexes(labels, names)
-    return Labelled(inputs, indexes, found, **more)
+    made = Labelled(inputs, indexes, found, **more)
+    if made.columns and made.shape != (len(made.columns),):
+        raise BuildRefused(
+            f"{len(made.columns)} columns are named, and an example has the shape "
+            f"{list(made.shape)}"
+        )
+    return made
 
 
 def check_classes(

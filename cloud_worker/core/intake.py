@@ -14,6 +14,7 @@ from broker.messages import Tensor
 from cloud_worker.core.line import Signature
 from cloud_worker.core.spec import ANY, ServedModel, TensorSpec
 
+LISTED: Final = "int64"
 SMALL_BYTES: Final = 1024
 # Above this a BLAS may call up threads for the sum of squares.
 MOST_SQUARED: Final = 8192
@@ -49,10 +50,13 @@ class Invalid:
 def validate(tensors: Mapping[str, Tensor], model: ServedModel) -> Inputs | Invalid:
     """Check names, dtypes, shapes and values against the model's signature.
 
-    The leading axis of 1 may be left out.
+    The leading axis of 1 may be left out, and whole numbers from a list, which are
+    int64, become what the model takes where that holds them.
     """
     inputs = model.spec.inputs
-    given = [tensors[spec.name] for spec in inputs if spec.name in tensors]
+    given = [
+        _typed(tensors[spec.name], spec) for spec in inputs if spec.name in tensors
+    ]
     if not len(given) == len(inputs) == len(tensors):
         return Invalid(
             f"model {model.name!r} takes inputs "
@@ -72,6 +76,28 @@ def validate(tensors: Mapping[str, Tensor], model: ServedModel) -> Inputs | Inva
         signature=tuple(signature),
         buffers=tuple([tensor.data for tensor in given]),
         rows=rows,
+    )
+
+
+def _typed(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    """Whole numbers in the dtype of the input, as an edge model takes them; else as is.
+
+    A list in JSON has no dtype, so that its owner cannot say what he means.
+    """
+    if tensor.dtype != LISTED or spec.dtype in {LISTED, "bool"}:
+        return tensor
+    items = np.frombuffer(tensor.data, LISTED)
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "f":
+        # Up to here every whole number is one of its own.
+        most = 2 ** (np.finfo(dtype).nmant + 1)
+        least = -most
+    else:
+        least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    if items.size and not (least <= int(items.min()) and int(items.max()) <= most):
+        return tensor
+    return Tensor(
+        dtype=spec.dtype, shape=tensor.shape, data=items.astype(dtype).tobytes()
     )
 
 

@@ -69,6 +69,7 @@ def test_a_csv_is_read_and_lines_without_numbers_are_named(tmp_path: Path) -> No
     data = read(Reading("rows.csv", label="kind"), tmp_path)
     assert data.inputs.tolist() == [[1, 2], [3, 4]]
     assert data.names == ("raw", "ripe")
+    assert data.columns == ("a", "b")
     assert data.skipped == ("line 4",)
     with pytest.raises(BuildRefused, match="no column 'label'"):
         read(Reading("rows.csv"), tmp_path)

@@ -74,3 +74,19 @@ def test_what_cannot_be_read_is_allowed_up_to_a_share() -> None:
 def test_equal_examples_have_equal_digests_and_others_do_not() -> None:
     one, two, three = digests(np.array([[1.0, 2.0], [1.0, 2.0], [2.0, 1.0]]))
     assert one == two != three
+
+
+def test_columns_are_named_one_for_each_number_of_a_row() -> None:
+    rows = np.zeros((2, 3), np.float32)
+    names = ("a", "b", "c")
+    assert labelled(rows, np.array([0, 1]), columns=names).columns == names
+    with pytest.raises(BuildRefused, match=r"2 columns are named.*shape \[3\]"):
+        labelled(rows, np.array([0, 1]), columns=names[:2])
+
+
+def test_whole_numbers_are_tokens_and_bytes_and_floats_are_not() -> None:
+    ids = np.array([[5, 2], [1, 9]])
+    labels = np.array([0, 1])
+    assert labelled(ids, labels).vocabulary == 10
+    assert labelled(ids.astype(np.float32), labels).vocabulary is None
+    assert labelled(PICTURES, np.arange(len(PICTURES)) % 2).vocabulary is None

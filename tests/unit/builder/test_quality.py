@@ -102,7 +102,7 @@ def test_an_occlusion_map_finds_what_the_answer_hangs_on(
         sure = batch[:, 5].reshape(len(batch), -1).mean(axis=1)
         return np.stack([1 - sure, sure], axis=1)
 
-    heat = occlusion_map(predict, example, 1, patch=2, fill=0.0)
+    heat = occlusion_map(predict, example, 1, patch=2, fill=np.zeros_like(example))
     assert heat.shape == (shape[:-1] if len(shape) > 1 else shape)
     row = heat.reshape(8, -1).sum(axis=1)
     assert int(row.argmax()) in (4, 5)

@@ -99,6 +99,34 @@ def test_integers_are_not_searched_for_nan() -> None:
     assert isinstance(validate({"ids": ones(1, 5, dtype="int32")}, ids), Inputs)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "fits", "too_much"),
+    [
+        ("float32", 2**24, 2**24 + 1),
+        ("float64", -(2**53), 2**53 + 1),
+        ("float16", 2**11, 2**11 + 1),
+        ("int32", -(2**31), 2**31),
+        ("uint8", 255, -1),
+        ("uint64", 2**62, -1),
+    ],
+)
+def test_whole_numbers_of_a_list_become_what_the_model_takes_if_that_holds_them(
+    dtype: str, fits: int, too_much: int
+) -> None:
+    model = served(TensorSpec("x", dtype, (-1, 2)))
+    inputs = validate({"x": tensor(np.array([[1, fits]], np.int64))}, model)
+    assert isinstance(inputs, Inputs)
+    assert inputs.signature == (("x", dtype, (1, 2)),)
+    assert np.frombuffer(inputs.buffers[0], dtype).tolist() == [1, fits]
+    refused = validate({"x": tensor(np.array([[1, too_much]], np.int64))}, model)
+    assert refused == Invalid(f"input 'x' is {dtype}, got int64")
+
+
+def test_whole_numbers_are_no_truths() -> None:
+    flags = served(TensorSpec("flags", "bool", (-1, 2)))
+    assert isinstance(validate({"flags": ones(1, 2, dtype="int64")}, flags), Invalid)
+
+
 def test_inputs_come_in_the_order_of_the_model_and_must_agree_on_rows() -> None:
     two = served(TensorSpec("b", "float32", (-1, 1)), TensorSpec("a", "int8", (-1, 2)))
     b, a = ones(2, 1), ones(2, 2, dtype="int8")

@@ -112,9 +112,7 @@ def _accuracies(
 ) -> dict[str, float]:
     return {
         name: training.accuracy(logits, labels),
-        f"{name}_first_1000": training.accuracy(
-            logits[:FIRST], labels[:FIRST]
-        ),
+        f"{name}_first_1000": training.accuracy(logits[:FIRST], labels[:FIRST]),
     }
 
 

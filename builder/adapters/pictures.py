@@ -133,6 +133,11 @@ def heat_svg(
     return _svg(figure)
 
 
+def _grey(example: NDArray[Any]) -> NDArray[Any]:
+    """A picture as matplotlib takes it: [h, w], or [h, w, 3] in colours."""
+    return example if example.shape[-1] == 3 else example.mean(axis=-1)
+
+
 def _series_heat(steps: NDArray[np.float64], heat: NDArray[np.float64]) -> str:
     """A series over time, and beneath it how far the probability falls."""
     from matplotlib.figure import Figure
@@ -146,7 +151,7 @@ def _series_heat(steps: NDArray[np.float64], heat: NDArray[np.float64]) -> str:
         above.set_ylabel("channel")
     below.bar(np.arange(heat.size), 100 * heat, width=1.0, color=COLOURS[1])
     below.set_xlabel("step")
-    below.set_ylabel("points it falls by")
+    below.set_ylabel("falls by, points")
     return _svg(figure)
 
 
@@ -176,11 +181,6 @@ def _row_html(row: NDArray[Any], columns: Sequence[str]) -> str:
 
 def _img(example: NDArray[np.uint8]) -> str:
     return f'<img alt="example" src="data:image/png;base64,{_png(example)}">'
-
-
-def _grey(example: NDArray[Any]) -> NDArray[Any]:
-    """A picture as matplotlib takes it: [h, w], or [h, w, 3] in colours."""
-    return example if example.shape[-1] == 3 else example.mean(axis=-1)
 
 
 def _axes(x: str, y: str) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Turn trained edge weights into a bundle's source folder: int8 inside, float logits out."""
+"""Turn trained edge weights into a bundle's model: int8 inside, float logits out."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
 
-from cascade.scores import confidences
-from cascade.temperature import fit_temperature, negative_log_likelihood
-from examples.fashion import (
-    architectures,
-    data,
-    edge_runtime,
-    manifests,
-    reports,
-    training,
-)
+from examples.fashion import architectures, data, edge_runtime, manifests, reports
 from examples.fashion.train_edge import weights_path
 
 if TYPE_CHECKING:
@@ -27,20 +18,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tensorflow import keras
 
-HERE = Path(__file__).resolve().parent
-
-SPILL_SHARES: Final[dict[architectures.EdgeSize, float]] = {"tiny": 0.20, "small": 0.10}
 REPRESENTATIVE_IMAGES: Final = 1_000
 GOLDEN_IMAGES: Final = 8
 GOLDEN_CANDIDATES: Final = 1_000
 
 
 def main() -> None:
-    """Convert, calibrate on the validation images, and write the three files."""
+    """Convert, and write the model and its golden images."""
     options = _parser().parse_args()
     size: architectures.EdgeSize = options.size
-    spill = options.spill if options.spill is not None else SPILL_SHARES[size]
-    out = options.out or bundle_folder(size)
+    out = options.out or manifests.bundle_folder(size)
     try:
         fashion = data.load(options.data)
     except data.MissingDatasetError as error:
@@ -55,16 +42,6 @@ def main() -> None:
     print(f"converting {size}", flush=True)
     model_file.write_bytes(to_int8(model, fashion.train.images[rows]))
 
-    print("calibrating on the validation images", flush=True)
-    validation = data.as_input(fashion.validation.images)
-    logits = edge_runtime.logits_of(model_file, validation)
-    labels = fashion.validation.labels
-    temperature = fit_temperature(logits, labels)
-    confident = confidences(logits, temperature=temperature)
-    threshold = float(np.quantile(confident, spill))
-    manifests.write(
-        out / "manifest.json", manifests.edge_bundle(size, temperature, threshold)
-    )
     rounding = write_golden(model_file, fashion.test, out / manifests.GOLDEN_FILE)
     reports.write(
         reports.FOLDER / f"convert_{size}.json",
@@ -72,22 +49,9 @@ def main() -> None:
             "seed": options.seed,
             "representative_images": REPRESENTATIVE_IMAGES,
             "bytes": model_file.stat().st_size,
-            "spill_wanted": spill,
-            "temperature": temperature,
-            "threshold": threshold,
-            "validation_spill": float(np.mean(confident < threshold)),
-            "validation_accuracy": training.accuracy(logits, labels),
-            "validation_nll_at_1": negative_log_likelihood(logits, labels),
-            "validation_nll": negative_log_likelihood(logits, labels, temperature),
-            "validation_distinct_confidences": len(np.unique(confident)),
             "golden_rounding": rounding,
         },
     )
-
-
-def bundle_folder(size: architectures.EdgeSize) -> Path:
-    """Return the bundle source folder of an edge model."""
-    return HERE / "edge" / size
 
 
 def write_golden(model_file: Path, test: data.Split, path: Path) -> float:
@@ -165,11 +129,6 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         help="chooses the representative images, default %(default)s",
-    )
-    parser.add_argument(
-        "--spill",
-        type=float,
-        help="share of the validation images to spill, default 0.20 tiny, 0.10 small",
     )
     parser.add_argument("--weights", type=Path, help="default: weights/SIZE.weights.h5")
     parser.add_argument(

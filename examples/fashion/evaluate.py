@@ -21,7 +21,6 @@ from examples.fashion import (
     reports,
     training,
 )
-from examples.fashion.convert import bundle_folder
 from examples.fashion.train_edge import weights_path
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def _edge(
     cloud: NDArray[np.float32],
     runs: int,
 ) -> dict[str, Any]:
-    folder = bundle_folder(size)
+    folder = manifests.bundle_folder(size)
     model_file = folder / manifests.MODEL_FILE
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     decision = manifest["decision"]
@@ -114,22 +113,13 @@ def _edge(
         **_accuracies("int8", edge, test.labels),
         "temperature": decision["temperature"],
         "threshold": decision["threshold"],
-        "threshold_chosen_by": (
-            f"the {_spill_wanted(size):.2f} quantile of the largest softmax on the "
-            f"{data.VALIDATION_IMAGES} validation images"
-        ),
+        "target": manifest["calibration"]["target"]["text"],
+        "calibrated_on": manifest["calibration"]["measured"]["examples"],
         "spill": float(np.mean(spilled)),
         "spill_first_1000": float(np.mean(spilled[:FIRST])),
         **_accuracies("cascade", together, test.labels),
         "golden_largest_difference": _golden_difference(folder),
     }
-
-
-def _spill_wanted(size: architectures.EdgeSize) -> float:
-    wanted: float = reports.read(reports.FOLDER / f"convert_{size}.json")[
-        "spill_wanted"
-    ]
-    return wanted
 
 
 def _accuracies(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from examples.fashion.architectures import EdgeSize
 
+HERE: Final = Path(__file__).resolve().parent
 NAME: Final = "fashion"
 EDGE_VERSIONS: Final[dict[EdgeSize, str]] = {"tiny": "1", "small": "2"}
 MODEL_FILE: Final = "model.tflite"
@@ -41,31 +42,9 @@ def cloud_model() -> dict[str, Any]:
     }
 
 
-def edge_bundle(size: EdgeSize, temperature: float, threshold: float) -> dict[str, Any]:
-    """Return the manifest of an edge bundle.
-
-    Args:
-        size: which of the two edge models.
-        temperature: what logits are divided by before the softmax.
-        threshold: a request whose largest softmax is below this spills as ``hard``.
-    """
-    return {
-        "format": 1,
-        "name": NAME,
-        "version": EDGE_VERSIONS[size],
-        "model_file": MODEL_FILE,
-        "task": "classify",
-        "preprocess": PREPROCESS,
-        "labels": list(data.LABELS),
-        "decision": {
-            **DECISION,
-            "score": "max_softmax",
-            "temperature": temperature,
-            "threshold": threshold,
-        },
-        "limits": {"max_payload_bytes": 65_536, "max_pixels": 1_000_000},
-        "golden": {"file": GOLDEN_FILE, "tolerance": GOLDEN_TOLERANCE},
-    }
+def bundle_folder(size: EdgeSize) -> Path:
+    """Return the bundle source folder of an edge model."""
+    return HERE / "edge" / size
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

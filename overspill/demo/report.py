@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
-from overspill.demo.measures import FIRST, SECOND, Measures, Spread
+from overspill.demo.measures import FIRST, SECOND, Measures, PhaseMeasures, Spread
+from overspill.demo.overload import Overload
+from overspill.demo.promises import ByDevices, Kept, Kind
 from overspill.demo.run import Performance
 
+STANDINGS = {"kept": "kept", "at_risk": "at risk", "broken": "broken"}
+COLUMNS = (
+    *("requests", "p50 ms", "p99 ms", "spilled", "spared", "too late"),
+    *("right", "edge alone"),
+)
 STAGES = {FIRST: "edge model alone in service", SECOND: "after the push"}
 
 
@@ -16,6 +25,9 @@ def show(console: Console, done: Performance) -> None:
     measures = done.measures
     console.print(_answers(measures))
     console.print(_accuracy(measures))
+    if any(phase.target for phase in measures.phases):
+        console.print(_promises(measures.phases))
+    console.print(_overload(done.overload))
     for line in meaning(done):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -36,7 +48,12 @@ def meaning(done: Performance) -> list[str]:
         f"{(push.ended_ms - push.began_ms) / 1000:.1f} s while they served; "
         f"{measures.dropped_during_swap} requests were dropped."
     )
-    lines = [lost, pushed, f"Picture: {done.plot}   took {done.seconds:.0f} s"]
+    lines = [
+        lost,
+        pushed,
+        *_overloaded(done.overload),
+        f"Picture: {done.plot}   took {done.seconds:.0f} s",
+    ]
     if done.folder is not None:
         lines.append(f"Logs and histories: {done.folder}")
     lines += [f"NOT GOOD: {fault}" for fault in done.faults]
@@ -56,7 +73,7 @@ def _answers(measures: Measures) -> Table:
     rows = [
         ("the edge", measures.answered_edge, measures.edge_ms),
         ("the cloud", measures.answered_cloud, measures.cloud_ms),
-        ("the edge, cloud too late", measures.answered_fallback, nothing),
+        ("the edge, cloud late or spared", measures.answered_fallback, nothing),
         ("nobody: failed", measures.failed, nothing),
         ("nobody: expired", measures.expired, nothing),
         ("nobody: refused", measures.refused, nothing),
@@ -83,6 +100,84 @@ def _accuracy(measures: Measures) -> Table:
             )
     table.add_row("cloud alone", "", percent(measures.cloud_only_accuracy), "100 %", "")
     return table
+
+
+def _promises(phases: Sequence[PhaseMeasures]) -> Table:
+    """What was promised, and what came of it by the devices and by the agents."""
+    table = Table("target", "", "realised", "as the agents know it", box=None)
+    for phase in phases:
+        target, kept = phase.target, phase.realised
+        if target is not None and kept is not None:
+            table.add_row(
+                "version " + " and ".join(phase.edge_versions),
+                target.text,
+                amount(kept.devices, target.kind),
+                _said(kept, target.kind),
+            )
+    return table
+
+
+def _said(kept: Kept, kind: Kind) -> str:
+    if not kept.agents:
+        return "nothing yet"
+    return f"{STANDINGS[kept.standing]}: {amount(kept.together, kind)}"
+
+
+def amount(found: ByDevices | None, kind: Kind) -> str:
+    """A share that a target limits, and where the long run lies, for people."""
+    if found is None:
+        return "nothing known"
+    unit = "points worse" if kind == "excess" else "% spilled"
+    if kind == "error":
+        unit = "% wrong"
+    # A share of nothing less than nothing; an excess may be a gain.
+    low = found.low if kind == "excess" else max(found.low, 0.0)
+    return (
+        f"{100 * found.value:.1f} {unit} "
+        f"({100 * low:.1f} to {100 * min(found.high, 1.0):.1f})"
+    )
+
+
+def _overload(overload: Overload) -> Table:
+    table = Table("the pool", *COLUMNS, box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, moment in (("has room", overload.before), ("has not", overload.during)):
+        table.add_row(
+            name,
+            str(moment.requests),
+            _ms(moment.p50_ms),
+            _ms(moment.p99_ms),
+            percent(moment.spill_rate),
+            str(moment.held_back),
+            str(moment.too_late),
+            percent(moment.accuracy),
+            percent(moment.edge_only_accuracy),
+        )
+    return table
+
+
+def _overloaded(overload: Overload) -> list[str]:
+    """What the overload came to, in sentences."""
+    crowd, before, during = overload.crowd, overload.before, overload.during
+    cost = 100 * (before.accuracy - during.accuracy)
+    lines = [
+        f"Then others asked for {crowd.rate_per_s:.0f} requests a second of a pool that "
+        f"does {crowd.capacity_per_s:.0f}: the devices, with a deadline of "
+        f"{overload.deadline_s:g} s, paid {cost:.1f} points of accuracy, and "
+        f"{during.lost} of {during.requests} requests were lost."
+    ]
+    change = overload.deepest
+    if change is not None:
+        lines.append(
+            f"{change.agent}: threshold in force {_threshold(change.old)} → "
+            f"{_threshold(change.new)}: {change.why}."
+        )
+    return lines
+
+
+def _threshold(value: float | None) -> str:
+    return "none, nothing spills" if value is None else f"{value:.2f}"
 
 
 def _ms(value: float | None) -> str:

@@ -52,7 +52,7 @@ def tiny(folder: Path, *, threshold: float) -> Path:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["decision"]["threshold"] = threshold
     # It is of the threshold that was.
-    del manifest["calibration"]
+    manifest.pop("calibration", None)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from overspill.demo.overload import Crowd
@@ -35,7 +35,7 @@ class PoolLoad:
         example: whose images are sent.
     """
 
-    url: str
+    url: str = field(repr=False)
     example: Example
 
     async def capacity_per_s(self) -> float:

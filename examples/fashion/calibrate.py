@@ -31,9 +31,10 @@ from examples.fashion import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from builder.core.labelled import Labelled
     from builder.core.splits import Split
-    from numpy.typing import NDArray
 
 TARGETS: Final[dict[architectures.EdgeSize, str]] = {
     "tiny": "at most 20% spilled, with 95% confidence",
@@ -108,7 +109,9 @@ def answers(
         parts: which of it serves what.
         ask: gives logits float32 [n, 10] for images uint8 [n, 28, 28].
     """
-    chosen, kept = (fashion.inputs[rows][..., 0] for rows in (parts.choose, parts.calibrate))
+    chosen, kept = (
+        fashion.inputs[rows][..., 0] for rows in (parts.choose, parts.calibrate)
+    )
     temperature = temperature_of(ask(chosen), fashion.labels[parts.choose])
     return Answers(ask(kept), fashion.labels[parts.calibrate], temperature)
 

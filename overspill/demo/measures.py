@@ -322,9 +322,7 @@ def _phase(stage: str, asked: Sequence[Asked], known: _Known) -> PhaseMeasures:
     )
 
 
-def _by_devices(
-    kind: Kind, asked: Sequence[Asked], known: _Known
-) -> ByDevices | None:
+def _by_devices(kind: Kind, asked: Sequence[Asked], known: _Known) -> ByDevices | None:
     """What was realised of what a target limits; None where nothing can be said."""
     amounts: list[int]
     match kind:

@@ -105,7 +105,9 @@ class Overload:
     @property
     def deepest(self) -> Change | None:
         """The change to the lowest threshold; None when there was none."""
-        lowered = [each for each in self.changes if _height(each.new) < _height(each.old)]
+        lowered = [
+            each for each in self.changes if _height(each.new) < _height(each.old)
+        ]
         return min(lowered, key=lambda each: _height(each.new), default=None)
 
     def document(self) -> dict[str, Any]:
@@ -113,9 +115,7 @@ class Overload:
         return asdict(self)
 
 
-def moment(
-    asked: Sequence[Asked], labels: Sequence[str], edge_right: Flags
-) -> Moment:
+def moment(asked: Sequence[Asked], labels: Sequence[str], edge_right: Flags) -> Moment:
     """Measure the requests of one stage.
 
     Args:

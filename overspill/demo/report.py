@@ -161,12 +161,13 @@ def _overloaded(overload: Overload) -> list[str]:
     """What the overload came to, in sentences."""
     crowd, before, during = overload.crowd, overload.before, overload.during
     cost = 100 * (before.accuracy - during.accuracy)
-    lines = [
+    told = (
         f"Then others asked for {crowd.rate_per_s:.0f} requests a second of a pool that "
         f"does {crowd.capacity_per_s:.0f}: the devices, with a deadline of "
         f"{overload.deadline_s:g} s, paid {cost:.1f} points of accuracy, and "
         f"{during.lost} of {during.requests} requests were lost."
-    ]
+    )
+    lines = [told]
     change = overload.deepest
     if change is not None:
         lines.append(

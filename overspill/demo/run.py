@@ -399,7 +399,9 @@ class _Demo:
             if edge.version == played.push.to
         )
         before, during = (
-            moment([each for each in asked if each.stage == stage], self._labels(), right)
+            moment(
+                [each for each in asked if each.stage == stage], self._labels(), right
+            )
             for stage in (SECOND, OVERLOAD)
         )
         flooded = played.flooded

@@ -78,6 +78,11 @@ class Moment:
     accuracy: float
     edge_only_accuracy: float
 
+    @property
+    def gain(self) -> float:
+        """What the cloud was worth: accuracy over the edge alone, 0..1."""
+        return self.accuracy - self.edge_only_accuracy
+
 
 @dataclass(frozen=True, slots=True)
 class Overload:
@@ -103,16 +108,27 @@ class Overload:
     agents: list[ByAgent]
 
     @property
-    def deepest(self) -> Change | None:
-        """The change to the lowest threshold; None when there was none."""
-        lowered = [
-            each for each in self.changes if _height(each.new) < _height(each.old)
-        ]
-        return min(lowered, key=lambda each: _height(each.new), default=None)
+    def way_down(self) -> list[Change]:
+        """How the agent that gave way furthest did so; empty when none did."""
+        lowered = [each for each in self.changes if _lowers(each)]
+        if not lowered:
+            return []
+        deepest = min(lowered, key=lambda each: _height(each.new))
+        until = lowered[: lowered.index(deepest) + 1]
+        return [each for each in until if each.agent == deepest.agent]
+
+    @property
+    def cost(self) -> float:
+        """How much less the cloud was worth to the devices than before, 0..1.
+
+        Against the edge alone on the same images, which are not as many of each before
+        and during.
+        """
+        return self.before.gain - self.during.gain
 
     def document(self) -> dict[str, Any]:
         """As `--json` writes it."""
-        return asdict(self)
+        return {**asdict(self), "cost": round(self.cost, 4)}
 
 
 def moment(asked: Sequence[Asked], labels: Sequence[str], edge_right: Flags) -> Moment:
@@ -164,6 +180,10 @@ def faults(overload: Overload) -> list[str]:
     if overload.queue_empty_after_s is None:
         found.append("the queue was not empty in time after the overload")
     return found
+
+
+def _lowers(change: Change) -> bool:
+    return _height(change.new) < _height(change.old)
 
 
 def _height(threshold: float | None) -> float:

@@ -13,6 +13,7 @@ from overspill.demo.promises import ByDevices, Kept, Kind
 from overspill.demo.run import Performance
 
 STANDINGS = {"kept": "kept", "at_risk": "at risk", "broken": "broken"}
+PROMISES = ("edge model", "target", "realised (95 % limits)", "as the agents know it")
 COLUMNS = (
     *("requests", "p50 ms", "p99 ms", "spilled", "spared", "too late"),
     *("right", "edge alone"),
@@ -104,7 +105,7 @@ def _accuracy(measures: Measures) -> Table:
 
 def _promises(phases: Sequence[PhaseMeasures]) -> Table:
     """What was promised, and what came of it by the devices and by the agents."""
-    table = Table("target", "", "realised", "as the agents know it", box=None)
+    table = Table(*PROMISES, box=None)
     for phase in phases:
         target, kept = phase.target, phase.realised
         if target is not None and kept is not None:
@@ -160,25 +161,25 @@ def _overload(overload: Overload) -> Table:
 def _overloaded(overload: Overload) -> list[str]:
     """What the overload came to, in sentences."""
     crowd, before, during = overload.crowd, overload.before, overload.during
-    cost = 100 * (before.accuracy - during.accuracy)
     told = (
         f"Then others asked for {crowd.rate_per_s:.0f} requests a second of a pool that "
-        f"does {crowd.capacity_per_s:.0f}: the devices, with a deadline of "
-        f"{overload.deadline_s:g} s, paid {cost:.1f} points of accuracy, and "
-        f"{during.lost} of {during.requests} requests were lost."
+        f"did {crowd.capacity_per_s:.0f}. To the devices, with a deadline of "
+        f"{overload.deadline_s:g} s, the cloud was worth {100 * before.gain:.1f} points "
+        f"before and {100 * during.gain:.1f} during that; {during.lost} of "
+        f"{during.requests} requests were lost."
     )
     lines = [told]
-    change = overload.deepest
-    if change is not None:
-        lines.append(
-            f"{change.agent}: threshold in force {_threshold(change.old)} → "
-            f"{_threshold(change.new)}: {change.why}."
+    if way := overload.way_down:
+        steps = "; ".join(
+            f"{_threshold(each.old)} → {_threshold(each.new)}: {each.why}"
+            for each in way
         )
+        lines.append(f"{way[0].agent}, threshold in force {steps}.")
     return lines
 
 
 def _threshold(value: float | None) -> str:
-    return "none, nothing spills" if value is None else f"{value:.2f}"
+    return "none at all" if value is None else f"{value:.2f}"
 
 
 def _ms(value: float | None) -> str:

@@ -165,7 +165,7 @@ def test_overload_costs_accuracy_and_neither_time_nor_a_request(
     assert during["spill_rate"] < before["spill_rate"]
     lowered = [each for each in overload["changes"] if "a spill waits" in each["why"]]
     assert lowered
-    assert "threshold in force" in ran.stdout
+    assert "threshold in force 0.75 → " in ran.stdout
     assert overload["queue_empty_after_s"] is not None
 
 

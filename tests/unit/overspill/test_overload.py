@@ -118,14 +118,25 @@ def test_a_queue_that_does_not_empty_is_a_fault() -> None:
     assert "queue was not empty" in found
 
 
-def test_the_deepest_change_is_the_one_to_the_lowest_threshold() -> None:
+def test_the_way_down_is_that_of_the_agent_that_gave_way_furthest() -> None:
     raised = Change("a", 0.2, 0.7, "as calibrated")
     lowered = Change("a", 0.7, 0.3, "the pool")
-    to_none = Change("b", 0.3, None, "the pool")
+    first = Change("b", 0.7, 0.5, "the pool")
+    to_none = Change("b", 0.5, None, "the pool")
 
-    assert replace(during(), changes=[raised]).deepest is None
-    assert replace(during(), changes=[raised, lowered]).deepest == lowered
-    assert replace(during(), changes=[lowered, to_none, raised]).deepest == to_none
+    def way(*changes: Change) -> list[Change]:
+        return replace(during(), changes=list(changes)).way_down
+
+    assert way(raised) == []
+    assert way(raised, lowered) == [lowered]
+    assert way(first, lowered, to_none, raised) == [first, to_none]
+
+
+def test_the_cost_is_what_the_cloud_was_worth_and_is_no_more() -> None:
+    overload = during(accuracy=0.75, edge_only_accuracy=0.5)
+    calm = replace(overload.before, accuracy=0.9, edge_only_accuracy=0.5)
+
+    assert replace(overload, before=calm).cost == pytest.approx(0.15)
 
 
 def test_accounts_keep_the_last_word_of_each_agent_and_each_change() -> None:

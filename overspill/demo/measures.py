@@ -316,10 +316,14 @@ def _phase(stage: str, asked: Sequence[Asked], known: _Known) -> PhaseMeasures:
             asked, rate, known.versions, known.edge_right, known.cloud_right
         ),
         spill_rate=rate,
-        target=promised and promised.target,
-        realised=promised
-        and Kept(_by_devices(promised.target.kind, asked, known), [*promised.agents]),
+        target=None if promised is None else promised.target,
+        realised=None if promised is None else _kept(promised, asked, known),
     )
+
+
+def _kept(promised: Promised, asked: Sequence[Asked], known: _Known) -> Kept:
+    by_devices = _by_devices(promised.target.kind, asked, known)
+    return Kept(by_devices, list(promised.agents))
 
 
 def _by_devices(kind: Kind, asked: Sequence[Asked], known: _Known) -> ByDevices | None:

@@ -13,7 +13,7 @@ from overspill.demo.promises import ByDevices, Kept, Kind
 from overspill.demo.run import Performance
 
 STANDINGS = {"kept": "kept", "at_risk": "at risk", "broken": "broken"}
-PROMISES = ("edge model", "target", "realised (95 % limits)", "as the agents know it")
+PROMISES = ("edge model", "target", "realised", "as the agents know it")
 COLUMNS = (
     *("requests", "p50 ms", "p99 ms", "spilled", "spared", "too late"),
     *("right", "edge alone"),
@@ -128,11 +128,9 @@ def amount(found: ByDevices | None, kind: Kind) -> str:
     """A share that a target limits, and where the long run lies, for people."""
     if found is None:
         return "nothing known"
-    unit = "points worse" if kind == "excess" else "% spilled"
-    if kind == "error":
-        unit = "% wrong"
-    # A share of nothing less than nothing; an excess may be a gain.
+    # Nothing is spilled or wrong less than never; against the cloud one may gain.
     low = found.low if kind == "excess" else max(found.low, 0.0)
+    unit = "points" if kind == "excess" else "%"
     return (
         f"{100 * found.value:.1f} {unit} "
         f"({100 * low:.1f} to {100 * min(found.high, 1.0):.1f})"

@@ -225,9 +225,13 @@ class Build:
         run = self._measured(file, candidate.name, held)
         _check_width(candidate.name, run.outputs, data)
         answers = _answers(run.outputs, data, held.parts)
-        chosen_on, told_on = (
-            quality(answers[part], held.cloud_on(part), classes=len(data.names))
-            for part in ("choose", "test")
+        classes = len(data.names)
+        chosen_on = quality(answers["choose"], held.cloud_on("choose"), classes=classes)
+        told_on = quality(
+            answers["test"],
+            held.cloud_on("test"),
+            classes=classes,
+            rng=np.random.default_rng(self._options.seed),
         )
         spill, cost = spill_and_cost(
             chosen_on.curve,

@@ -74,6 +74,43 @@ def deferral(
     )
 
 
+def deferral_limits(
+    confidence: NDArray[np.floating[Any]],
+    edge_right: Flags,
+    cloud_right: Flags,
+    rng: np.random.Generator,
+    *,
+    times: int = 400,
+) -> tuple[float, float]:
+    """95 % limits on the score of `deferral`, by bootstrap.
+
+    The areas are sums over examples: one that the cloud gains counts by how many are
+    surer than it, ties by half. So a draw takes no sorting and 10,000 examples take
+    a fifth of a second.
+
+    Args:
+        confidence: [n], no NaN.
+        edge_right: bool [n].
+        cloud_right: bool [n].
+        rng: where the chances come from.
+        times: how often to draw.
+    """
+    n = len(confidence)
+    _, group = np.unique(confidence, return_inverse=True)
+    gain = cloud_right.astype(np.int64) - edge_right.astype(np.int64)
+
+    def score(drawn: NDArray[np.intp]) -> float:
+        each, gains = group[drawn], gain[drawn]
+        many = np.bincount(each)
+        surer = 1 - (np.cumsum(many) - many / 2) / n
+        ours = float((np.bincount(each, gains) * (surer - 0.5)).sum()) / n
+        up, down = float((gains > 0).mean()), float((gains < 0).mean())
+        room = (up - up * up + down - down * down) / 2
+        return ours / room if room > 1e-12 else 0.0
+
+    return bootstrap(score, n, rng, times=times)
+
+
 def area(curve: Curve) -> float:
     """The mean accuracy over all shares spilled, by straight lines between points."""
     widths = np.diff(curve.spilled)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.adapters import datasets, measuring, pictures
+from builder.adapters.report import STYLE
 from builder.core.gallery import occlusion_map
 from builder.core.refusal import BuildRefused
 from bundle.manifest import (
@@ -103,6 +104,7 @@ def explain(file: Path, bundle: Path) -> Explained:
             decision.threshold,
             manifest.task,
             decision.norm,
+            decision.empty == "sure",
         ),
     )
     chances = run(example[np.newaxis])[0]
@@ -136,16 +138,22 @@ def explain(file: Path, bundle: Path) -> Explained:
 def page(found: Explained) -> str:
     """One HTML file with the occlusion map."""
     verdict = "spilled as hard" if found.hard else "answered on the edge"
-    said = (
-        f"{found.label}: {found.score} {found.confidence:.4f}, threshold "
-        f"{found.threshold:.4f}, {verdict}"
+    why = f": {escape(found.why)}" if found.why else ""
+    classes = "".join(
+        f"<tr><td>{escape(name)}</td><td>{share:.2%}</td></tr>"
+        for name, share in found.likeliest
     )
-    why = f"<p>{escape(found.why)}</p>" if found.why else ""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f"<title>{escape(found.label)}</title><body><h1>{escape(said)}</h1>{why}"
-        f"<p>It hangs most on {escape(found.where)}.</p>"
-        f"{pictures.heat_svg(found.shown, found.heat, said)}</body></html>\n"
+        f"<title>{escape(found.label)}</title><style>{STYLE}</style><body>"
+        f"<h1>{escape(found.label)}</h1>"
+        f'<p class="{"refused" if found.hard else "kept"}"><b>{verdict}</b>{why}. '
+        f"{escape(found.score)} {found.confidence:.4f}, threshold "
+        f"{found.threshold:.4f}.</p><table>{classes}</table>"
+        f"<p>It hangs most on {escape(found.where)}: without it the answer's "
+        f"probability falls by {100 * found.fall:.2f} points. Red: covering it makes the "
+        "answer less likely; blue: more.</p>"
+        f"{pictures.heat_svg(found.shown, found.heat)}</body></html>\n"
     )
 
 

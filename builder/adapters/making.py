@@ -298,7 +298,12 @@ class Maker:
         mirrors = recipe.mirror and self._data.is_picture
         outputs: list[NDArray[np.float32]] = []
         for mirrored in (False, True) if mirrors else (False,):
-            part = self.cloud_outputs(rows, mirrored=mirrored)
+            # Who learns from labels alone need not ask.
+            part = (
+                self.cloud_outputs(rows, mirrored=mirrored)
+                if recipe.soft_share
+                else None
+            )
             if part is not None:
                 outputs.append(as_logits(part))
         cloud = np.concatenate(outputs) if outputs else None

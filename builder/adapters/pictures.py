@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,8 @@ THUMBNAIL_PX: Final = 84
 SIZE_INCHES: Final = (6.4, 4.0)
 COLOURS: Final = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df", "#bf8700", "#57606a")
 
+_ID: Final = re.compile(r'\sid="([^"]+)"')
+_REFERENCE: Final = re.compile(r'(?<=["(]#)([\w-]+)(?=[")])')
 _METADATA: Final = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 
 
@@ -91,17 +94,33 @@ def example_html(example: NDArray[Any]) -> str:
     return f"<code>{shown}{', …' if example.size > 8 else ''}</code>"
 
 
-def heat_svg(example: NDArray[Any], heat: NDArray[np.float64], title: str) -> str:
-    """An occlusion map over its example: red where the answer hangs on it."""
-    figure, axes = _axes("", "")
-    axes.set_title(title, fontsize=9)
+def heat_svg(example: NDArray[Any], heat: NDArray[np.float64]) -> str:
+    """An occlusion map beside its example: red where the answer hangs on it."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     most = float(np.abs(heat).max()) or 1.0
-    if heat.ndim == 2:
-        axes.imshow(example.mean(axis=-1), cmap="gray")
-        axes.imshow(heat, cmap="bwr", alpha=0.5, vmin=-most, vmax=most)
-    else:
-        axes.bar(np.arange(heat.size), heat, color=COLOURS[1])
+    if heat.ndim != 2:
+        figure, axes = _axes("part of the input", "points the probability falls by")
+        axes.bar(np.arange(heat.size), 100 * heat.reshape(-1), color=COLOURS[1])
+        return _svg(figure)
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    for axes, title in zip(
+        figure.subplots(1, 2), ("the input", "what the answer hangs on"), strict=True
+    ):
+        axes.imshow(_grey(example), cmap="gray")
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    # The more it matters the less of the picture shines through.
+    colours = colormaps["bwr"]((heat / most + 1) / 2)
+    colours[..., 3] = 0.8 * np.abs(heat) / most
+    axes.imshow(colours)
     return _svg(figure)
+
+
+def _grey(example: NDArray[Any]) -> NDArray[Any]:
+    """A picture as matplotlib takes it: [h, w], or [h, w, 3] in colours."""
+    return example if example.shape[-1] == 3 else example.mean(axis=-1)
 
 
 def _axes(x: str, y: str) -> tuple[Any, Any]:
@@ -123,7 +142,18 @@ def _svg(figure: Any) -> str:  # noqa: ANN401 - a matplotlib figure
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "overspill"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     text = drawn.getvalue()
-    return _METADATA.sub("", text[text.index("<svg") :])
+    return _with_own_ids(_METADATA.sub("", text[text.index("<svg") :]))
+
+
+def _with_own_ids(svg: str) -> str:
+    """Only the ids that are referred to, and none that another picture has as well."""
+    own = blake2b(svg.encode(), digest_size=4).hexdigest()
+    meant = set(_REFERENCE.findall(svg))
+
+    def renamed(found: re.Match[str]) -> str:
+        return f' id="{found[1]}-{own}"' if found[1] in meant else ""
+
+    return _REFERENCE.sub(rf"\g<0>-{own}", _ID.sub(renamed, svg))
 
 
 def _png(example: NDArray[np.uint8]) -> str:

@@ -105,7 +105,7 @@ def _candidates(document: Mapping[str, Any]) -> str:
             _percent(test["agreement"]),
             f"{test['calibration_error']:.4f}",
             str(test["distinct"]),
-            "-" if test["deferral"] is None else f"{test['deferral']:.3f}",
+            _deferral(test["deferral"], test["deferral_limits"]),
             _percent(each["cost"]),
             "yes" if each["name"] in document["choice"]["front"] else "",
         )
@@ -116,6 +116,13 @@ def _candidates(document: Mapping[str, Any]) -> str:
         + "<p>Times and memory are of LiteRT with one thread on the machine that built; "
         "accuracy to deferral are of the test part, cost of the choose part.</p>"
     )
+
+
+def _deferral(score: float | None, limits: Sequence[float] | None) -> str:
+    if score is None:
+        return "-"
+    between = "" if limits is None else f" ({limits[0]:.2f} to {limits[1]:.2f})"
+    return f"{score:.3f}{between}"
 
 
 def _broken(broken: Mapping[str, Sequence[str]]) -> str:

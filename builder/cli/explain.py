@@ -54,7 +54,7 @@ def explain(
         console.print(f"  {share:7.2%}  {name}", markup=False, highlight=False)
     console.print(
         f"It hangs most on {found.where}: without it the answer's probability falls by "
-        f"{found.fall:.2%}.",
+        f"{100 * found.fall:.2f} points.",
         markup=False,
         highlight=False,
         soft_wrap=True,

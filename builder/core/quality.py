@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from builder.core.soft_targets import activation_of, as_logits
 from cascade.curves import Curve, threshold_curve
-from cascade.evaluation import PerClass, agreement, deferral, per_class
+from cascade.evaluation import (
+    PerClass,
+    agreement,
+    deferral,
+    deferral_limits,
+    per_class,
+)
 from cascade.scores import confidences
 from cascade.temperature import calibration_error, fit_temperature
 
@@ -74,6 +80,7 @@ class Quality:
         agreement: the share of answers that are the cloud's; None without a cloud.
         cloud_accuracy: of the cloud alone; None without.
         deferral: 0 is spilling by chance, 1 is the oracle; None without a cloud.
+        deferral_limits: its 95 % limits, by bootstrap; None where nobody asked.
         curve: of the cascade; None without a cloud.
     """
 
@@ -85,6 +92,7 @@ class Quality:
     agreement: float | None
     cloud_accuracy: float | None
     deferral: float | None
+    deferral_limits: tuple[float, float] | None
     curve: Curve | None
 
 
@@ -99,8 +107,21 @@ def temperature_of(outputs: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     return fit_temperature(as_logits(outputs[finite]), labels[finite])
 
 
-def quality(edge: Answers, cloud: Answers | None, *, classes: int) -> Quality:
-    """Measure a candidate, on the same examples as the cloud model."""
+def quality(
+    edge: Answers,
+    cloud: Answers | None,
+    *,
+    classes: int,
+    rng: np.random.Generator | None = None,
+) -> Quality:
+    """Measure a candidate, on the same examples as the cloud model.
+
+    Args:
+        edge: the candidate's answers.
+        cloud: of the same examples.
+        classes: how many there are.
+        rng: draws examples again, for the limits of the deferral score.
+    """
     sure, right = edge.confidence, edge.right
     finite = edge.readable
     error = calibration_error(sure[finite], right[finite]) if finite.any() else 1.0
@@ -108,6 +129,7 @@ def quality(edge: Answers, cloud: Answers | None, *, classes: int) -> Quality:
         "agreement": None,
         "cloud_accuracy": None,
         "deferral": None,
+        "deferral_limits": None,
         "curve": None,
     }
     if cloud is not None:
@@ -115,6 +137,7 @@ def quality(edge: Answers, cloud: Answers | None, *, classes: int) -> Quality:
             "agreement": agreement(edge.answered, cloud.answered)[0],
             "cloud_accuracy": float(cloud.right.mean()),
             "deferral": deferral(sure, right, cloud.right).score,
+            "deferral_limits": rng and deferral_limits(sure, right, cloud.right, rng),
             "curve": threshold_curve(sure, right, cloud.right),
         }
     return Quality(

@@ -147,6 +147,7 @@ def _quality(of: Quality, names: Sequence[str]) -> dict[str, Any]:
         "agreement": of.agreement,
         "cloud_accuracy": of.cloud_accuracy,
         "deferral": of.deferral,
+        "deferral_limits": of.deferral_limits,
         "curve": None if of.curve is None else _points(of.curve),
         "classes": [
             {"name": name, "examples": n, "precision": p, "recall": r, "f1": f}

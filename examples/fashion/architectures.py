@@ -50,6 +50,11 @@ def build_edge(size: EdgeSize) -> keras.Model:
     return _with_head(image, x, f"fashion_{size}")
 
 
+def build_tiny() -> keras.Model:
+    """Return the untrained tiny edge model, as a build file names it."""
+    return build_edge("tiny")
+
+
 def build_small() -> keras.Model:
     """Return the untrained small edge model, as a build file names it."""
     return build_edge("small")

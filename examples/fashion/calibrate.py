@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
 
+from builder.adapters import measuring
 from builder.core import draft, promise
 from builder.core.quality import Answers, temperature_of
 from builder.core.splits import split
@@ -22,7 +24,6 @@ from examples.fashion import (
     architectures,
     cloud_model,
     data,
-    edge_runtime,
     labelled,
     manifests,
     reports,
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from builder.core.labelled import Labelled
     from builder.core.splits import Split
 
+HERE: Final = Path(__file__).resolve().parent
+
+NAME: Final = "fashion"
+VERSIONS: Final[dict[architectures.EdgeSize, str]] = {"tiny": "1", "small": "2"}
 TARGETS: Final[dict[architectures.EdgeSize, str]] = {
     "tiny": "at most 20% spilled, with 95% confidence",
     "small": "at most 0.5 points worse than the cloud, with 95% confidence",
@@ -53,14 +58,14 @@ def main() -> None:
     except data.MissingDatasetError as error:
         raise SystemExit(f"calibrate: {error}") from None
     parts = split(fashion, options.seed, trains=False)
-    folder = manifests.bundle_folder(size)
-    model = folder / manifests.MODEL_FILE
+    folder = HERE / "edge" / size
+    model = folder / draft.MODEL_FILE
 
     print(f"asking {size} and the cloud model", flush=True)
     edge = answers(
         fashion,
         parts,
-        lambda images: edge_runtime.logits_of(model, data.as_input(images)),
+        lambda images: measuring.run_tflite(model, data.as_input(images)).outputs,
     )
     cloud = answers(
         fashion,
@@ -75,11 +80,10 @@ def main() -> None:
     manifest = draft.manifest(
         fashion,
         draft.Named(
-            manifests.NAME,
-            manifests.EDGE_VERSIONS[size],
+            NAME,
+            VERSIONS[size],
             SIGNATURE,
             LIMITS,
-            manifests.GOLDEN_TOLERANCE,
         ),
         draft.CalibratedOn(found, edge, cloud, reading),
     )

@@ -1,4 +1,4 @@
-"""What a model says of itself to the programs that serve it. Data only, no model is loaded."""
+"""What the cloud model says of itself to the workers. Data only, no model is loaded."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ from examples.fashion import data
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from examples.fashion.architectures import EdgeSize
-
-HERE: Final = Path(__file__).resolve().parent
-NAME: Final = "fashion"
-EDGE_VERSIONS: Final[dict[EdgeSize, str]] = {"tiny": "1", "small": "2"}
-MODEL_FILE: Final = "model.tflite"
-GOLDEN_FILE: Final = "golden.npz"
-GOLDEN_TOLERANCE: Final = 0.05
 CLOUD_MAX_BATCH: Final = 64
 PREPROCESS: Final = {
     "kind": "image",
@@ -40,11 +32,6 @@ def cloud_model() -> dict[str, Any]:
         "max_batch": CLOUD_MAX_BATCH,
         "decision": DECISION,
     }
-
-
-def bundle_folder(size: EdgeSize) -> Path:
-    """Return the bundle source folder of an edge model."""
-    return HERE / "edge" / size
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:

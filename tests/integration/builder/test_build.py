@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +134,64 @@ def test_the_report_says_what_was_promised_and_what_came_of_it(built: Built) -> 
     text = built.report.read_text()
     assert "20% spilled" in text
     assert text.count("<svg") >= 3
-    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+VOID = frozenset({"meta", "img", "br"})
+REFERENCES = frozenset({"src", "href", "xlink:href", "data", "srcset"})
+
+
+class Outline(HTMLParser):
+    """What is open, and everything that a page points at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: Counter[str] = Counter()
+        self.points_at: list[str] = []
+
+    @override
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self._look(attrs)
+
+    @override
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._look(attrs)
+
+    @override
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def _look(self, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids[str(value)] += 1
+            if name in REFERENCES:
+                self.points_at.append(str(value))
+
+
+def test_the_report_is_whole_and_needs_nothing_from_outside(
+    built: Built, tmp_path: Path
+) -> None:
+    assert built.bundle is not None
+    Image.new("L", (SIDE, SIDE), 90).save(tmp_path / "even.png")
+    for text in (
+        built.report.read_text(),
+        page(explain(tmp_path / "even.png", built.bundle)),
+    ):
+        found = Outline()
+        found.feed(text)
+        found.close()
+        assert not found.open
+        assert max(found.ids.values()) == 1
+        inside = {f"#{each}" for each in found.ids}
+        for each in found.points_at:
+            assert each in inside or each.startswith("data:image/")
+        assert "@import" not in text
+        assert "<script" not in text
+        named = {each.split(")")[0] for each in text.split("url(")[1:]}
+        assert named <= inside
 
 
 def test_a_build_again_goes_on_where_it_stopped_and_makes_the_same(
@@ -137,6 +201,36 @@ def test_a_build_again_goes_on_where_it_stopped_and_makes_the_same(
     again = Build(options(folder), folder, folder / "out", heard).run()
     assert not [each for each in heard.steps if each.startswith(("train", "convert"))]
     assert again.document["promise"] == built.document["promise"]
+
+
+def test_a_build_that_is_killed_goes_on_and_comes_to_the_same(
+    built: Built, folder: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "overspill", "model", "build", str(folder)]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 40
+        while not (finished := list((tmp_path / "steps").glob("cloud-*.npz"))):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    assert not (tmp_path / "bundle").exists()
+    before = {each: each.stat().st_mtime_ns for each in finished}
+    again = Build(options(folder), folder, tmp_path, Silent()).run()
+    assert {each: each.stat().st_mtime_ns for each in finished} == before
+    assert again.document["promise"] == built.document["promise"]
+    assert again.bundle is not None
+    assert built.bundle is not None
+    one, other = again.bundle / "model.tflite", built.bundle / "model.tflite"
+    assert one.read_bytes() == other.read_bytes()
 
 
 def beside(folder: Path, out: Path) -> Path:

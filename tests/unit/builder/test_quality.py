@@ -36,6 +36,10 @@ def test_a_candidate_is_measured_alone_and_with_the_cloud() -> None:
     assert found.deferral is not None
     assert 0.3 < found.deferral < 1
     assert found.distinct > 2900
+    assert found.deferral_limits is None
+    drawn = quality(EDGE, CLOUD, classes=3, rng=np.random.default_rng(1))
+    assert drawn.deferral_limits is not None
+    assert drawn.deferral_limits[0] < found.deferral < drawn.deferral_limits[1]
     assert quality(EDGE, None, classes=3).agreement is None
 
 

@@ -13,6 +13,7 @@ from cascade.evaluation import (
     bootstrap,
     confusion,
     deferral,
+    deferral_limits,
     per_class,
 )
 
@@ -109,6 +110,41 @@ def test_limits_by_bootstrap_hold_the_value_and_follow_their_seed() -> None:
     low, high = limits(2)
     assert low < value < high
     assert limits(2) == (low, high)
+
+
+@given(
+    sure=st.lists(st.integers(0, 9), min_size=2, max_size=60), seed=st.integers(0, 99)
+)
+@settings(max_examples=25, deadline=None)
+def test_the_quick_limits_are_those_of_drawing_and_sorting_again(
+    sure: list[int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    confidence = np.array(sure) / 10
+    edge, cloud = rng.random(len(sure)) < 0.6, rng.random(len(sure)) < 0.8
+    slow = bootstrap(
+        lambda at: deferral(confidence[at], edge[at], cloud[at]).score,
+        len(sure),
+        np.random.default_rng(seed),
+        times=9,
+    )
+    again = np.random.default_rng(seed)
+    assert deferral_limits(confidence, edge, cloud, again, times=9) == pytest.approx(
+        slow
+    )
+
+
+def test_limits_of_a_deferral_score_hold_it_and_narrow_with_more_examples() -> None:
+    rng = np.random.default_rng(1)
+    widths = []
+    for n in (300, 10_000):
+        sure = rng.random(n)
+        edge, cloud = rng.random(n) < sure, rng.random(n) < 0.9
+        value = deferral(sure, edge, cloud).score
+        low, high = deferral_limits(sure, edge, cloud, np.random.default_rng(2))
+        assert low < value < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 3
 
 
 def test_each_class_is_counted_and_one_without_examples_is_nothing() -> None:

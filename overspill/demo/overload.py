@@ -28,6 +28,7 @@ from overspill.demo.promises import ByAgent, Change
 
 PROBE: Final = "probe"
 OVERLOAD: Final = "overload"
+UNANSWERED: Final = ("failed", "expired", "refused")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,9 @@ class Moment:
         answered_cloud: as ever.
         held_back: hard ones that the edge answered at once, to spare the pool.
         too_late: hard ones that the edge answered as the cloud did not in time.
+        unanswered: failed, expired or refused.
+        lost: without any end.
+        duplicated: with more than one.
         accuracy: of what devices heard.
         edge_only_accuracy: of the edge model on the same images.
     """
@@ -73,6 +77,7 @@ class Moment:
     answered_cloud: int
     held_back: int
     too_late: int
+    unanswered: int
     lost: int
     duplicated: int
     accuracy: float
@@ -92,6 +97,7 @@ class Overload:
         deadline_s: of the devices, before and during.
         crowd: who asked too much.
         before: the devices' requests while the pool had room.
+        probe: while it was found out what the pool can do.
         during: and while it had not.
         changes: of thresholds in force, as the agents explained them.
         queue_empty_after_s: seconds from the crowd's end until nothing waited; None:
@@ -102,6 +108,7 @@ class Overload:
     deadline_s: float
     crowd: Crowd
     before: Moment
+    probe: Moment
     during: Moment
     changes: list[Change]
     queue_empty_after_s: float | None
@@ -156,6 +163,7 @@ def moment(asked: Sequence[Asked], labels: Sequence[str], edge_right: Flags) -> 
         answered_cloud=fates["cloud"],
         held_back=spared,
         too_late=fates["edge_fallback"] - spared,
+        unanswered=sum(fates[each] for each in UNANSWERED),
         lost=fates[LOST],
         duplicated=duplicated(asked),
         accuracy=share([is_right(each, labels) for each in asked]),
@@ -167,12 +175,16 @@ def faults(overload: Overload) -> list[str]:
     """What must not happen under overload, and did."""
     found = []
     during, limit_ms = overload.during, 1000.0 * overload.deadline_s
-    if during.lost:
-        found.append(f"{during.lost} requests were lost under overload")
-    if during.duplicated:
-        found.append(
-            f"{during.duplicated} requests were answered more than once under overload"
-        )
+    lost, twice, unanswered = (
+        getattr(overload.probe, name) + getattr(during, name)
+        for name in ("lost", "duplicated", "unanswered")
+    )
+    if lost:
+        found.append(f"{lost} requests were lost under overload")
+    if twice:
+        found.append(f"{twice} requests were answered more than once under overload")
+    if unanswered:
+        found.append(f"{unanswered} requests had no answer under overload")
     if during.p99_ms is None or during.p99_ms > limit_ms:
         found.append(
             f"under overload p99 was {during.p99_ms} ms, and the deadline {limit_ms:g} ms"

@@ -398,17 +398,18 @@ class _Demo:
             for edge in edges
             if edge.version == played.push.to
         )
-        before, during = (
+        before, probe, during = (
             moment(
                 [each for each in asked if each.stage == stage], self._labels(), right
             )
-            for stage in (SECOND, OVERLOAD)
+            for stage in (SECOND, PROBE, OVERLOAD)
         )
         flooded = played.flooded
         return Overload(
             deadline_s=DEADLINE_S,
             crowd=flooded.crowd,
             before=before,
+            probe=probe,
             during=during,
             changes=flooded.changes,
             queue_empty_after_s=flooded.queue_empty_after_s,

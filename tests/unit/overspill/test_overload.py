@@ -33,6 +33,7 @@ def during(**changes: Any) -> Overload:
         deadline_s=2.0,
         crowd=CROWD,
         before=calm,
+        probe=calm,
         during=replace(calm, **changes),
         changes=[],
         queue_empty_after_s=0.5,
@@ -84,6 +85,7 @@ def test_each_request_of_a_moment_is_counted_by_who_answered() -> None:
         answered_cloud=1,
         held_back=1,
         too_late=1,
+        unanswered=0,
         lost=1,
         duplicated=0,
         accuracy=0.6,
@@ -97,6 +99,7 @@ def test_each_request_of_a_moment_is_counted_by_who_answered() -> None:
     ("changes", "complaint"),
     [
         ({"lost": 1}, "1 requests were lost under overload"),
+        ({"unanswered": 1}, "1 requests had no answer"),
         ({"duplicated": 2}, "2 requests were answered more than once"),
         ({"p99_ms": 2000.1}, "p99 was 2000.1 ms, and the deadline 2000 ms"),
         ({"p99_ms": None}, "p99 was None ms"),

@@ -9,7 +9,7 @@ from typing import Any, Final
 from builder.adapters import pictures
 
 STYLE: Final = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1040px;margin:2em auto;padding:0 1em;
+body{font:15px/1.5 system-ui,sans-serif;max-width:1120px;margin:2em auto;padding:0 1em;
 color:#1f2328}
 h1{font-size:1.5em} h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #d0d7de}
 table{border-collapse:collapse;font-size:12px} td,th{padding:3px 7px;text-align:right;

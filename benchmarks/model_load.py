@@ -41,7 +41,9 @@ from lifecycle.logs import configure_logs
 MODEL: Final = Path(__file__).parents[1] / "examples" / "fashion" / "cloud" / "fashion"
 AGENT: Final = "steady"
 PER_S: Final = 50
-ROUNDS: Final = 4
+ROUNDS: Final = 8
+# The process of a model that was taken away is gone by then.
+SETTLE_S: Final = 3.0
 BEFORE_S: Final = 12.0
 PATIENCE_S: Final = 180.0
 
@@ -155,6 +157,7 @@ async def measure() -> tuple[list[list[float]], list[list[float]], list[float]]:
             await asyncio.sleep(5)
             before, during, loads_s = [], [], []
             for number in range(ROUNDS):
+                await asyncio.sleep(SETTLE_S)
                 steady.taken()
                 await asyncio.sleep(BEFORE_S)
                 before.append(steady.taken())

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import random
+from typing import Final
+
+# One for all: to seed another takes longer than most of what is retried.
+_JITTER: Final = random.Random()  # noqa: S311 - jitter, not a secret
 
 
 class Backoff:
@@ -26,7 +30,7 @@ class Backoff:
             )
         self._first_s = first_s
         self._most_s = most_s
-        self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
+        self._rng = rng or _JITTER
         self._ceiling_s = first_s
 
     def next_s(self) -> float:

@@ -22,6 +22,15 @@ def share_interpreter() -> None:
 COLLECT_AFTER: Final = 20_000
 
 
+def do_not_collect() -> None:
+    """Look for no garbage until `collect_seldom`.
+
+    For a process that is loading: nearly all that it makes stays, and a search stops
+    it for longer each time, and may keep a processor from who is answering meanwhile.
+    """
+    gc.disable()
+
+
 def collect_seldom() -> None:
     """Look for garbage less often, and never again among what there is now.
 
@@ -31,3 +40,4 @@ def collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
+    gc.enable()

@@ -50,7 +50,8 @@ def _throughput(results: Results, names: Sequence[str], path: Path) -> None:
             for name, mode, _ in rows
         ]
         axis.barh(labels, [value for *_, value in rows], color=colours)
-        axis.set_title(f"{model}: requests a second, deep queue")
+        axis.set_title(model)
+        axis.set_xlabel("requests a second, deep queue")
     figure.supxlabel("* as it comes; the others at equal safety")
     _save(figure, path)
 

@@ -96,12 +96,9 @@ def read_header(data: bytes | bytearray | memoryview) -> dict[str, Any]:
     return header
 
 
-def load_header(
-    source: ModelSource, tuning: Tuning, *, gently: bool = False
-) -> dict[str, Any]:
-    """Ask for the model to be loaded and warmed up, `gently` beside others."""
+def load_header(source: ModelSource, tuning: Tuning) -> dict[str, Any]:
+    """Ask for the model to be loaded and warmed up."""
     return {
-        "gently": gently,
         "name": source.name,
         "version": source.version,
         "format": source.format,

@@ -77,6 +77,10 @@ class InlineRunner:
         self._models.pop(key, None)
         await self._runners.unload(key)
 
+    def given_up(self) -> dict[str, str]:
+        """The models whose processes only die, and why."""
+        return self._runners.given_up()
+
     def memory_bytes(self) -> dict[str, int]:
         """What the process of each model takes; those that have none are left out."""
         return self._runners.memory_bytes()

@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 OUTPUT_TAIL_BYTES: Final = 4096
 EXIT_TIMEOUT_S: Final = 10.0
-CHILD: Final = "cloud_worker.adapters.runner_child"
+CHILD: Final = "cloud_worker.adapters.runner_start"
 PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 
 Buffers = Sequence[Sequence[bytes]]
@@ -138,8 +138,8 @@ class RunnerProcess:
         # A load that fails is told to the caller, and is no death.
         self._asked_to_end = True
         try:
-            await self._spawn(max(DEPTH, tuning.at_once + 1))
-            self._write(frames.load_header(source, tuning, gently=gently))
+            await self._spawn(max(DEPTH, tuning.at_once + 1), gently=gently)
+            self._write(frames.load_header(source, tuning))
             async with asyncio.timeout(timeout_s):
                 loaded = await self._loaded
         except TimeoutError:
@@ -358,7 +358,7 @@ class RunnerProcess:
                 failure = BatchFailed(reason, suspect=batch in suspects, crashed=True)
                 batch.reply.set_exception(failure)
 
-    async def _spawn(self, trays: int) -> None:
+    async def _spawn(self, trays: int, *, gently: bool) -> None:
         self._trays = [Tray() for _ in range(trays)]
         self._free = list(range(trays))
         ours, theirs = socket.socketpair()
@@ -375,6 +375,7 @@ class RunnerProcess:
                     *("--fd", str(theirs.fileno())),
                     *(f"--tray={fd}" for fd in inherited),
                     *("--parent", str(os.getpid())),
+                    *(("--gently",) if gently else ()),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,

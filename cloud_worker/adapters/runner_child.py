@@ -1,17 +1,12 @@
 """A model's process: load one model, run its batches, until the socket ends.
 
-`python -m cloud_worker.adapters.runner_child --fd N` is started by `runner.py` and by
-nobody else. It takes batches in the order in which they come, so the next one may lie
-ready on its tray while this one runs. It ends with its parent and ignores signals,
-because the parent drains first.
+It takes batches in the order in which they come, so the next one may lie ready on its
+tray while this one runs.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import os
-import signal
 import socket
 import sys
 import threading
@@ -24,7 +19,7 @@ from typing import Any, Final
 from cloud_worker.adapters import frames
 from cloud_worker.adapters.batches import WarmModel
 from cloud_worker.adapters.frames import Loaded, ModelSource
-from cloud_worker.adapters.gently import in_nice_thread, small_share
+from cloud_worker.adapters.gently import Gentle, in_nice_thread
 from cloud_worker.adapters.litert import LiteRtRunner
 from cloud_worker.adapters.onnx import OnnxRunner
 from cloud_worker.adapters.runtime import CannotServe, RunFailed, Runner, Tuning
@@ -38,7 +33,6 @@ from cloud_worker.adapters.tensorflow import (
 from cloud_worker.adapters.trays import MappedTray
 from lifecycle.interpreter import collect_seldom
 
-PR_SET_PDEATHSIG: Final = 1
 TENSORFLOW: Final = {"saved_model", "keras", "keras_h5"}
 
 
@@ -108,34 +102,50 @@ def load_model(source: ModelSource, tuning: Tuning) -> tuple[Runner, WarmModel]:
     return runner, WarmModel(runner, source.max_batch, source.padding)
 
 
-def load_gently(source: ModelSource, tuning: Tuning) -> tuple[Runner, WarmModel]:
+def load_gently(
+    source: ModelSource, tuning: Tuning, gentle: Gentle
+) -> tuple[Runner, WarmModel]:
     """The same without hurting those that serve meanwhile; it may take longer.
 
     Raises:
         CannotServe: it cannot be served; says why.
     """
-    with small_share():
-        if source.format in TENSORFLOW:
-            in_nice_thread(lambda: import_tensorflow(tuning))
-            # These stay, and would stay nice.
-            start_threads(tuning)
-            runner, model = in_nice_thread(lambda: load_model(source, tuning))
-        else:
-            # Quick to load, and its threads start as it does.
-            runner, model = load_model(source, tuning)
+    if source.format in TENSORFLOW:
+        in_nice_thread(lambda: import_tensorflow(tuning), idle=gentle.idle)
+        # These stay, and would stay nice.
+        start_threads(tuning)
+        runner, model = in_nice_thread(
+            lambda: load_model(source, tuning), idle=gentle.idle
+        )
+    else:
+        # Quick to load, and its threads start as it does.
+        runner, model = load_model(source, tuning)
+    gentle.end()
     model.time_again()
     return runner, model
 
 
-def serve(connection: Connection, trays: Sequence[MappedTray]) -> None:
-    """Load what the first frame names, then run batches until the parent is gone."""
+def serve(
+    inherited: socket.socket, tray_fds: Sequence[int], gentle: Gentle | None
+) -> None:
+    """Load what the first frame names, then run batches until the parent is gone.
+
+    Args:
+        inherited: what the parent writes to.
+        tray_fds: the shared memory of its trays.
+        gentle: set while others serve, who should not feel the load.
+    """
+    connection = Connection(inherited)
+    trays = [MappedTray(each) for each in tray_fds]
     asked = connection.receive()
     if asked is None:
         return
     source, tuning = frames.read_source(asked)
     try:
-        load = load_gently if asked["gently"] else load_model
-        runner, model = load(source, tuning)
+        if gentle is None:
+            runner, model = load_model(source, tuning)
+        else:
+            runner, model = load_gently(source, tuning, gentle)
     except (CannotServe, MemoryError) as error:
         connection.send({"error": str(error) or "there is no memory to load it"})
         return
@@ -175,31 +185,3 @@ def _or_die(run: Callable[[dict[str, Any]], None], header: dict[str, Any]) -> No
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
-
-
-def _end_with_parent(parent: int) -> None:
-    """A hung model does not outlive the consumer that would have killed it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise SystemExit(1)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve on the socket that was inherited as file descriptor `--fd`."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--fd", type=int, required=True)
-    parser.add_argument("--tray", type=int, action="append", required=True)
-    parser.add_argument("--parent", type=int, required=True)
-    options = parser.parse_args(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    _end_with_parent(options.parent)
-    # Closed by the end of the process only, or the parent would hear of the end before
-    # it has read why.
-    connection = Connection(socket.socket(fileno=options.fd))
-    serve(connection, [MappedTray(fd) for fd in options.tray])
-
-
-if __name__ == "__main__":
-    main()

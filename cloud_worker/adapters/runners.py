@@ -151,6 +151,14 @@ class Runners:
             return kept.failed
         return None if kept.up else f"its process comes back: {kept.why_down}"
 
+    def given_up(self) -> dict[str, str]:
+        """The models whose processes only die, and why."""
+        return {
+            key: kept.failed
+            for key, kept in self._kept.items()
+            if kept.failed is not None
+        }
+
     def pid(self, key: str) -> int | None:
         """The process that holds a model now."""
         kept = self._kept.get(key)

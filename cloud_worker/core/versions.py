@@ -190,6 +190,26 @@ class Versions:
         """A load that was asked for has failed."""
         self._end_load(key, Standing.FAILED, reason=reason)
 
+    def broke(self, key: Key, reason: str) -> bool:
+        """A version that was loaded works no more; says whether another may answer.
+
+        If none may, nothing changes: it goes on being tried.
+        """
+        shelf = self._shelves.get(key.name)
+        if self.standing(key) is not Standing.LOADED or shelf is None:
+            return False
+        others = self._usable(shelf, key.name) - {key.version}
+        versions = [each.version for each in shelf.versions]
+        if not shelf.policy.wanted(versions, others):
+            return False
+        self._copies[key] = replace(
+            self._copies[key],
+            standing=Standing.FAILED,
+            memory_bytes=0,
+            reason=reason,
+        )
+        return True
+
     def abandoned(self, key: Key) -> None:
         """A load that was asked for was broken off."""
         if self.standing(key) is Standing.LOADING:
@@ -279,12 +299,15 @@ class Versions:
         if shelf is None:
             return {}
         versions = [each.version for each in shelf.versions]
-        usable = {
-            version
-            for version in versions
-            if self.standing(Key(name, version)) is not Standing.FAILED
+        return shelf.policy.wanted(versions, self._usable(shelf, name))
+
+    def _usable(self, shelf: Shelf, name: str) -> set[str]:
+        """The versions that have not failed."""
+        return {
+            each.version
+            for each in shelf.versions
+            if self.standing(Key(name, each.version)) is not Standing.FAILED
         }
-        return shelf.policy.wanted(versions, usable)
 
     def _can_answer(self, key: Key) -> bool:
         """Whether it is in memory, or known and could be at any time."""

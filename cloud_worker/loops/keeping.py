@@ -67,6 +67,10 @@ class ModelRunner(Protocol):
         """What the loaded versions take."""
         ...
 
+    def given_up(self) -> Mapping[str, str]:
+        """The loaded versions that only die, and why."""
+        ...
+
 
 class Consumption(Protocol):
     """What is consumed, as `AmqpLink` has it."""
@@ -169,7 +173,10 @@ class Keeper:
 
             look_at_s = self._clock.monotonic() + self._watch_s
             while True:
+                broken = self._broken()
                 await self._settle(begin)
+                for key in broken:
+                    await self._discard(key)
                 if not self._is_filling():
                     self._filled.set()
                 with contextlib.suppress(TimeoutError):
@@ -179,6 +186,21 @@ class Keeper:
                 if self._clock.monotonic() >= look_at_s:
                     await self._look_again()
                     look_at_s = self._clock.monotonic() + self._watch_s
+
+    def _broken(self) -> list[Key]:
+        """The versions that are given up from now on, as others can answer."""
+        broken = []
+        for name, why in self._runner.given_up().items():
+            key = Key.read(name)
+            if self._versions.broke(key, why):
+                broken.append(key)
+                log.error(
+                    "model version given up, another one answers",
+                    model=key.name,
+                    version=key.version,
+                    why=why,
+                )
+        return broken
 
     def _is_filling(self) -> bool:
         if self.serving:
@@ -315,6 +337,9 @@ class Keeper:
 
     async def _retire(self, key: Key, why: str) -> None:
         log.info("model retired", model=key.name, version=key.version, why=why)
+        await self._discard(key)
+
+    async def _discard(self, key: Key) -> None:
         self._loaded.pop(key, None)
         self._usage.absent.discard(str(key))
         self._usage.asked_s.pop(str(key), None)

@@ -15,7 +15,7 @@ import structlog
 from broker.backoff import Backoff
 from broker.link import LinkDown
 from broker.topics import as_routing_key, results
-from cloud_worker.core.ledger import Ledger
+from cloud_worker.core.ledger import Cause, Ledger
 from cloud_worker.core.replies import Finished, Reply, group_replies
 from cloud_worker.loops.observer import Observer
 from cloud_worker.loops.parcels import Parcel
@@ -26,6 +26,9 @@ from lifecycle.journal import NOBODY, Event, Journal
 log = structlog.get_logger(__name__)
 
 MAX_IN_FLIGHT: Final = 64
+# Who gets no answer loses nothing by so much. In an overload they come by the hundred,
+# and a message for each would take the time in which others could be answered.
+GATHER_S: Final = 0.005
 
 
 class Publish(Protocol):
@@ -66,7 +69,9 @@ async def publish_while(
 class Replies:
     """Results on their way out. Those that finish together for one agent travel together.
 
-    While many publishes are in flight, results gather and leave in fuller envelopes.
+    Answers leave at once, and take along all else that is finished; that waits for them
+    for a moment only. While many publishes are in flight, results gather and leave in
+    fuller envelopes.
 
     Attributes:
         stamps: what each result says of the pool.
@@ -90,13 +95,19 @@ class Replies:
         self._timeout_s = timeout_s
         self._journal = journal
         self._finished: list[Finished[Parcel]] = []
+        self._gathering: asyncio.TimerHandle | None = None
         self._sending: asyncio.TaskGroup | None = None
         self._in_flight = 0
 
     def finish(self, finished: Iterable[Finished[Parcel]]) -> None:
         """Take results over; those of one call travel together."""
+        first = len(self._finished)
         self._finished.extend(finished)
-        self._send_finished()
+        if any(each.cause is Cause.ANSWERED for each in self._finished[first:]):
+            self._send_finished()
+        elif self._gathering is None and len(self._finished) > first:
+            loop = asyncio.get_running_loop()
+            self._gathering = loop.call_later(GATHER_S, self._send_finished)
 
     async def run(self) -> None:
         """Send what is finished, for ever."""
@@ -105,6 +116,9 @@ class Replies:
             await asyncio.Event().wait()
 
     def _send_finished(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         if self._sending is None or self._in_flight >= MAX_IN_FLIGHT:
             return
         finished, self._finished = self._finished, []

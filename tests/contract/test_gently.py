@@ -15,6 +15,7 @@ from cloud_worker.adapters.gently import (
     AUTOGROUP,
     NICENESS,
     in_nice_thread,
+    small_share,
 )
 from cloud_worker.adapters.runners import Runners
 
@@ -29,6 +30,36 @@ def test_work_in_a_nice_thread_is_nice_and_its_caller_is_not() -> None:
     before = niceness()
     assert in_nice_thread(niceness) == max(NICENESS, before)
     assert niceness() == before
+
+
+def test_idle_work_is_idle_and_its_caller_is_not() -> None:
+    before = os.sched_getscheduler(0)
+    assert in_nice_thread(lambda: os.sched_getscheduler(0), idle=True) == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) == before
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
+def test_half_of_the_processors_are_left_to_others_and_given_back() -> None:
+    before = os.sched_getaffinity(0)
+    others: list[set[int]] = []
+    go, ready = threading.Event(), threading.Event()
+
+    def other() -> None:
+        ready.set()
+        go.wait(10)
+        others.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    ready.wait(10)
+    with small_share():
+        during = os.sched_getaffinity(0)
+        go.set()
+        thread.join()
+    assert others == [during]
+    assert during < before
+    assert len(during) == len(before) - len(before) // 2
+    assert os.sched_getaffinity(0) == before
 
 
 def test_what_the_work_raises_reaches_the_caller() -> None:
@@ -66,6 +97,12 @@ def test_the_share_of_a_process_is_lowered_and_given_back() -> None:
     assert (before, during, after) == ("0", str(NICENESS), "0")
 
 
+def processors(pid: int | None) -> set[int]:
+    """Where the threads of a process may run."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {each for task in tasks for each in os.sched_getaffinity(int(task.name))}
+
+
 def priorities(pid: int | None) -> tuple[list[int], str]:
     """The niceness of each thread of a process, and of its share if it has one."""
     process = Path(f"/proc/{pid}")
@@ -86,6 +123,8 @@ async def test_a_model_that_was_loaded_gently_serves_at_the_usual_priority() -> 
         spec = await runners.load(source, gently=True)
         assert [size for size, _ in spec.costs_ms] == [1, 2]
         nices, share = priorities(runners.pid(source.key))
+        runs_on = processors(runners.pid(source.key))
     # Those that compute; the few others were left by the import and the loading.
     assert nices.count(niceness()) > len(nices) / 2
     assert share in {"", "0"}
+    assert runs_on == os.sched_getaffinity(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import shutil
@@ -132,6 +133,37 @@ async def test_models_that_do_not_load_or_never_end_loading_hold_nobody_up(
         await until(worker.model_process)
         worker.signal(signal.SIGTERM)
         assert await worker.ended() == 0
+
+
+async def test_a_version_that_loads_and_then_only_dies_gives_way_to_the_one_before(
+    rabbit: Node, tmp_path: Path
+) -> None:
+    models = repository(tmp_path, bm_back="line_lite")
+    environment = {
+        "OVERSPILL_WORKER_WATCH_S": "0.1",
+        "OVERSPILL_WORKER_INLINE_BELOW_MS": "0",
+        "OVERSPILL_WORKER_MAX_DEATHS": "2",
+    }
+    async with (
+        Agent(rabbit) as agent,
+        WorkerProcess(rabbit.amqp_url("worker"), models, **environment) as worker,
+    ):
+        await worker.ready()
+        first = worker.model_process()
+        put(models, "bm-back", whole, "2")
+        await until(lambda: any('{"2": 1' in line for line in worker.said))
+        await until(lambda: worker.model_process() not in {first, None})
+        killed: set[int] = set()
+        while not any("model version given up" in line for line in worker.said):
+            process = worker.model_process()
+            if process is not None and process not in {first, *killed}:
+                killed.add(process)
+                os.kill(process, signal.SIGKILL)
+            await asyncio.sleep(0.02)
+        await agent.ask(request("after", "bm-back"))
+        result = await agent.result("after")
+        assert (result.status, result.version) == (Status.OK, "1")
+        assert len(killed) == 2
 
 
 def endless(folder: Path) -> None:

@@ -607,6 +607,29 @@ async def test_a_request_that_has_expired_costs_no_work() -> None:
         assert on.runner.batches == [[3.0]]
 
 
+async def test_those_that_get_no_answer_share_a_message() -> None:
+    async with bench() as on:
+        now_ms = FakeClock().wall_ms()
+        late = [
+            Letter(encode(request(f"r-{n}", expires_at_ms=now_ms))) for n in range(20)
+        ]
+        await on.take(*late)
+        await until(lambda: all(each.ended == "acked" for each in late))
+        assert len(on.broker.published) == 1
+        assert {each.status for each in on.broker.results()} == {Status.EXPIRED}
+
+
+async def test_an_answer_leaves_at_once_and_takes_along_what_waits() -> None:
+    async with bench() as on:
+        late = Letter(encode(request("r-1", expires_at_ms=FakeClock().wall_ms())))
+        await on.take(late)
+        assert not on.broker.published
+        good = Letter(encode(request("r-2")))
+        await on.take(good)
+        await until(lambda: good.ended == late.ended == "acked")
+        assert len(on.broker.published) == 1
+
+
 async def test_a_request_that_expires_while_it_waits_costs_no_work() -> None:
     async with bench() as on:
         on.runner.held = []

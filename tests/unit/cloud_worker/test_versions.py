@@ -136,6 +136,33 @@ def test_a_new_version_that_is_broken_is_not_tried_again_until_its_files_change(
     ]
 
 
+def test_a_version_that_only_dies_gives_way_to_the_one_before_it() -> None:
+    pool = Pool()
+    pool.settle(a=shelf("1"))
+    pool.settle(a=shelf("2", "1"))
+    assert pool.versions.broke(key("a/2"), "it only dies")
+    pool.waiting = {key("a/2")}
+    assert pool.step() == [Route("a", {})]
+    steps = pool.step()
+    assert steps == [
+        Load(key("a/1"), "as copied"),
+        GiveUp(key("a/2"), "it only dies"),
+    ]
+    pool.waiting = set()
+    pool.end(steps[0])
+    assert pool.settle() == [Route("a", {"1": 1})]
+    assert pool.settle(a=shelf("2", "1")) == []
+
+
+def test_a_version_that_only_dies_goes_on_being_tried_when_there_is_no_other() -> None:
+    pool = Pool()
+    pool.settle(a=shelf("1"), b=shelf("2", "1", policy=Policy(pinned="2")))
+    assert not pool.versions.broke(key("a/1"), "it only dies")
+    assert not pool.versions.broke(key("b/2"), "it only dies")
+    assert pool.settle() == []
+    assert pool.versions.routes == {"a": {"1": 1}, "b": {"2": 1}}
+
+
 def test_at_the_start_an_older_version_answers_for_a_broken_one() -> None:
     pool = Pool()
     pool.broken = {"a/3", "a/2"}
@@ -369,6 +396,16 @@ class AnyRepository(RuleBasedStateMachine):
             if self.files(done.key) == done.files:
                 self.failed[done.key] = done.files
             self.versions.failed(done.key, "broken")
+        self.step()
+
+    @precondition(lambda self: self.in_memory)
+    @rule(data=st.data())
+    def breaks(self, data: st.DataObject) -> None:
+        broken = data.draw(st.sampled_from(sorted(self.in_memory)))
+        if self.versions.broke(broken, "it only dies"):
+            self.in_memory.remove(broken)
+            # Those that wait for it are told.
+            self.waiting.discard(broken)
         self.step()
 
     @precondition(lambda self: self.versions.routes)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lifecycle.interpreter import collect_seldom
+from lifecycle.interpreter import collect_seldom, do_not_collect
 
 
 class Ring:
@@ -22,6 +22,7 @@ class Ring:
 def collector() -> Iterator[None]:
     before = gc.get_threshold()
     yield
+    gc.enable()
     gc.unfreeze()
     gc.set_threshold(*before)
 
@@ -35,3 +36,11 @@ def test_a_ready_daemon_looks_at_what_came_since_and_at_nothing_before() -> None
     assert not any(each is old for each in gc.get_objects())
     gc.collect()
     assert ring() is None
+
+
+@pytest.mark.usefixtures("collector")
+def test_who_loads_is_not_looked_through_until_it_is_ready() -> None:
+    do_not_collect()
+    assert not gc.isenabled()
+    collect_seldom()
+    assert gc.isenabled()

@@ -92,10 +92,12 @@ class System:
         workers: how many share the queue.
         agents: how many, each with a device of its own.
         device_port: where the first agent's devices connect; a free one when None.
+        audit_share: of what agents are sure of, how much they let the cloud check; as
+            agents do it when None.
         changed: told how far each part has come.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a system can be, with defaults
         self,
         folder: Path,
         example: Example,
@@ -103,6 +105,7 @@ class System:
         workers: int = 2,
         agents: int = 3,
         device_port: int | None = None,
+        audit_share: float | None = None,
         changed: StateChanged = lambda _part, _state: None,
     ) -> None:
         self.folder = folder.absolute()
@@ -111,6 +114,7 @@ class System:
         self.home = self.folder / "fleet"
         self.agents = self._places(agents, device_port)
         self._worker_count = workers
+        self._audit_share = audit_share
         self._changed = changed
         self._names = tuple(place.agent for place in self.agents)
         self._node = Node(
@@ -387,6 +391,8 @@ class System:
             if place.embedded
             else {"OVERSPILL_AGENT_LOCAL_URL": place.url}
         )
+        if self._audit_share is not None:
+            local["OVERSPILL_AGENT_AUDIT_SHARE"] = str(self._audit_share)
         program = Program(
             place.agent,
             python("edge_agent", "run"),

@@ -363,9 +363,11 @@ class Watch:
         }
 
     def _promise_shown(self) -> dict[str, Any] | None:
-        target, realised = self._calibration.target, self.realised
-        if target is None or realised is None:
+        target = self._calibration.target
+        if target is None or self._promise is None:
             return None
+        # As it stands now: who asks must not wait for the next look.
+        realised = self._promise.realised()
         return {
             "text": target.text,
             "kind": target.kind,

@@ -100,6 +100,8 @@ def _edge(
         **_accuracies("accuracy", edge, test.labels),
         "temperature": decision["temperature"],
         "threshold": decision["threshold"],
+        "target": manifest["calibration"]["target"]["text"],
+        "calibrated_on": manifest["calibration"]["measured"]["examples"],
         "spill": float(np.mean(spilled)),
         "spill_first_1000": float(np.mean(spilled[:FIRST])),
         **_accuracies("cascade_accuracy", together, test.labels),

@@ -54,6 +54,7 @@ class Stage:
         window: requests without a final answer at most.
         force: ask for the cloud, and as bulk.
         endless: begin again with the first image until the next command.
+        deadline_s: how long each request may take.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stage:
     window: int = 16
     force: bool = False
     endless: bool = False
+    deadline_s: float = DEADLINE_S
 
     def order(self) -> Iterator[int]:
         """The images to send."""
@@ -186,7 +188,7 @@ class Device:
         fields: dict[str, Any] = {
             "id": id_,
             "image": self._images.png(index),
-            "deadline_ms": DEADLINE_S * 1000.0,
+            "deadline_ms": stage.deadline_s * 1000.0,
         }
         if stage.force:
             fields |= {"spill": True, "class": "bulk"}

@@ -1,5 +1,7 @@
 """What a run measured, from what devices wrote down. Nothing else is believed.
 
+The agents' own accounts of their promises stand beside it.
+
 An answer is right when its label names what is on the image; a request without an
 answer is wrong. Accuracies and shares are 0..1, times are milliseconds as the device
 saw them.
@@ -10,13 +12,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cascade.curves import random_curve
-from overspill.demo.history import Asked
+from overspill.demo.history import Asked, Reply
+from overspill.demo.promises import BROKEN, ByDevices, Kept, Kind, Promised, Target
 
 FIRST: Final = "first"
 SWAP: Final = "swap"
@@ -26,6 +29,9 @@ STREAM: Final = (FIRST, SWAP, SECOND)
 
 EDGE_SOURCES: Final = ("edge", "edge_fallback")
 LOST: Final = "lost"
+# How an agent's reason says that it never asked the cloud.
+HELD_BACK: Final = "not spilled: "
+NORMAL_95: Final = 1.96
 
 Flags = NDArray[np.bool_]
 
@@ -68,6 +74,8 @@ class PhaseMeasures:
             pushed, `second` with the second alone.
         edge_versions: versions that answered on the edge.
         random_spill_accuracy: what spilling as many at random gives on average.
+        target: what the version promises; None for none, or while two versions served.
+        realised: what became of it.
     """
 
     stage: str
@@ -80,6 +88,8 @@ class PhaseMeasures:
     cascade_accuracy: float
     random_spill_accuracy: float
     spill_rate: float
+    target: Target | None = None
+    realised: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +148,7 @@ def measure(
     labels: Sequence[str],
     edge_right: Mapping[str, Flags],
     push: Push,
+    promised: Mapping[str, Promised] | None = None,
 ) -> Measures:
     """Measure a run.
 
@@ -146,11 +157,13 @@ def measure(
         labels: the name of each class.
         edge_right: by version, for each image whether that edge model alone is right.
         push: how the second version was pushed.
+        promised: by version, its target and what the agents say of it.
     """
     stream = [each for each in asked if each.stage in STREAM]
     forced = [each for each in asked if each.stage == CLOUD]
     versions = edge_versions(stream, default=push.from_)
     cloud_right = right_by_image(forced, labels)
+    known = _Known(labels, versions, edge_right, cloud_right, promised or {})
     fates = Counter(map(fate, stream))
     return Measures(
         requests=len(stream),
@@ -161,32 +174,25 @@ def measure(
         expired=fates["expired"],
         refused=fates["refused"],
         lost=fates[LOST],
-        duplicated=_duplicated(stream),
+        duplicated=duplicated(stream),
         resent=sum(each.attempts > 1 for each in stream),
         edge_only_accuracy=_edge_alone(stream, versions, edge_right),
-        cloud_only_accuracy=_share(list(cloud_right.values())),
-        cascade_accuracy=_share([is_right(each, labels) for each in stream]),
-        spill_rate=_share([spilled(each) for each in stream]),
+        cloud_only_accuracy=share(list(cloud_right.values())),
+        cascade_accuracy=share([is_right(each, labels) for each in stream]),
+        spill_rate=share([spilled(each) for each in stream]),
         edge_ms=_spread(stream, "edge"),
         cloud_ms=_spread(stream, "cloud"),
         push=push,
         dropped_during_swap=dropped(stream, push),
         phases=[
-            _phase(
-                stage,
-                [each for each in stream if each.stage == stage],
-                labels,
-                versions,
-                edge_right,
-                cloud_right,
-            )
+            _phase(stage, [each for each in stream if each.stage == stage], known)
             for stage in STREAM
         ],
         cloud_pass={
             "requests": len(forced),
             "answered": sum(fate(each) == "cloud" for each in forced),
             "lost": sum(fate(each) == LOST for each in forced),
-            "duplicated": _duplicated(forced),
+            "duplicated": duplicated(forced),
         },
     )
 
@@ -212,15 +218,33 @@ def faults(measures: Measures, *, agents: int) -> list[str]:
         found.append(
             f"{measures.dropped_during_swap} requests were dropped during the swap"
         )
+    found += [
+        f"{each.agent} says that its promise is broken: {phase.target.text}"
+        for phase in measures.phases
+        if phase.target is not None and phase.realised is not None
+        for each in phase.realised.agents
+        if each.standing == BROKEN
+    ]
     return found
 
 
 def spilled(asked: Asked) -> bool:
     """Whether the cloud was asked, whoever answered in the end."""
     return any(
-        reply.status == "accepted" or reply.source in {"cloud", "edge_fallback"}
+        reply.status == "accepted"
+        or reply.source == "cloud"
+        or (reply.source == "edge_fallback" and not _spares(reply))
         for reply in asked.replies
     )
+
+
+def held_back(asked: Asked) -> bool:
+    """Whether the edge's answer stood although hard, to spare the cloud."""
+    return asked.outcome is not None and _spares(asked.outcome)
+
+
+def _spares(reply: Reply) -> bool:
+    return reply.source == "edge_fallback" and HELD_BACK in (reply.reason or "")
 
 
 def is_right(asked: Asked, labels: Sequence[str]) -> bool:
@@ -263,30 +287,67 @@ def dropped(asked: Sequence[Asked], push: Push) -> int:
     )
 
 
-def _phase(
-    stage: str,
-    asked: Sequence[Asked],
-    labels: Sequence[str],
-    versions: Mapping[str, str],
-    edge_right: Mapping[str, Flags],
-    cloud_right: Mapping[int, bool],
-) -> PhaseMeasures:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What every phase is measured against."""
+
+    labels: Sequence[str]
+    versions: Mapping[str, str]
+    edge_right: Mapping[str, Flags]
+    cloud_right: Mapping[int, bool]
+    promised: Mapping[str, Promised]
+
+
+def _phase(stage: str, asked: Sequence[Asked], known: _Known) -> PhaseMeasures:
     fates = Counter(map(fate, asked))
-    rate = _share([spilled(each) for each in asked])
+    rate = share([spilled(each) for each in asked])
+    versions = sorted({known.versions[each.id] for each in asked})
+    promised = known.promised.get(versions[0]) if len(versions) == 1 else None
     return PhaseMeasures(
         stage=stage,
-        edge_versions=sorted({versions[each.id] for each in asked}),
+        edge_versions=versions,
         requests=len(asked),
         answered_edge=fates["edge"],
         answered_cloud=fates["cloud"],
         answered_fallback=fates["edge_fallback"],
-        edge_only_accuracy=_edge_alone(asked, versions, edge_right),
-        cascade_accuracy=_share([is_right(each, labels) for each in asked]),
+        edge_only_accuracy=_edge_alone(asked, known.versions, known.edge_right),
+        cascade_accuracy=share([is_right(each, known.labels) for each in asked]),
         random_spill_accuracy=_at_random(
-            asked, rate, versions, edge_right, cloud_right
+            asked, rate, known.versions, known.edge_right, known.cloud_right
         ),
         spill_rate=rate,
+        target=None if promised is None else promised.target,
+        realised=None if promised is None else _kept(promised, asked, known),
     )
+
+
+def _kept(promised: Promised, asked: Sequence[Asked], known: _Known) -> Kept:
+    by_devices = _by_devices(promised.target.kind, asked, known)
+    return Kept(by_devices, list(promised.agents))
+
+
+def _by_devices(kind: Kind, asked: Sequence[Asked], known: _Known) -> ByDevices | None:
+    """What was realised of what a target limits; None where nothing can be said."""
+    amounts: list[int]
+    match kind:
+        case "spill":
+            amounts = [spilled(each) for each in asked]
+        case "error":
+            amounts = [not is_right(each, known.labels) for each in asked]
+        case "excess":
+            # On the same images, so that only what one of the two gets wrong varies.
+            amounts = [
+                known.cloud_right[each.index] - is_right(each, known.labels)
+                for each in asked
+                if each.index in known.cloud_right
+            ]
+        case _:
+            assert_never(kind)
+    if not amounts:
+        return None
+    value = float(np.mean(amounts))
+    reach = NORMAL_95 * float(np.std(amounts)) / len(amounts) ** 0.5
+    return ByDevices(round(value, 4), round(value - reach, 4), round(value + reach, 4))
 
 
 def _edge_alone(
@@ -294,7 +355,7 @@ def _edge_alone(
     versions: Mapping[str, str],
     edge_right: Mapping[str, Flags],
 ) -> float:
-    return _share([bool(edge_right[versions[each.id]][each.index]) for each in asked])
+    return share([bool(edge_right[versions[each.id]][each.index]) for each in asked])
 
 
 def _at_random(
@@ -312,11 +373,13 @@ def _at_random(
     return round(random_curve(edge, cloud).accuracy_at(rate), 4)
 
 
-def _duplicated(asked: Sequence[Asked]) -> int:
+def duplicated(asked: Sequence[Asked]) -> int:
+    """How many were answered more than once."""
     return sum(len(each.finals) > 1 for each in asked)
 
 
-def _share(flags: Sequence[bool]) -> float:
+def share(flags: Sequence[bool]) -> float:
+    """How many of them are true, 0..1; 0 of none."""
     return round(sum(flags) / len(flags), 4) if flags else 0.0
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
-from overspill.demo.measures import FIRST, SECOND, Measures, Spread
+from overspill.demo.measures import FIRST, SECOND, Measures, PhaseMeasures, Spread
+from overspill.demo.overload import Overload
+from overspill.demo.promises import ByDevices, Kept, Kind
 from overspill.demo.run import Performance
 
+STANDINGS = {"kept": "kept", "at_risk": "at risk", "broken": "broken"}
+PROMISES = ("edge model", "target", "realised", "as the agents know it")
+COLUMNS = (
+    *("requests", "p50 ms", "p99 ms", "spilled", "spared", "too late"),
+    *("right", "edge alone"),
+)
 STAGES = {FIRST: "edge model alone in service", SECOND: "after the push"}
 
 
@@ -16,6 +26,9 @@ def show(console: Console, done: Performance) -> None:
     measures = done.measures
     console.print(_answers(measures))
     console.print(_accuracy(measures))
+    if any(phase.target for phase in measures.phases):
+        console.print(_promises(measures.phases))
+    console.print(_overload(done.overload))
     for line in meaning(done):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -36,7 +49,12 @@ def meaning(done: Performance) -> list[str]:
         f"{(push.ended_ms - push.began_ms) / 1000:.1f} s while they served; "
         f"{measures.dropped_during_swap} requests were dropped."
     )
-    lines = [lost, pushed, f"Picture: {done.plot}   took {done.seconds:.0f} s"]
+    lines = [
+        lost,
+        pushed,
+        *_overloaded(done.overload),
+        f"Picture: {done.plot}   took {done.seconds:.0f} s",
+    ]
     if done.folder is not None:
         lines.append(f"Logs and histories: {done.folder}")
     lines += [f"NOT GOOD: {fault}" for fault in done.faults]
@@ -56,7 +74,7 @@ def _answers(measures: Measures) -> Table:
     rows = [
         ("the edge", measures.answered_edge, measures.edge_ms),
         ("the cloud", measures.answered_cloud, measures.cloud_ms),
-        ("the edge, cloud too late", measures.answered_fallback, nothing),
+        ("the edge, cloud late or spared", measures.answered_fallback, nothing),
         ("nobody: failed", measures.failed, nothing),
         ("nobody: expired", measures.expired, nothing),
         ("nobody: refused", measures.refused, nothing),
@@ -83,6 +101,83 @@ def _accuracy(measures: Measures) -> Table:
             )
     table.add_row("cloud alone", "", percent(measures.cloud_only_accuracy), "100 %", "")
     return table
+
+
+def _promises(phases: Sequence[PhaseMeasures]) -> Table:
+    """What was promised, and what came of it by the devices and by the agents."""
+    table = Table(*PROMISES, box=None)
+    for phase in phases:
+        target, kept = phase.target, phase.realised
+        if target is not None and kept is not None:
+            table.add_row(
+                "version " + " and ".join(phase.edge_versions),
+                target.text,
+                amount(kept.devices, target.kind),
+                _said(kept, target.kind),
+            )
+    return table
+
+
+def _said(kept: Kept, kind: Kind) -> str:
+    if not kept.agents:
+        return "nothing yet"
+    return f"{STANDINGS[kept.standing]}: {amount(kept.together, kind)}"
+
+
+def amount(found: ByDevices | None, kind: Kind) -> str:
+    """A share that a target limits, and where the long run lies, for people."""
+    if found is None:
+        return "nothing known"
+    # Nothing is spilled or wrong less than never; against the cloud one may gain.
+    low = found.low if kind == "excess" else max(found.low, 0.0)
+    unit = "points" if kind == "excess" else "%"
+    return (
+        f"{100 * found.value:.1f} {unit} "
+        f"({100 * low:.1f} to {100 * min(found.high, 1.0):.1f})"
+    )
+
+
+def _overload(overload: Overload) -> Table:
+    table = Table("the pool", *COLUMNS, box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, moment in (("has room", overload.before), ("has not", overload.during)):
+        table.add_row(
+            name,
+            str(moment.requests),
+            _ms(moment.p50_ms),
+            _ms(moment.p99_ms),
+            percent(moment.spill_rate),
+            str(moment.held_back),
+            str(moment.too_late),
+            percent(moment.accuracy),
+            percent(moment.edge_only_accuracy),
+        )
+    return table
+
+
+def _overloaded(overload: Overload) -> list[str]:
+    """What the overload came to, in sentences."""
+    crowd, before, during = overload.crowd, overload.before, overload.during
+    told = (
+        f"Then others asked for {crowd.rate_per_s:.0f} requests a second of a pool that "
+        f"did {crowd.capacity_per_s:.0f}. To the devices, with a deadline of "
+        f"{overload.deadline_s:g} s, the cloud was worth {100 * before.gain:.1f} points "
+        f"before and {100 * during.gain:.1f} during that; {during.lost} of "
+        f"{during.requests} requests were lost."
+    )
+    lines = [told]
+    if way := overload.way_down:
+        steps = "; ".join(
+            f"{_threshold(each.old)} → {_threshold(each.new)}: {each.why}"
+            for each in way
+        )
+        lines.append(f"{way[0].agent}, threshold in force {steps}.")
+    return lines
+
+
+def _threshold(value: float | None) -> str:
+    return "none at all" if value is None else f"{value:.2f}"
 
 
 def _ms(value: float | None) -> str:

@@ -1,7 +1,8 @@
-"""Direct a demo: start the system, stream, push a model half way, ask the cloud, measure.
+"""Direct a demo: stream, push a model half way, overload the pool, ask the cloud, measure.
 
 Traffic never stops for the push. That the second version got there is taken from what
-the operator's own command says, and all else from what the devices wrote down.
+the operator's own command says, what is known of promises from the agents' own status,
+and all else from what the devices wrote down.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from broker.amqp.link import AmqpLink
 from broker.amqp.queues import NoSuchQueue
 from broker.link import LinkDown
 from broker.topology import model_queues
+from bundle.manifest import Manifest
 from lifecycle.clock import Clock, SystemClock
+from overspill.demo import overload
 from overspill.demo.cast import CastDevice, all_until, shares
+from overspill.demo.crowd import TIMES_TOO_MANY, PoolLoad
 from overspill.demo.device import Stage
 from overspill.demo.edge_alone import EdgeAlone
 from overspill.demo.edge_alone import read as read_edges
@@ -40,7 +44,9 @@ from overspill.demo.measures import (
     measure,
     right_by_image,
 )
+from overspill.demo.overload import OVERLOAD, PROBE, Crowd, Overload, moment
 from overspill.demo.picture import Realised, draw
+from overspill.demo.promises import Accounts, ByAgent, Change, Promised, Target
 from overspill.demo.workplace import Workplace, workplace
 from overspill.example import Example
 from overspill.program import (
@@ -56,8 +62,13 @@ from overspill.tasks import alongside, to_the_end, together
 DEVICE_RATE: Final = 34.0
 CLOUD_WINDOW: Final = 64
 ROLLOUT_TIMEOUT_S: Final = 90
+# Of the devices' requests before and during the overload.
+DEADLINE_S: Final = 2.0
+# A minute is short: what takes agents a day to know, they are to know at its end.
+AUDIT_SHARE: Final = 0.1
+EMPTY_WITHIN_S: Final = 20.0
 LOOK_EVERY_S: Final = 0.25
-ASK_EVERY_S: Final = 1.0
+ASK_EVERY_S: Final = 0.5
 DEPTH_EVERY_S: Final = 0.5
 
 
@@ -84,6 +95,7 @@ class Performance:
 
     Attributes:
         measures: what was measured.
+        overload: what came of the devices while the pool had too much to do.
         faults: what keeps it from being a success, for people.
         images: how many there were.
         seconds: from beginning to end.
@@ -94,6 +106,7 @@ class Performance:
     """
 
     measures: Measures
+    overload: Overload
     faults: list[str]
     images: int
     seconds: float
@@ -106,6 +119,7 @@ class Performance:
         """As `--json` writes it."""
         return {
             **self.measures.document(),
+            "overload": self.overload.document(),
             "ok": not self.faults,
             "faults": self.faults,
             "images": self.images,
@@ -114,6 +128,25 @@ class Performance:
             "rabbitmq": self.rabbitmq,
             "plot": str(self.plot),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Flooded:
+    """How the pool was overloaded, and what the agents said of it."""
+
+    crowd: Crowd
+    queue_empty_after_s: float | None
+    changes: list[Change]
+    agents: list[ByAgent]
+
+
+@dataclass(frozen=True, slots=True)
+class _Played:
+    """What is known when the devices are done, beside what they wrote down."""
+
+    push: Push
+    promised: dict[str, Promised]
+    flooded: _Flooded
 
 
 async def perform(options: DemoOptions, console: Console) -> Performance:
@@ -154,27 +187,37 @@ class _Demo:
         self._place = place
         self._scene = scene
         self._clock: Clock = SystemClock()
+        self._accounts = Accounts()
 
     async def run(self) -> Performance:
         began_s = self._clock.monotonic()
         parts = self._scene.parts
-        system = System(self._place.folder, self._example, changed=parts.__setitem__)
+        system = System(
+            self._place.folder,
+            self._example,
+            audit_share=AUDIT_SHARE,
+            changed=parts.__setitem__,
+        )
         parts.update(dict.fromkeys(system.parts, "waiting"))
         self._scene.headline = "starting the system"
         async with system:
             start_s = self._clock.monotonic() - began_s
             parts.clear()
-            cast, push = await self._play(system)
+            cast, played = await self._play(system)
             self._scene.headline = "stopping the system"
             self._scene.lines = []
         self._scene.headline = "measuring"
         asked = [asked for each in cast for asked in each.history()]
-        measures, edges = self._measure(asked, push)
+        edges = read_edges(self._edges_file)
+        measures = self._measure(asked, edges, played)
+        overloaded = self._measure_overload(asked, edges, played)
         await asyncio.to_thread(self._draw, measures, edges, asked)
         found = faults(measures, agents=len(system.agents))
+        found += overload.faults(overloaded)
         self._place.keep = self._place.keep or bool(found)
         return Performance(
             measures=measures,
+            overload=overloaded,
             faults=found,
             images=len(self._images),
             seconds=self._clock.monotonic() - began_s,
@@ -184,7 +227,7 @@ class _Demo:
             folder=self._place.folder if self._place.keep else None,
         )
 
-    async def _play(self, system: System) -> tuple[list[CastDevice], Push]:
+    async def _play(self, system: System) -> tuple[list[CastDevice], _Played]:
         """Let the devices stream while the operator works."""
         cast = [
             CastDevice(
@@ -201,7 +244,7 @@ class _Demo:
         try:
             for each in cast:
                 await each.program.start()
-            push = await alongside(
+            played = await alongside(
                 self._direct(system, cast),
                 self._ask_agents(system),
                 self._ask_queues(system),
@@ -214,33 +257,82 @@ class _Demo:
             )
         finally:
             await to_the_end(together(*(each.program.stop() for each in cast)))
-        return cast, push
+        return cast, played
 
-    async def _direct(self, system: System, cast: Sequence[CastDevice]) -> Push:
+    async def _direct(self, system: System, cast: Sequence[CastDevice]) -> _Played:
         """The order of events."""
         await all_until(cast, "up")
         before, after = self._example.manifests()
-        dealt = shares(len(self._images), len(cast))
+        promised: dict[str, Promised] = {}
 
-        async def all_perform(name: str, **how: Any) -> None:  # noqa: ANN401 - of Stage
-            for each, indices in zip(cast, dealt, strict=True):
-                await each.perform(Stage(name, indices, **how))
+        async def keep_account(manifest: Manifest) -> None:
+            """The agents' word as it is now, before anything else is asked of them."""
+            await self._look_at_agents(system)
+            if (target := Target.of(manifest)) is not None:
+                said = self._accounts.of(manifest.version)
+                promised[manifest.version] = Promised(target, said)
 
         self._scene.headline = f"streaming with edge model {before.version}"
-        await all_perform(FIRST, rate=DEVICE_RATE)
+        await self._all_perform(cast, FIRST, rate=DEVICE_RATE)
         await all_until(cast, FIRST)
+        await keep_account(before)
         self._scene.headline = f"pushing edge model {after.version}, traffic goes on"
-        await all_perform(SWAP, rate=DEVICE_RATE, endless=True)
+        await self._all_perform(cast, SWAP, rate=DEVICE_RATE, endless=True)
         push = await self._push(system, before.version, after.version)
         self._scene.headline = f"streaming with edge model {after.version}"
-        await all_perform(SECOND, rate=DEVICE_RATE)
+        await self._all_perform(cast, SECOND, rate=DEVICE_RATE, deadline_s=DEADLINE_S)
         await all_until(cast, SECOND)
+        await keep_account(after)
+        flooded = await self._overload(system, cast, after.version)
         self._scene.headline = "asking the cloud alone, for comparison"
-        await all_perform(CLOUD, window=CLOUD_WINDOW, force=True)
+        await self._all_perform(cast, CLOUD, window=CLOUD_WINDOW, force=True)
         for each in cast:
             await each.finish()
         await together(all_until(cast, "over"), self._ask_edges_alone())
-        return push
+        return _Played(push, promised, flooded)
+
+    async def _all_perform(
+        self,
+        cast: Sequence[CastDevice],
+        name: str,
+        **how: Any,  # noqa: ANN401 - of Stage
+    ) -> None:
+        """Let each device send its share of the images."""
+        dealt = shares(len(self._images), len(cast))
+        for each, indices in zip(cast, dealt, strict=True):
+            await each.perform(Stage(name, indices, **how))
+
+    async def _overload(
+        self, system: System, cast: Sequence[CastDevice], version: str
+    ) -> _Flooded:
+        """Let others ask for more than the pool can do, while the devices go on."""
+        how = {"rate": DEVICE_RATE, "endless": True, "deadline_s": DEADLINE_S}
+        pool = PoolLoad(system.amqp_url("worker"), self._example)
+        self._scene.headline = "finding out what the pool can do"
+        await self._all_perform(cast, PROBE, **how)
+        capacity_per_s = await pool.capacity_per_s()
+        self._scene.headline = f"a crowd asks for {TIMES_TOO_MANY:g} times as much"
+        seen = len(self._accounts.changes)
+        await self._all_perform(cast, OVERLOAD, **how)
+        crowd = await pool.flood(capacity_per_s)
+        empty_after_s = await self._until_empty()
+        await self._look_at_agents(system)
+        return _Flooded(
+            crowd,
+            empty_after_s,
+            self._accounts.changes[seen:],
+            self._accounts.of(version),
+        )
+
+    async def _until_empty(self) -> float | None:
+        """Seconds until nothing waits for the pool; None: not within the time."""
+        self._scene.queues = {"depth": None}
+        began_s = self._clock.monotonic()
+        while (took_s := self._clock.monotonic() - began_s) < EMPTY_WITHIN_S:
+            if self._scene.queues["depth"] == 0:
+                return round(took_s, 1)
+            await asyncio.sleep(LOOK_EVERY_S)
+        return None
 
     async def _push(self, system: System, before: str, after: str) -> Push:
         """Publish the second version and roll it out, as an operator does."""
@@ -287,17 +379,42 @@ class _Demo:
         return self._place.folder / "edges.npz"
 
     def _measure(
-        self, asked: Sequence[Asked], push: Push
-    ) -> tuple[Measures, list[EdgeAlone]]:
+        self, asked: Sequence[Asked], edges: Sequence[EdgeAlone], played: _Played
+    ) -> Measures:
         truth = self._images.labels
-        edges = read_edges(self._edges_file)
-        measures = measure(
+        return measure(
             asked,
             labels=self._labels(),
             edge_right={edge.version: edge.right(truth) for edge in edges},
-            push=push,
+            push=played.push,
+            promised=played.promised,
         )
-        return measures, edges
+
+    def _measure_overload(
+        self, asked: Sequence[Asked], edges: Sequence[EdgeAlone], played: _Played
+    ) -> Overload:
+        (right,) = (
+            edge.right(self._images.labels)
+            for edge in edges
+            if edge.version == played.push.to
+        )
+        before, probe, during = (
+            moment(
+                [each for each in asked if each.stage == stage], self._labels(), right
+            )
+            for stage in (SECOND, PROBE, OVERLOAD)
+        )
+        flooded = played.flooded
+        return Overload(
+            deadline_s=DEADLINE_S,
+            crowd=flooded.crowd,
+            before=before,
+            probe=probe,
+            during=during,
+            changes=flooded.changes,
+            queue_empty_after_s=flooded.queue_empty_after_s,
+            agents=flooded.agents,
+        )
 
     def _labels(self) -> list[str]:
         return self._example.manifests()[0].labels
@@ -331,9 +448,13 @@ class _Demo:
 
     async def _ask_agents(self, system: System) -> None:
         while True:
-            for place, line in zip(system.agents, self._scene.lines, strict=True):
-                line.status = await system.status(place) or {}
+            await self._look_at_agents(system)
             await asyncio.sleep(ASK_EVERY_S)
+
+    async def _look_at_agents(self, system: System) -> None:
+        for place, line in zip(system.agents, self._scene.lines, strict=True):
+            line.status = await system.status(place) or {}
+            self._accounts.take(place.agent, line.status, self._example.model)
 
     async def _ask_queues(self, system: System) -> None:
         names = [queue.name for queue in model_queues(self._example.model)]

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.acceptance
 IMAGES = 200
 DEMO = [sys.executable, "-m", "overspill", "demo"]
 # A whole system starts, streams and ends; on a busy machine TensorFlow alone takes 20 s.
-DEMO_TIMEOUT_S = 170
+DEMO_TIMEOUT_S = 200
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,51 @@ def test_the_push_reaches_every_agent_and_drops_nothing(
     assert (first["requests"], second["requests"]) == (IMAGES, IMAGES)
     assert second["edge_versions"] == ["2"]
     assert second["edge_only_accuracy"] > first["edge_only_accuracy"]
+
+
+@pytest.mark.timeout(DEMO_TIMEOUT_S)
+def test_each_version_has_its_target_and_what_was_realised(
+    ran: subprocess.CompletedProcess[str], figures: dict[str, Any]
+) -> None:
+    first, swap, second = figures["phases"]
+    assert (first["target"]["kind"], second["target"]["kind"]) == ("spill", "excess")
+    assert swap["target"] is swap["realised"] is None
+    for phase in (first, second):
+        assert phase["target"]["text"] in ran.stdout
+        realised = phase["realised"]
+        by_devices = realised["devices"]
+        assert by_devices["low"] <= by_devices["value"] <= by_devices["high"]
+        assert [each["agent"] for each in realised["agents"]] == [
+            "agent-1",
+            "agent-2",
+            "agent-3",
+        ]
+        for each in realised["agents"]:
+            assert each["standing"] in {"kept", "at_risk"}
+            assert each["low"] <= each["value"] <= each["high"]
+    # Devices and agents count the same spills.
+    spilled = sum(
+        each["value"] * each["requests"] for each in first["realised"]["agents"]
+    )
+    assert spilled == pytest.approx(IMAGES * first["spill_rate"], abs=1.0)
+
+
+@pytest.mark.timeout(DEMO_TIMEOUT_S)
+def test_overload_costs_accuracy_and_neither_time_nor_a_request(
+    ran: subprocess.CompletedProcess[str], figures: dict[str, Any]
+) -> None:
+    overload = figures["overload"]
+    before, during = overload["before"], overload["during"]
+    assert overload["crowd"]["rate_per_s"] > overload["crowd"]["capacity_per_s"]
+    assert (during["lost"], during["duplicated"]) == (0, 0)
+    assert during["p99_ms"] <= 1000 * overload["deadline_s"]
+    # The edge answered what it would have spilled, and said why.
+    assert during["held_back"] > 0
+    assert during["spill_rate"] < before["spill_rate"]
+    lowered = [each for each in overload["changes"] if "a spill waits" in each["why"]]
+    assert lowered
+    assert "threshold in force 0.75 → " in ran.stdout
+    assert overload["queue_empty_after_s"] is not None
 
 
 @pytest.mark.timeout(DEMO_TIMEOUT_S)

@@ -43,7 +43,8 @@ def bundle(folder: Path, version: str, source: Path = TINY) -> Path:
     shutil.copytree(source, folder)
     edit(folder, version=version)
     manifest = json.loads((folder / "manifest.json").read_text())
-    edit(folder, decision={**manifest["decision"], "threshold": 0.0})
+    decision = {**manifest["decision"], "threshold": 0.0}
+    edit(folder, decision=decision, calibration=None)
     return folder
 
 

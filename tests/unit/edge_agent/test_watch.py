@@ -198,6 +198,17 @@ def test_a_spill_target_is_known_of_every_request() -> None:
     assert seen.shown()["promise"]["audited"] == 1000
 
 
+def test_what_is_shown_of_a_promise_is_as_of_now_and_not_of_the_last_look() -> None:
+    seen = watch(kind="spill", limit=0.2)
+    seen.look(0.0)
+    for n in range(100):
+        ask(seen, 0.1 if n % 2 else 0.9)
+
+    shown = seen.shown()["promise"]
+
+    assert (shown["requests"], shown["value"]) == (100, 0.5)
+
+
 def test_audits_find_the_excess_without_bias() -> None:
     seen = watch(WatchOptions(audit_share=0.1), limit=0.05)
     draw = random.Random(2)

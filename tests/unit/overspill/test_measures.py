@@ -19,9 +19,11 @@ from overspill.demo.measures import (
     edge_versions,
     fate,
     faults,
+    held_back,
     measure,
     spilled,
 )
+from overspill.demo.promises import ByAgent, ByDevices, Promised, Target
 
 LABELS = ["cat", "dog"]
 PUSH = Push("1", "2", began_ms=1000.0, ended_ms=2000.0, agents_updated=3)
@@ -36,9 +38,11 @@ def reply(
     *,
     at_ms: float = 10.0,
     version: str = "1",
+    reason: str | None = None,
 ) -> Reply:
     return Reply(
         id="r",
+        reason=reason,
         at_ms=at_ms,
         status=status,
         final=status != "accepted",
@@ -63,12 +67,22 @@ def asked(
     return Asked(device, id_, index, index, stage, at_ms, attempts, list(replies))
 
 
-def measured(*all_asked: Asked, push: Push = PUSH) -> Measures:
+def measured(
+    *all_asked: Asked,
+    push: Push = PUSH,
+    promised: dict[str, Promised] | None = None,
+) -> Measures:
     numbered = [
         replace(each, id=f"{each.device}-{number}")
         for number, each in enumerate(all_asked)
     ]
-    return measure(numbered, labels=LABELS, edge_right=EDGE_RIGHT, push=push)
+    return measure(
+        numbered, labels=LABELS, edge_right=EDGE_RIGHT, push=push, promised=promised
+    )
+
+
+def account(standing: str = "kept") -> ByAgent:
+    return ByAgent("agent-1", standing, 0.1, 0.0, 0.4, 10, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -290,3 +304,67 @@ def test_a_request_that_was_only_accepted_has_been_spilled() -> None:
     assert spilled(asked(ACCEPTED))
     assert not spilled(asked(reply()))
     assert not spilled(asked(reply("refused")))
+
+
+def test_what_the_edge_held_back_was_not_spilled() -> None:
+    spared = reply(
+        source="edge_fallback",
+        reason="hard: confidence 0.300 is under the calibrated threshold 0.700, "
+        "not spilled: a spill waits 1.50 s of 2.00 s",
+    )
+    late = reply(source="edge_fallback", reason="hard; deadline came first")
+
+    assert (held_back(asked(spared)), spilled(asked(spared))) == (True, False)
+    assert (held_back(asked(late)), spilled(asked(late))) == (False, True)
+
+
+def test_a_promise_on_spilling_is_held_against_the_share_spilled() -> None:
+    target = Target("at most 20% spilled", "spill", 0.2)
+
+    found = measured(
+        asked(reply()),
+        asked(ACCEPTED, reply(source="cloud")),
+        promised={"1": Promised(target, [account()])},
+    )
+
+    first, swap, second = found.phases
+    assert first.target == target
+    assert first.realised is not None
+    assert first.realised.devices is not None
+    assert first.realised.devices.value == 0.5
+    assert first.realised.agents == [account()]
+    assert swap.target is second.target is None
+
+
+def test_a_promise_on_excess_is_held_against_the_cloud_on_the_same_images() -> None:
+    found = measured(
+        asked(reply(label="dog")),
+        asked(reply(label="dog"), index=1),
+        # The cloud is right on the first image, and was not asked about the second.
+        asked(ACCEPTED, reply(source="cloud"), stage=CLOUD),
+        promised={"1": Promised(Target("2 points worse", "excess", 0.02), [])},
+    )
+
+    realised = found.phases[0].realised
+    assert realised is not None
+    assert realised.devices == ByDevices(1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("standing", "count"), [("kept", 0), ("at_risk", 0), ("broken", 1)]
+)
+def test_only_an_agent_that_says_broken_makes_a_promise_a_fault(
+    standing: str, count: int
+) -> None:
+    found = measured(
+        asked(reply()),
+        asked(ACCEPTED, reply(source="cloud", label="dog"), index=1),
+        promised={
+            "1": Promised(Target("20% spilled", "spill", 0.2), [account(standing)])
+        },
+    )
+
+    said = faults(found, agents=3)
+
+    assert len(said) == count
+    assert all("agent-1 says that its promise is broken" in each for each in said)

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import pytest
 
 from broker import topics
@@ -28,6 +29,15 @@ from fleet.settings import FleetSettings
 pytestmark = pytest.mark.integration
 
 MODEL = {"format": 1, "name": "fashion", "version": "1", "model_file": "m.tflite"}
+
+
+@pytest.fixture(autouse=True)
+async def nothing_told_before(rabbit: Node) -> None:
+    """Agents of other tests have reported to the same broker."""
+    async with await aio_pika.connect(rabbit.amqp_url("admin")) as connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue(TELEMETRY_QUEUE)
+        await queue.purge()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from examples.fashion import data
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-CLOUD_MAX_BATCH: Final = 64
+CLOUD_MAX_BATCH: Final = 128
 PREPROCESS: Final = {
     "kind": "image",
     "input": "image",

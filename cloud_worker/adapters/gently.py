@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ def small_share() -> Iterator[bool]:
     """
     before = _share()
     lowered = before is not None and before < NICENESS and _set_share(NICENESS)
-    processors = os.sched_getaffinity(0)
+    processors = os.sched_getaffinity(0) if sys.platform == "linux" else set()
     _run_on(set(sorted(processors)[len(processors) // 2 :]))
     try:
         yield lowered
@@ -93,6 +94,9 @@ def in_nice_thread(work: Callable[[], T], *, idle: bool = False) -> T:
 
 
 def _run_on(processors: set[int]) -> None:
+    """Let every thread there is run on these; none: as they are."""
+    if sys.platform != "linux" or not processors:
+        return
     for thread in Path("/proc/self/task").iterdir():
         # One that has ended by now runs nowhere.
         with contextlib.suppress(OSError):

@@ -111,9 +111,14 @@ class Replies:
 
     async def run(self) -> None:
         """Send what is finished, for ever."""
-        async with asyncio.TaskGroup() as self._sending:
-            self._send_finished()
-            await asyncio.Event().wait()
+        async with asyncio.TaskGroup() as sending:
+            self._sending = sending
+            try:
+                self._send_finished()
+                await asyncio.Event().wait()
+            finally:
+                # What is still gathered then goes to nobody; the broker sends it again.
+                self._sending = None
 
     def _send_finished(self) -> None:
         if self._gathering is not None:

@@ -168,8 +168,9 @@ class _Page:
         (self.folder / "examples").symlink_to(EXAMPLES)
         up, self._worker, self._agent, self._infer, down, _ = commands(name, "Ask it")
         assert (up, down) == ("overspill broker up", "overspill broker down")
-        programs = folder / "bin"
-        programs.mkdir(exist_ok=True)
+        # A folder each: the other page may be running a program of its own.
+        programs = self.folder / "bin"
+        programs.mkdir()
         for program, module in PROGRAMS.items():
             script = programs / program
             script.write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')

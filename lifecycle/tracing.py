@@ -170,6 +170,9 @@ def _speak_as_we_do() -> None:
         library.propagate = False
 
 
-def unix_ns(monotonic_s: float, now_s: float) -> int:
-    """When something was that a monotonic clock saw at `monotonic_s`; it is `now_s`."""
-    return time.time_ns() - int((now_s - monotonic_s) * 1e9)
+def unix_zero_ns(now_s: float) -> int:
+    """Unix time at the zero of a monotonic clock that says `now_s`.
+
+    Asked once for all times that are compared: between two askings both clocks move.
+    """
+    return time.time_ns() - int(now_s * 1e9)

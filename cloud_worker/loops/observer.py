@@ -17,7 +17,7 @@ from cloud_worker.core.replies import Reply
 from cloud_worker.loops.parcels import Held, Parcel
 from lifecycle.clock import Clock
 from lifecycle.metrics import OTHER, SECONDS, SIZES, Histogram, Histograms
-from lifecycle.tracing import Tracing, unix_ns
+from lifecycle.tracing import Tracing, unix_zero_ns
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -151,7 +151,8 @@ class _Spans:
         if not traced:
             return
         tracing, model = self._tracing, batch[0].work.model
-        started_ns, done_ns = unix_ns(started_s, now_s), unix_ns(done_s, now_s)
+        zero_ns = unix_zero_ns(now_s)
+        started_ns, done_ns = (zero_ns + int(s * 1e9) for s in (started_s, done_s))
         names = {"overspill.model": model.name, "overspill.version": model.version}
         parents = [each.traceparent or "" for each in traced]
         whole = tracing.span(
@@ -169,7 +170,7 @@ class _Spans:
                 kind="consumer",
                 attributes={**names, "overspill.request": each.subject.id},
                 links=(whole_parent,) if index else (),
-                start_ns=unix_ns(each.parcel.delivery.received_at, now_s),
+                start_ns=zero_ns + int(each.parcel.delivery.received_at * 1e9),
             )
             queued.end(started_ns)
             self._remember((each.subject.device, each.subject.id), parents[index])
@@ -194,7 +195,7 @@ class _Spans:
                     "overspill.status": result.status.value,
                     "overspill.results": len(reply.results),
                 },
-                start_ns=unix_ns(began_s, now_s),
+                start_ns=unix_zero_ns(now_s) + int(began_s * 1e9),
             )
             span.end()
 

@@ -346,10 +346,10 @@ class Watch:
         found = self._drift
         return {
             "version": self.version,
-            "threshold": _finite(self.in_force.threshold),
+            "threshold": finite(self.in_force.threshold),
             "calibrated": self.calibrated.common,
             "classes": {
-                self._labels[index]: _finite(threshold)
+                self._labels[index]: finite(threshold)
                 for index, threshold in self.thresholds.classes.items()
             },
             "share": self.in_force.share,
@@ -468,7 +468,7 @@ def _class_ladders(manifest: Manifest, calibration: Calibration) -> ClassLadders
     return ClassLadders(ladders)
 
 
-def _finite(threshold: float) -> float | None:
+def finite(threshold: float) -> float | None:
     """-inf, which spills none, is no number of JSON."""
     return None if threshold == -float("inf") else threshold
 

@@ -22,7 +22,13 @@ from cascade.promise import Realised, Standing
 from edge_agent.adapters.watch_file import WatchFile
 from edge_agent.core.delivery import Ending, Spill, Why
 from edge_agent.core.served import Served
-from edge_agent.core.watch import Draw, Surroundings, Watch, WatchOptions
+from edge_agent.core.watch import (
+    Draw,
+    Surroundings,
+    Watch,
+    WatchOptions,
+    finite,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -337,8 +343,8 @@ class Cascading:
                 "threshold_changed",
                 model=name,
                 version=watch.version,
-                old=change.old,
-                new=change.new,
+                old=finite(change.old),
+                new=finite(change.new),
                 share=watch.in_force.share,
                 why=change.why,
             )

@@ -142,7 +142,7 @@ async def test_one_trace_shows_the_whole_way_of_a_request(
         name: (span.start_time_unix_nano, span.end_time_unix_nano)
         for name, (_, span) in spans.items()
     }
-    assert all(start <= end for start, end in times.values())
+    assert {name for name, (start, end) in times.items() if start > end} == set()
     assert times["agent"][0] <= times["queue"][0] <= times["queue"][1]
     assert times["queue"][1] <= times["batch"][0] <= times["infer"][0]
     assert times["infer"][1] <= times["batch"][1] <= times["agent"][1]
@@ -170,20 +170,22 @@ async def test_a_batch_is_linked_to_each_request_in_it(
         ]
         await asking.ask(*items)
         await asking.all_results(each.id for each in items)
-        found = [collector.of(trace_of(each)) for each in parents]
         await until(
             lambda: all("publish" in collector.of(trace_of(each)) for each in parents),
             20,
         )
-        found = [collector.of(trace_of(each)) for each in parents]
-    first, *others = found
-    assert first.keys() == {"queue", "batch", "infer", "publish"}
-    _, batch = first["batch"]
-    assert {link.trace_id for link in batch.links} == set(map(trace_of, parents))
-    for other in others:
-        assert other.keys() == {"queue", "publish"}
-        ((_, queue), *_) = (other["queue"],)
-        assert [link.span_id for link in queue.links] == [batch.span_id]
+    found = [collector.of(trace_of(each)) for each in parents]
+    # The pool may have cut them in several batches, each in its first request's trace.
+    batches = [spans["batch"][1] for spans in found if "batch" in spans]
+    links = [link.trace_id for batch in batches for link in batch.links]
+    assert sorted(links) == sorted(map(trace_of, parents))
+    known = {batch.span_id for batch in batches}
+    for spans in found:
+        assert spans.keys() - {"batch", "infer"} == {"queue", "publish"}
+        if "batch" not in spans:
+            _, queue = spans["queue"]
+            (link,) = queue.links
+            assert link.span_id in known
     assert len({span.trace_id for _, span in collector.spans}) == len(parents)
 
 

@@ -15,11 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 ID_PATTERN: Final = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 VERSION_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+REGISTRY_PATH_PATTERN: Final = (
+    r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*){0,5}$"
+)
+READ_BYTES: Final = 128 * 1024
+MAX_READ_BYTES: Final = 1024 * 1024
 MAX_TENSORS: Final = 32
 MAX_RANK: Final = 8
 
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 ModelVersion = Annotated[str, StringConstraints(pattern=VERSION_PATTERN)]
+RegistryPath = Annotated[
+    str, StringConstraints(pattern=REGISTRY_PATH_PATTERN, max_length=300)
+]
 ShortText = Annotated[str, StringConstraints(max_length=1024)]
 MonotonicCount = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Milliseconds = Annotated[float, Field(ge=0)]
@@ -176,23 +184,38 @@ class Result(Message):
 
 
 class Get(Message):
-    """An agent asks the pool for a part of a model update."""
+    """An agent asks the pool for a part of a model update.
 
-    want: Literal["desired", "seal", "chunk"]
+    Of a `file` of the registry (`bundle.layout`) it gets `length` bytes from `offset`
+    on. With `shared` the answer may come on the topic that all agents of a wave hear.
+    """
+
+    want: Literal["desired", "seal", "chunk", "file"]
     model: Id | None = None
     version: ModelVersion | None = None
     index: MonotonicCount = 0
+    path: RegistryPath | None = None
+    offset: MonotonicCount = 0
+    length: Annotated[int, Field(ge=1, le=MAX_READ_BYTES)] = READ_BYTES
+    shared: bool = False
 
 
 class Blob(Message):
-    """The answer to a `Get`, whose fields it repeats so that any order will do."""
+    """The answer to a `Get`, whose fields it repeats so that any order will do.
 
-    want: Literal["desired", "seal", "chunk"]
+    `total_bytes` is the size of the whole file. A `busy` pool says when to ask again.
+    """
+
+    want: Literal["desired", "seal", "chunk", "file"]
     model: Id | None = None
     version: ModelVersion | None = None
     index: MonotonicCount = 0
-    status: Literal["ok", "not_found", "failed"] = "ok"
+    path: RegistryPath | None = None
+    offset: MonotonicCount = 0
+    total_bytes: MonotonicCount = 0
+    status: Literal["ok", "not_found", "failed", "busy"] = "ok"
     reason: ShortText | None = None
+    retry_after_s: Annotated[float, Field(ge=0)] | None = None
     data: bytes = b""
 
 
@@ -216,16 +239,60 @@ class CascadeReport(Message):
     drift: bool = False
 
 
+class HealthReport(Message):
+    """What one version did on an agent since it serves, or since its shadow runs.
+
+    `requests` were put to it; `errors` of them it failed; `spilled` went to the cloud;
+    of `compared` with the cloud's answer it `agreed` on so many. `chosen` and
+    `chosen_agreed` are those of them that were audited: drawn by chance, so that their
+    share is without bias. Latencies are of its own run, in milliseconds.
+    """
+
+    for_s: Annotated[float, Field(ge=0)] = 0.0
+    requests: MonotonicCount = 0
+    errors: MonotonicCount = 0
+    spilled: MonotonicCount = 0
+    compared: MonotonicCount = 0
+    agreed: MonotonicCount = 0
+    chosen: MonotonicCount = 0
+    chosen_agreed: MonotonicCount = 0
+    p50_ms: Milliseconds | None = None
+    p99_ms: Milliseconds | None = None
+
+
 class SlotReport(Message):
-    """What one model's slots hold on an agent, and how its last update went."""
+    """What one model's slots hold on an agent, and how its last update went.
+
+    `waiting`: an update is put off (`reason`: window, budget, disk, a busy pool);
+    `probation`: the new version serves, and may still return; `returned`: it did, to
+    the previous one; `shadow`: it runs beside the active one and only reports. `floor`
+    is the lowest epoch that the agent still takes. `health` is of the staged, shadowing
+    or active version, `before` of the one that it replaces.
+    """
 
     model: Id
     active: ModelVersion | None = None
     previous: ModelVersion | None = None
     staged: ModelVersion | None = None
-    state: Literal["idle", "pulling", "testing", "swapped", "refused"] = "idle"
+    state: Literal[
+        "idle",
+        "waiting",
+        "pulling",
+        "testing",
+        "shadow",
+        "probation",
+        "swapped",
+        "returned",
+        "refused",
+    ] = "idle"
     reason: ShortText | None = None
     generation: MonotonicCount = 0
+    epoch: MonotonicCount = 0
+    floor: MonotonicCount = 0
+    pulled_bytes: MonotonicCount = 0
+    total_bytes: MonotonicCount = 0
+    health: HealthReport | None = None
+    before: HealthReport | None = None
     cascade: CascadeReport | None = None
 
 
@@ -245,12 +312,51 @@ class Report(Message):
     )
 
 
+class Window(Message):
+    """When an agent may change a model, in the device's own time.
+
+    From `start_minute` of each of `days` (0 is Monday) for `minutes`, over midnight
+    too. No days: every day.
+    """
+
+    days: Annotated[list[Annotated[int, Field(ge=0, le=6)]], Field(max_length=7)] = (
+        Field(default_factory=list)
+    )
+    start_minute: Annotated[int, Field(ge=0, le=1439)] = 0
+    minutes: Annotated[int, Field(ge=1, le=1440)] = 1440
+
+
+class UpdatePolicy(Message):
+    """How an agent carries out one update.
+
+    A new version is on probation for `probation_s` and until it has served
+    `probation_requests`, and returns by itself when its share of errors is above
+    `max_error_share`, its agreement with the cloud is `max_agreement_drop` below that
+    of the previous one (both judged by intervals), its median latency is above
+    `max_slowdown` times the previous one's, or it ends the process. `shared`: chunks
+    may be heard on the topic that the whole wave hears.
+    """
+
+    probation_s: Annotated[float, Field(ge=0)] = 0.0
+    probation_requests: MonotonicCount = 0
+    max_error_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    max_agreement_drop: Annotated[float, Field(ge=0, le=1)] = 0.05
+    max_slowdown: Annotated[float, Field(ge=1)] = 3.0
+    window: Window | None = None
+    bytes_per_s: Annotated[int, Field(ge=1)] | None = None
+    bytes_per_day: Annotated[int, Field(ge=1)] | None = None
+    shared: bool = False
+
+
 class DesiredModel(Message):
-    """One model that an agent should serve."""
+    """One model that an agent should serve, or with `shadow` only run beside."""
 
     model: Id
     version: ModelVersion
     generation: MonotonicCount = 0
+    epoch: MonotonicCount = 0
+    shadow: bool = False
+    policy: UpdatePolicy = Field(default_factory=UpdatePolicy)
 
 
 class Desired(Message):

@@ -59,6 +59,15 @@ def blobs(agent: str) -> str:
     return f"e1/{agent}/dn/blob"
 
 
+def shared_blobs(digest: str) -> str:
+    """The MQTT topic where all agents of a wave hear the chunks of one blob.
+
+    Args:
+        digest: the SHA-256 of the whole blob, in hexadecimal.
+    """
+    return f"w1/{digest}"
+
+
 def commands(agent: str) -> str:
     """The MQTT topic an agent hears hints on."""
     return f"e1/{agent}/dn/cmd"

@@ -155,7 +155,7 @@ def agent_user(agent: str) -> User:
         write=f"^({session}|amq\\.topic)$",
         read=f"^({session}|amq\\.topic)$",
         topic_write=f"^e1\\.{name}\\.up\\.",
-        topic_read=f"^e1\\.{name}\\.dn\\.",
+        topic_read=f"^(e1\\.{name}\\.dn\\.|w1\\.)",
     )
 
 
@@ -182,7 +182,7 @@ def _cloud_user(name: str) -> User:
         configure=f"^({queues})$",
         write=f"^({queues}|amq\\.topic)$",
         read=f"^({queues}|amq\\.topic)$",
-        topic_write="^e1\\.[a-z0-9_-]+\\.(dn\\.|up\\.req\\.)",
+        topic_write="^(e1\\.[a-z0-9_-]+\\.(dn\\.|up\\.req\\.)|w1\\.)",
         topic_read="^e1\\.",
     )
 

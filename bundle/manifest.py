@@ -118,6 +118,20 @@ class Golden(Part):
     tolerance: Annotated[float, Field(ge=0)] = 0.05
 
 
+class Requires(Part):
+    """What a device needs for this bundle; an empty list asks for nothing.
+
+    `machines` as `platform.machine()` says it (`x86_64`, `aarch64`, `armv7l`), `boards`
+    as the agent is configured, `runtimes` by name (`litert`, `tflite`); the runtime's
+    operators are tried, not declared, by the golden inputs.
+    """
+
+    machines: Annotated[list[Name], Field(max_length=64)] = Field(default_factory=list)
+    boards: Annotated[list[Name], Field(max_length=256)] = Field(default_factory=list)
+    runtimes: Annotated[list[Name], Field(max_length=16)] = Field(default_factory=list)
+    memory_mb: Annotated[int, Field(ge=0)] = 0
+
+
 class FileEntry(Part):
     """One file of the bundle, as packed."""
 
@@ -148,6 +162,7 @@ class Manifest(Part):
     capture: bool = True
     limits: Limits = Field(default_factory=Limits)
     golden: Golden | None = None
+    requires: Requires = Field(default_factory=Requires)
     files: dict[FileName, FileEntry] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from bundle.manifest import Digest, Name, Version
+from bundle.manifest import Digest, Name, Requires, Version
 from bundle.trust import (
     TrustedKeys,
     Untrusted,
@@ -47,7 +47,8 @@ class Seal(BaseModel):
     """What a packed bundle is, down to the digest of each chunk.
 
     Chunk `i` is the bytes `[i * chunk_bytes, (i + 1) * chunk_bytes)` of the packed
-    file; the last may be shorter.
+    file; the last may be shorter. `epoch` only ever grows for a model: to go back to an
+    earlier version is a new epoch of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -56,6 +57,8 @@ class Seal(BaseModel):
     format: Literal[1] = 1
     name: Name
     version: Version
+    epoch: Annotated[StrictInt, Field(ge=0, le=2**53)] = 0
+    requires: Requires = Field(default_factory=Requires)
     size_bytes: Annotated[StrictInt, Field(ge=1, le=MAX_PACKED_BYTES)]
     sha256: Digest
     chunk_bytes: Annotated[StrictInt, Field(ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)] = (

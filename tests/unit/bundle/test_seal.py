@@ -87,7 +87,7 @@ def test_a_signed_but_senseless_seal_is_refused(
 
 def test_a_seal_with_a_field_of_the_future_is_read(tmp_path: Path) -> None:
     _, seal = sealed(b"x" * 2500, tmp_path)
-    signed = {**json.loads(seal.model_dump_json()), "epoch": 7}
+    signed = {**json.loads(seal.model_dump_json()), "moon": 7}
     assert open_seal(sign_document(signed, KEY), TRUSTED) == seal
 
 

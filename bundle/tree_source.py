@@ -1,46 +1,41 @@
-"""A registry's tree as a source of its files, for who is at the place where it lies."""
+"""A registry's tree as a source: its blocking reads in threads of their own."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from concurrent.futures import Executor
 
 from bundle.source import Piece, SourceUnavailable
-
-if TYPE_CHECKING:
-    from bundle.tree import Tree
-
-DEADLINE_S: Final = 60.0
+from bundle.tree import Tree
 
 
 class TreeSource:
-    """Reads ranges of the files of a tree.
+    """Reads ranges of a tree's files.
 
     Args:
-        tree: in a folder or in a bucket.
-        timeout_s: the deadline of one read.
+        tree: a folder or a bucket.
+        threads: where it is read, so that a store that hangs holds these alone; None:
+            the event loop's own.
     """
 
-    def __init__(self, tree: Tree, *, timeout_s: float = DEADLINE_S) -> None:
-        self.name = tree.place
+    name = "tree"
+
+    def __init__(self, tree: Tree, threads: Executor | None = None) -> None:
         self._tree = tree
-        self._timeout_s = timeout_s
+        self._threads = threads
 
     async def read(self, path: str, offset: int, length: int) -> Piece:
-        """At most `length` bytes of the file from `offset` on.
+        """At most `length` bytes of the file from `offset` on; fewer only at its end.
 
         Raises:
-            NotThere: no such file, or no path of a registry.
-            SourceUnavailable: the tree cannot be read now.
+            NotThere: no such file, or no path of a tree.
+            SourceUnavailable: it cannot be read now.
         """
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await asyncio.to_thread(self._tree.piece, path, offset, length)
-        except TimeoutError as error:
-            raise SourceUnavailable(
-                f"{self.name}: {path}: no answer in {self._timeout_s:.0f} s"
-            ) from error
+            return await loop.run_in_executor(
+                self._threads, self._tree.piece, path, offset, length
+            )
         except OSError as error:
-            raise SourceUnavailable(
-                f"cannot read {path}: {error.strerror or error}"
-            ) from error
+            why = error.strerror or str(error)
+            raise SourceUnavailable(f"cannot read {path}: {why}") from error

@@ -121,7 +121,6 @@ class Slots:
         floor: the epoch that was committed last; nothing below it is taken.
         starts: how often a process has begun to serve the version on probation and
             was not seen to stop; 0 when nothing is on probation.
-        served_s: how long the version on probation has served in all.
         policy: of the probation, so that it goes on over a restart without a link.
     """
 
@@ -137,7 +136,6 @@ class Slots:
     staged_epoch: int = 0
     floor: int = 0
     starts: int = 0
-    served_s: float = 0.0
     policy: UpdatePolicy | None = None
 
     def pulling(self, version: str, generation: int, epoch: int = 0) -> Self:
@@ -191,7 +189,6 @@ class Slots:
             staged_epoch=0,
             reason=None,
             starts=1,
-            served_s=0.0,
             policy=policy or UpdatePolicy(),
         )
 
@@ -201,13 +198,10 @@ class Slots:
             self, state=self._after(Event.STARTED), starts=min(self.starts + 1, 1000)
         )
 
-    def stopped(self, served_s: float) -> Self:
-        """The process that served it for so long ends in good order."""
+    def stopped(self) -> Self:
+        """The process that serves it ends in good order."""
         return replace(
-            self,
-            state=self._after(Event.STARTED),
-            starts=max(0, self.starts - 1),
-            served_s=served_s,
+            self, state=self._after(Event.STARTED), starts=max(0, self.starts - 1)
         )
 
     def committed(self) -> Self:
@@ -217,7 +211,6 @@ class Slots:
             state=self._after(Event.COMMITTED),
             floor=max(self.floor, self.epoch),
             starts=0,
-            served_s=0.0,
             policy=None,
         )
 
@@ -237,7 +230,6 @@ class Slots:
             staged_epoch=self.epoch,
             reason=reason[:MAX_REASON],
             starts=0,
-            served_s=0.0,
             policy=None,
         )
 
@@ -294,7 +286,6 @@ class Slots:
             reason=None,
             generation=generation,
             starts=0,
-            served_s=0.0,
             policy=None,
         )
 
@@ -379,7 +370,6 @@ class _Stored(Message):
     staged_epoch: MonotonicCount = 0
     floor: MonotonicCount = 0
     starts: MonotonicCount = 0
-    served_s: float = 0.0
     policy: UpdatePolicy | None = None
 
 

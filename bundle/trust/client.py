@@ -23,6 +23,7 @@ from tuf.api.exceptions import (
 )
 from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+from typing_extensions import override
 
 from bundle import layout
 from bundle.durable import write_file
@@ -171,8 +172,6 @@ class _translated:  # noqa: N801 - reads as a word after `with`
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         match error:
-            case Untrusted() | None:
-                return
             case ExpiredMetadataError():
                 now = (
                     ""
@@ -185,8 +184,12 @@ class _translated:  # noqa: N801 - reads as a word after `with`
                 raise Untrusted(f"longer than it may be: {error}") from error
             case DownloadError():
                 raise SourceUnavailable(str(error)) from error
+            case Untrusted():
+                pass
             case RepositoryError() | DeserializationError() | ValueError() | KeyError():
                 raise Untrusted(f"refused: {error}") from error
+            case _:
+                pass
 
 
 class _Fetcher(FetcherInterface):
@@ -195,6 +198,7 @@ class _Fetcher(FetcherInterface):
     def __init__(self, read: Read) -> None:
         self._read = read
 
+    @override
     def _fetch(self, url: str) -> Iterator[bytes]:
         path, offset = unquote(url), 0
         while True:

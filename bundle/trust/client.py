@@ -78,7 +78,8 @@ def look(
     found: Look | None = None
     for name, read in sources:
         try:
-            data, floor = _ask(root_json, folder, read, clock_s, floor, target)
+            updater, floor = _refresh(root_json, folder, read, clock_s, floor)
+            data = None if target is None else _target(updater, read, target)
         except Untrusted as error:
             failures.append(Failure(name, str(error), type(error)))
         except SourceUnavailable as error:
@@ -98,14 +99,13 @@ def read_floor(folder: Path) -> TimeFloor:
         return TimeFloor()
 
 
-def _ask(
+def _refresh(
     root_json: bytes,
     folder: Path,
     read: Read,
     clock_s: float,
     floor: TimeFloor,
-    target: str | None,
-) -> tuple[bytes | None, TimeFloor]:
+) -> tuple[Updater, TimeFloor]:
     metadata = folder / METADATA_FOLDER
     try:
         updater = _refreshed(root_json, metadata, read, floor.now_s(clock_s))
@@ -117,14 +117,13 @@ def _ask(
             raise
         floor = floor.unstamped()
         updater = _refreshed(root_json, metadata, read, floor.now_s(clock_s))
-    floor = floor.seen(
+    return updater, floor.seen(
         signed_s=max(
             _signed_at_s(metadata, roles.ROOT), _signed_at_s(metadata, roles.TARGETS)
         ),
         stamped_s=_signed_at_s(metadata, roles.TIMESTAMP),
         stamped_by=_stamp_keys(metadata),
     )
-    return (None if target is None else _target(updater, read, target)), floor
 
 
 def _refreshed(root_json: bytes, folder: Path, read: Read, now_s: float) -> Updater:

@@ -153,7 +153,7 @@ def test_parts_of_different_moments_are_not_mixed(
 def test_a_freeze_is_noticed_by_the_clock(fleet: FleetTrust, device: Device) -> None:
     device.believes(fleet.tree)
     fleet.now_s += 8 * DAY_S
-    with pytest.raises(Stale, match="timestamp.json is expired"):
+    with pytest.raises(Stale, match=r"timestamp\.json is expired"):
         device.believes(fleet.tree)
 
 

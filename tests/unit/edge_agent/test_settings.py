@@ -76,7 +76,7 @@ def test_a_tilde_is_the_home_where_no_shell_reads_it(
 ) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("OVERSPILL_AGENT_STATE_DIR", "~/agent")
-    monkeypatch.setenv("OVERSPILL_AGENT_TRUSTED_KEYS", "~/keys")
+    monkeypatch.setenv("OVERSPILL_AGENT_TRUST_ROOT", "~/keys")
     monkeypatch.setenv("OVERSPILL_AGENT_BUNDLES", "~/tiny:/b")
     settings = AgentSettings()
     assert settings.state_dir == Path("/home/somebody/agent")

@@ -520,6 +520,8 @@ class Agent:
         settings = self.settings
         if settings.trust_root is None:
             return NoTrustRoot()
+        # Told at the start, not when the first update comes.
+        settings.trust_root.read_bytes()
         return TrustedSeals(
             settings.trust_root,
             settings.state_dir / "trust",

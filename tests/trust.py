@@ -9,7 +9,7 @@ from pathlib import Path
 from bundle import layout
 from bundle.seal import Seal
 from bundle.source import Piece
-from bundle.tree import FolderTree
+from bundle.folder_tree import FolderTree
 from bundle.trust import roles
 from bundle.trust.client import look
 from bundle.trust.epochs import next_epochs

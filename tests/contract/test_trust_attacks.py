@@ -14,7 +14,7 @@ from bundle import layout
 from bundle.durable import write_file
 from bundle.seal import SealRejected, check_names, read_seal
 from bundle.source import Piece, SourceUnavailable
-from bundle.tree import FolderTree
+from bundle.folder_tree import FolderTree
 from bundle.trust import NotSigned, Stale, Untrusted, roles
 from bundle.trust.client import look, read_floor
 from tests.trust import DAY_S, START_S, Device, FleetTrust, a_seal

@@ -12,7 +12,7 @@ import pytest
 
 from bundle import layout
 from bundle.source import NotThere, Piece, Source, SourceUnavailable
-from bundle.tree import FolderTree
+from bundle.folder_tree import FolderTree
 from bundle.trust import NotSigned, Stale
 from bundle.trust.client import read_floor
 from edge_agent.adapters.trusted_seals import TrustedSeals

@@ -261,7 +261,7 @@ def test_a_fast_forwarded_timestamp_is_recovered_from_by_rotation(
     device.believes(fleet.tree)
     with pytest.raises(Untrusted, match="must be >="):
         device.believes(honest)
-    shutil.copytree(honest._root, fleet.registry, dirs_exist_ok=True)
+    shutil.copytree(honest.root, fleet.registry, dirs_exist_ok=True)
     (fleet.registry.parent / "trust" / "seen.json").unlink()
     fleet.repository.rotate(roles.TIMESTAMP, None, fleet.key("timestamp-2"))
     assert fleet.sign().shown == (roles.ROOT,)

@@ -223,15 +223,7 @@ class Repository:
         with self.drafts.alone():
             metadata = self._edit(roles.ROOT)
             root: Root = metadata.signed
-            if role not in root.roles:
-                raise TrustRefused(f"{role!r} is no role: use {', '.join(roles.TOP)}")
-            keys = root.roles[role].keyids
-            if old_key_id is None and len(keys) == 1:
-                old_key_id = keys[0]
-            if old_key_id is None or old_key_id not in keys:
-                raise TrustRefused(
-                    f"say which key of {role} goes: {', '.join(sorted(keys))}"
-                )
+            old_key_id = _key_that_goes(root, role, old_key_id)
             if new.key_id in root.keys:
                 raise TrustRefused(f"key {new.key_id} is in use already")
             root.revoke_key(old_key_id, role)
@@ -240,6 +232,15 @@ class Repository:
             if role == roles.TARGETS:
                 self._delegate_anew()
         return old_key_id
+
+    def key_that_goes(self, role: str, old_key_id: str | None) -> str:
+        """The key that `rotate` would replace.
+
+        Raises:
+            TrustRefused: no such role or key, or it is not clear which.
+        """
+        draft = self.drafts.read(roles.ROOT)
+        return _key_that_goes((draft or self.root()).signed, role, old_key_id)
 
     def extend(self) -> list[str]:
         """Draft everything offline anew as it is, to live for another term.
@@ -363,6 +364,21 @@ def _last_epoch(targets: Targets) -> int:
 def _keep_last_epoch(targets: Targets) -> None:
     # Otherwise a version that is revoked would leave its epoch to another.
     targets.unrecognized_fields[roles.LAST_EPOCH] = _last_epoch(targets)
+
+
+def _key_that_goes(root: Root, role: str, old_key_id: str | None) -> str:
+    if role not in root.roles:
+        raise TrustRefused(f"{role!r} is no role: use {', '.join(roles.TOP)}")
+    keys = root.roles[role].keyids
+    if old_key_id is None and len(keys) == 1:
+        return keys[0]
+    if old_key_id is None or old_key_id not in keys:
+        names = (
+            f"{root.keys[each].unrecognized_fields.get('name', '')} {each}".strip()
+            for each in keys
+        )
+        raise TrustRefused(f"say which key of {role} goes: {', '.join(sorted(names))}")
+    return old_key_id
 
 
 def _drop_old_ways_back(targets: Targets) -> None:

@@ -157,6 +157,7 @@ class TrustHome:
         """
         names = self.repository.key_names()
         by_name = {name: key_id for key_id, name in names.items()}
+        old = self.repository.key_that_goes(role, by_name.get(old or "", old))
         if new is None:
             folder = self.online if role in roles.ONLINE else self.offline
             key = self._make(
@@ -166,7 +167,7 @@ class TrustHome:
             )
         else:
             key = read_public(new)
-        return self.repository.rotate(role, by_name.get(old or "", old), key), key
+        return self.repository.rotate(role, old, key), key
 
     def _make(self, stem: Path, made: list[Path], *, encrypted: bool) -> PublicKey:
         path = stem.with_name(stem.name + KEY_SUFFIX)

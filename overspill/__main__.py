@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "model": "overspill.commands.model:app",
     "explain": "builder.cli.explain:explain",
     "rollout": "fleet.cli.rollout:app",
+    "trust": "fleet.cli.trust:app",
     "device": "fleet.cli.device:app",
     "audit": "fleet.cli.audit:app",
     "dead": "fleet.cli.dead:app",

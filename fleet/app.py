@@ -14,9 +14,12 @@ import structlog
 from broker.amqp.link import AmqpLink
 from broker.link import LinkDown
 from broker.topology import TELEMETRY_QUEUE, standing_queues
+from fleet.adapters.actor import person
+from fleet.adapters.audit_head import AuditHead
 from fleet.adapters.hints import hint_once, send_hints
 from fleet.adapters.registry import Publication, Registry
-from fleet.adapters.registry_db import FleetDatabase, PublishedVersion
+from fleet.adapters.state.database import FleetDatabase
+from fleet.adapters.state.versions import PublishedVersion
 from fleet.core.devices import Device
 from fleet.core.orders import check_version, read_agents
 from fleet.core.rollouts import (
@@ -58,9 +61,13 @@ class Fleet:
         self.registry = Registry(
             settings.registry, settings.signing_key, settings.public_key
         )
+        self.audit_head = AuditHead(settings.audit_head)
         self.database = FleetDatabase(
-            settings.database, timeout_s=settings.database_timeout_s
+            settings.database,
+            timeout_s=settings.database_timeout_s,
+            head=self.audit_head,
         )
+        self.who = settings.actor or person()
 
     def __enter__(self) -> Self:
         """Make the home if it is not there, and open the database.
@@ -259,4 +266,5 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
 
 
 def _heal(fleet: Fleet) -> None:
-    converge(fleet.database, fleet.registry, [each.agent for each in fleet.devices()])
+    agents = [each.agent for each in fleet.devices()]
+    converge(fleet.database, fleet.registry, agents, anew=True)

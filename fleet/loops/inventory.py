@@ -20,7 +20,7 @@ from broker.codec import WireError, decode
 from broker.messages import Report
 from broker.topics import BadId, check_id, read_agent
 from fleet.adapters.registry import Registry
-from fleet.adapters.registry_db import DatabaseUnavailable, FleetDatabase
+from fleet.adapters.state.database import DatabaseUnavailable, FleetDatabase
 from fleet.core.devices import observe
 from fleet.loops.convergence import keep_progress, write_desired
 from lifecycle.clock import Clock
@@ -150,17 +150,14 @@ class Inventory:
         now_ms = self._clock.wall_ms()
         reporting = {each.agent for each in said}
         with self._database.writing() as ledger:
-            known = {agent: ledger.device(agent) for agent in reporting}
-            for agent in sorted(reporting):
-                if known[agent] is None:
-                    log.info("new agent", agent=agent)
+            known = ledger.devices_named(reporting)
+            for agent in sorted(reporting - known.keys()):
+                log.info("new agent", agent=agent)
             for each in said:
                 known[each.agent] = observe(
-                    known[each.agent], each.agent, each.report, now_ms
+                    known.get(each.agent), each.agent, each.report, now_ms
                 )
-            for device in known.values():
-                if device is not None:
-                    ledger.keep_device(device)
+            ledger.keep_devices(known.values())
             keep_progress(
                 ledger,
                 reporting,

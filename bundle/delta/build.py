@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from bundle.delta.coded import (
 from bundle.delta.container import (
     AFRESH,
     BASE_BYTES,
-    LANES,
     Header,
     Packed,
     Segment,
@@ -58,11 +57,21 @@ class BuildLimits:
     max_share: float = 0.7
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plane:
+    """One plane of one lane, whole."""
+
+    lane: int
+    plane: int
+    data: Bytes
+    prefix: bytes = b""
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
     """A delta as it is stored."""
 
-    kind: str
+    kind: Literal["subtract", "prefix"]
     data: bytes
 
 
@@ -112,20 +121,18 @@ def _subtracted(base: Path, wanted: Path, mark: bytes, proceed: Proceed) -> byte
     near = old[:NEAR_BYTES].tobytes()
     streams: list[Stream] = []
     packed: list[bytes] = []
-    for (lane, plane), data in _planes(old, new, segments).items():
-        if not data.any() and lane != AFRESH:
+    for each in _planes(old, new, segments, near):
+        if each.lane != AFRESH and not each.data.any():
             continue
-        prefix = near if lane == AFRESH else b""
-        stream, parts = _smallest(lane, plane, data, prefix, proceed)
+        stream, parts = _smallest(each, proceed)
         streams.append(stream)
         packed += parts
     return _joined(mark, new.size, len(near), segments, streams, packed)
 
 
 def _planes(
-    old: Bytes, new: Bytes, segments: list[Segment]
-) -> dict[tuple[int, int], Bytes]:
-    """Every plane of every lane, whole."""
+    old: Bytes, new: Bytes, segments: list[Segment], near: bytes
+) -> Iterator[_Plane]:
     gathered: dict[tuple[int, int], list[Bytes]] = {}
     at = 0
     for each in segments:
@@ -137,45 +144,36 @@ def _planes(
         was = old[each.base_offset : each.base_offset + each.length]
         for plane, data in enumerate(planes(was, now, each.lane)):
             gathered.setdefault((each.lane, plane), []).append(data)
-    return {
-        key: np.concatenate(gathered[key])
-        for key in sorted(gathered, key=lambda each: (LANES.index(each[0]), each[1]))
-    }
+    for (lane, plane), pieces in sorted(gathered.items(), key=lambda each: each[0]):
+        prefix = near if lane == AFRESH else b""
+        yield _Plane(lane, plane, np.concatenate(pieces), prefix)
 
 
-def _smallest(
-    lane: int, plane: int, data: Bytes, prefix: bytes, proceed: Proceed
-) -> tuple[Stream, list[bytes]]:
+def _smallest(plane: _Plane, proceed: Proceed) -> tuple[Stream, list[bytes]]:
     """One plane in the way that takes the fewest bytes."""
-    if lane == AFRESH:
-        return _coded(lane, plane, 0, data, prefix, proceed, LEVEL)
-    quick = [
-        _coded(lane, plane, bits, data, prefix, proceed, QUICK_LEVEL) for bits in WIDTHS
-    ]
-    best = min(quick, key=lambda each: sum(map(len, each[1])))[0].bits
-    tried = [
-        _coded(lane, plane, bits, data, prefix, proceed, LEVEL) for bits in {0, best}
-    ]
-    return min(tried, key=lambda each: sum(map(len, each[1])))
+    if plane.lane == AFRESH:
+        return _coded(plane, 0, proceed)
+    quick = [_coded(plane, bits, proceed, level=QUICK_LEVEL) for bits in WIDTHS]
+    best = min(quick, key=_size)[0].bits
+    return min((_coded(plane, bits, proceed) for bits in {0, best}), key=_size)
+
+
+def _size(coded: tuple[Stream, list[bytes]]) -> int:
+    return sum(map(len, coded[1]))
 
 
 def _coded(
-    lane: int,
-    plane: int,
-    bits: int,
-    data: Bytes,
-    prefix: bytes,
-    proceed: Proceed,
-    level: int,
+    plane: _Plane, bits: int, proceed: Proceed, *, level: int = LEVEL
 ) -> tuple[Stream, list[bytes]]:
     proceed()
-    parts = to_tokens(data, bits) if bits else (data.tobytes(), b"")
-    coded = [encode(part, proceed, prefix=prefix, level=level) for part in parts]
+    parts = to_tokens(plane.data, bits) if bits else (plane.data.tobytes(), b"")
+    coded = [encode(part, proceed, prefix=plane.prefix, level=level) for part in parts]
     of = [
         Packed(coding, len(packed), len(part))
         for (coding, packed), part in zip(coded, parts, strict=True)
     ]
-    return Stream(lane, plane, bits, *of), [packed for _, packed in coded]
+    stream = Stream(plane.lane, plane.plane, bits, *of)
+    return stream, [packed for _, packed in coded]
 
 
 def _prefixed(base: Path, wanted: Path, mark: bytes, proceed: Proceed) -> bytes:
@@ -191,7 +189,7 @@ def _prefixed(base: Path, wanted: Path, mark: bytes, proceed: Proceed) -> bytes:
     return _joined(mark, len(new), len(old), segments, [stream], [packed])
 
 
-def _joined(  # noqa: PLR0913 - what a delta is made of
+def _joined(
     mark: bytes,
     size: int,
     prefix_bytes: int,
@@ -199,10 +197,10 @@ def _joined(  # noqa: PLR0913 - what a delta is made of
     streams: list[Stream],
     packed: list[bytes],
 ) -> bytes:
-    uses = any(
+    refers = any(
         each.lane == AFRESH and each.tokens.coding is Coding.ZSTD for each in streams
     )
     header = Header(
-        mark, size, prefix_bytes if uses else 0, tuple(segments), tuple(streams)
+        mark, size, prefix_bytes if refers else 0, tuple(segments), tuple(streams)
     )
     return b"".join((header.pack(), *packed))

@@ -78,7 +78,7 @@ def encode(
 def _zstd(size: int, prefix: bytes, level: int) -> zstd.ZstdCompressor:
     most = PREFIX_WINDOW_LOG if prefix else WINDOW_LOG
     settings = zstd.CompressionParameter
-    options = {
+    options: dict[int, int] = {
         settings.compression_level: level,
         settings.window_log: min(most, max(10, (size + len(prefix)).bit_length())),
         settings.content_size_flag: 0,
@@ -112,7 +112,7 @@ class Decoded:
         if coding is Coding.ZSTD:
             most = PREFIX_WINDOW_LOG if prefix else WINDOW_LOG
             held = zstd.ZstdDict(prefix, is_raw=True).as_prefix if prefix else None
-            limit = {zstd.DecompressionParameter.window_log_max: most}
+            limit: dict[int, int] = {zstd.DecompressionParameter.window_log_max: most}
             self._decoder = zstd.ZstdDecompressor(zstd_dict=held, options=limit)
         elif coding is Coding.LZMA:
             self._decoder = lzma.LZMADecompressor(

@@ -8,15 +8,23 @@ floats that lie close together differ little in it.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 
-WORDS: Final = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
-SIGNED: Final = {1: np.dtype("<i1"), 2: np.dtype("<i2"), 4: np.dtype("<i4")}
+WORDS: Final[dict[int, np.dtype[Any]]] = {
+    1: np.dtype("<u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+}
+SIGNED: Final[dict[int, np.dtype[Any]]] = {
+    1: np.dtype("<i1"),
+    2: np.dtype("<i2"),
+    4: np.dtype("<i4"),
+}
 
 
 def planes(base: Bytes, wanted: Bytes, lane: int) -> list[Bytes]:
@@ -42,7 +50,8 @@ def together(base: Bytes, apart: list[Bytes]) -> Bytes:
     folded = np.stack(apart, axis=1).reshape(-1).view(WORDS[lane])
     one = WORDS[lane].type(1)
     difference = (folded >> one) ^ (np.zeros_like(folded) - (folded & one))
-    return (base.view(WORDS[lane]) + difference).view(np.uint8)
+    wanted: Bytes = (base.view(WORDS[lane]) + difference).view(np.uint8)
+    return wanted
 
 
 def entropy_bytes(data: Bytes) -> float:

@@ -44,10 +44,11 @@ class Offer(BaseModel):
     @validated(mode="before")
     @classmethod
     def _one_chunk(cls, stated: object) -> object:
-        match stated:
-            case {"sha256": digest, "size_bytes": int(size)} if "chunks" not in stated:
-                if 0 < size <= stated.get("chunk_bytes", CHUNK_BYTES):
-                    return {**stated, "chunks": (digest,)}
+        if not isinstance(stated, dict) or "chunks" in stated:
+            return stated
+        size, cut = stated.get("size_bytes"), stated.get("chunk_bytes", CHUNK_BYTES)
+        if isinstance(size, int) and isinstance(cut, int) and 0 < size <= cut:
+            return {**stated, "chunks": (stated.get("sha256"),)}
         return stated
 
     @validated(mode="after")

@@ -52,12 +52,10 @@ def segments_of(
         )
         found += _compared(base, wanted, (begin, end), of_base.get(name))
         at = end
-    rest = len(wanted) - at
     ends = [end for _, end in of_base.values()]
     found += _compared(
         base, wanted, (at, len(wanted)), (max(ends, default=0), len(base))
     )
-    assert rest >= 0  # noqa: S101 - stretches lie within
     joined = list(_joined(found))
     if len(joined) > MAX_SEGMENTS:
         return [Segment(AFRESH, len(wanted))]
@@ -68,7 +66,7 @@ def members(packed: Path) -> dict[str, Stretch]:
     """Where the files of a packed bundle lie; none if it is not a tar."""
     try:
         with tarfile.open(packed, mode="r:") as tar:
-            found = {}
+            found: dict[str, Stretch] = {}
             while (member := tar.next()) is not None and len(found) < MAX_MEMBERS:
                 begin = member.offset_data
                 found[member.name] = (begin, begin + member.size)

@@ -80,10 +80,11 @@ class Fleet:
             _passphrase(settings, ask),
         )
         self.registry = Registry(tree, self.trust)
+        self.audit_head = AuditHead(settings.audit_head)
         self.database = FleetDatabase(
             settings.database,
             timeout_s=settings.database_timeout_s,
-            head=AuditHead(settings.audit_head),
+            head=self.audit_head,
         )
         self.who = settings.actor or person()
 

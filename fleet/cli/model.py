@@ -13,12 +13,16 @@ from rich.table import Table
 from fleet.adapters.registry import Publication
 from fleet.adapters.trust_home import TrustHome
 from fleet.cli import terminal
+from fleet.cli.collection import gc
 from fleet.cli.signing import signature_json, tell_signature
 from fleet.cli.terminal import AsJson, Home
 
 app = typer.Typer(
     help="Publish model versions into the fleet's registry.", no_args_is_help=True
 )
+
+
+app.command()(gc)
 
 
 @app.callback()

@@ -14,6 +14,7 @@ import structlog
 from broker.amqp.link import AmqpLink
 from broker.link import LinkDown
 from broker.topology import TELEMETRY_QUEUE, standing_queues
+from bundle.folder_seal import FolderSeal
 from bundle.open_tree import open_tree
 from bundle.seal import Seal
 from bundle.trust import roles
@@ -130,6 +131,20 @@ class Fleet:
                     at_ms=self.clock.wall_ms(),
                 )
         return publication
+
+    def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
+        """Draft and sign a version of the pool's models where it lies.
+
+        Raises:
+            SealRejected, NoTrust, KeyRejected, OSError: as `Registry.publish_folder`.
+            DatabaseUnavailable: signed, but not recorded.
+        """
+        seal, signature = self.registry.publish_folder(folder)
+        with self.database.writing() as ledger:
+            self.record_trust(
+                ledger, "model.publish_cloud", f"{seal.name} {seal.version}"
+            )
+        return seal, signature
 
     def sign(self, keys: Sequence[Path] = ()) -> Signature:
         """Sign what waits with the keys at hand, and show what is complete.

@@ -9,18 +9,26 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from broker.codec import encode
 from broker.messages import Desired, DesiredModel
 from bundle import layout
+from bundle.folder_seal import FolderSeal, seal_folder
 from bundle.pack import pack
 from bundle.seal import Seal, make_seal
 from bundle.tree import Tree
+from bundle.trust import canonical
 from bundle.trust.epochs import next_epochs
 from bundle.trust.errors import NoTrust, TrustRefused
 from bundle.trust.naming import Named
 from bundle.trust.repository import Repository
 from fleet.adapters.trust_home import Signature, TrustHome
+
+NO_TRUST: Final = (
+    "no trust is set up yet, so nothing can be signed: run overspill trust init, or "
+    "overspill trust init --dev to try things out on one machine"
+)
 
 
 class AlreadyPublished(ValueError):
@@ -97,10 +105,7 @@ class Registry:
             OSError: the disk is full, or the registry cannot be written.
         """
         if not self._repository.is_there:
-            raise NoTrust(
-                "no trust is set up yet, so nothing can be signed: run overspill trust "
-                "init, or overspill trust init --dev to try things out on one machine"
-            )
+            raise NoTrust(NO_TRUST)
         with tempfile.TemporaryDirectory(prefix="overspill-pack-") as folder:
             packed = Path(folder) / "bundle.tar"
             manifest = pack(source_dir, packed)
@@ -132,6 +137,27 @@ class Registry:
             signature,
             signed=self._is_signed(made),
         )
+
+    def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
+        """Seal a version of the pool's models where it lies; draft it, and sign.
+
+        Args:
+            folder: `…/NAME/VERSION`, as workers find it.
+
+        Raises:
+            SealRejected: it cannot be sealed.
+            NoTrust: nobody can sign anything yet.
+            KeyRejected: a key at hand cannot be used.
+            OSError: it cannot be read, or the registry not be written.
+        """
+        folder = folder.resolve()
+        seal = seal_folder(folder, folder.parent.name, folder.name)
+        if not self._repository.is_there:
+            raise NoTrust(NO_TRUST)
+        with self._trust.alone():
+            data = canonical(seal.model_dump(mode="json"))
+            self._repository.draft_folder(seal.name, seal.version, data)
+            return seal, self._trust.sign()
 
     def draft_again(self, model: str, version: str) -> Seal:
         """Draft a published version in a new epoch, above all that were signed.

@@ -2,7 +2,7 @@
 
 Credentials and the endpoint come from the environment, by the names that every such
 program reads: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, and for
-what is not Amazon's `AWS_ENDPOINT_URL` (with `AWS_ALLOW_HTTP=true` when it is http).
+what is not Amazon's `AWS_ENDPOINT_URL`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from bundle.source import NotThere, Piece
-from bundle.tree import Leaf, TreeUnavailable, check_path, read_whole
+from bundle.tree import BadPlace, Leaf, TreeUnavailable, check_path, read_whole
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -150,26 +150,32 @@ class ObjectTree:
             ) from error
 
 
-def open_bucket(url: str) -> ObjectTree:
+def open_bucket(url: str, *, retries: int = RETRIES) -> ObjectTree:
     """The tree at `s3://bucket/prefix`; asks the store nothing yet.
 
+    Args:
+        url: without credentials.
+        retries: how often to ask again when the store is too busy or does not answer.
+
     Raises:
-        ValueError: the URL or a setting of the environment cannot be read.
+        BadPlace: the URL or a setting of the environment cannot be read.
     """
     try:
         store = S3Store.from_url(
             url,
             client_options={
+                # Only where the endpoint says http:// by itself.
+                "allow_http": True,
                 "connect_timeout": timedelta(seconds=CONNECT_S),
                 "timeout": timedelta(seconds=REQUEST_S),
             },
             retry_config={
-                "max_retries": RETRIES,
+                "max_retries": retries,
                 "retry_timeout": timedelta(seconds=RETRY_S),
             },
         )
     except (BaseError, ValueError) as error:
-        raise ValueError(f"{url}: {_first_words(error)}") from error
+        raise BadPlace(f"{url}: {_first_words(error)}") from error
     return ObjectTree(store, url)
 
 

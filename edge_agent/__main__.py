@@ -17,6 +17,7 @@ from broker.link import BadUrl
 from bundle.pack import BundleRejected
 from edge_agent.adapters.control import ControlError, ask
 from edge_agent.adapters.embedded_broker import PortTaken
+from edge_agent.adapters.https_source import BadRegistryUrl
 from edge_agent.adapters.outbox import OutboxUnusable
 from edge_agent.cli import outbox
 from edge_agent.cli.terminal import AsJson, StateDir, UserError, read_settings
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.add_typer(outbox.app, name="outbox")
 
 USER_ERRORS = (
+    BadRegistryUrl,
     BadUrl,
     BundleRejected,
     ControlError,

@@ -20,11 +20,14 @@ from rich.console import Console
 from broker.link import BadUrl
 from bundle.pack import BundleRejected
 from bundle.seal import SealRejected
+from bundle.tree import BadPlace
 from bundle.trust.errors import KeyRejected, NoTrust, TrustRefused
 from bundle.trust.keys import Passphrase
+from fleet.adapters.audit_head import HeadUnreadable
 from fleet.adapters.dead_store import StoreUnavailable
 from fleet.adapters.registry import AlreadyPublished
 from fleet.adapters.state.database import DatabaseUnavailable
+from fleet.adapters.state.engines import BadDatabaseUrl
 from fleet.adapters.trust_home import passphrase_from
 from fleet.app import Fleet
 from fleet.core.letters import BadChoice
@@ -34,10 +37,13 @@ from fleet.settings import FleetSettings
 EXPECTED: Final = (
     AlreadyPublished,
     BadChoice,
+    BadDatabaseUrl,
     BadOrder,
+    BadPlace,
     BadUrl,
     BundleRejected,
     DatabaseUnavailable,
+    HeadUnreadable,
     KeyRejected,
     NoTrust,
     OSError,
@@ -125,8 +131,13 @@ def fail(reason: str) -> NoReturn:
     Raises:
         typer.Exit: always.
     """
-    sys.stderr.write(f"error: {' '.join(reason.split())}\n")
+    complain(reason)
     raise typer.Exit(1)
+
+
+def complain(reason: str) -> None:
+    """Say what is wrong; the command goes on, and ends with exit code 1."""
+    sys.stderr.write(f"error: {' '.join(reason.split())}\n")
 
 
 def warn(text: str) -> None:

@@ -1,7 +1,7 @@
 """What operators declare: the fields of `fleet.yaml`, and of `rollout start` as well.
 
 One reading for both, so that what can be typed can be written down. A declared rollout
-becomes an order (`ordered`) for so many agents as there are.
+becomes terms in `fleet.core.ordering`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pydantic import (
     model_validator,
 )
 
-from broker.messages import Id, ModelVersion, UpdatePolicy, Window
+from broker.messages import Id, ModelVersion, Window
 from fleet.core.amounts import read_bytes, read_seconds, read_share, read_window
 from fleet.core.cohorts import read_waves
-from fleet.core.gates import DEFAULT_GATES, Gate, GateKind, Unsure
-from fleet.core.labels import check_label, read_query
+from fleet.core.gates import GateKind
+from fleet.core.labelling import read_labelling
+from fleet.core.labels import read_query
 from fleet.core.rollouts import (
     DEFAULT_LEASE_S,
     DEFAULT_MAX_PARALLEL,
     DEFAULT_PATIENCE_S,
     OnFailure,
-    Rollout,
     Wave,
 )
 
@@ -39,7 +39,6 @@ FEW_AGENTS: Final = 20
 STAGED: Final = "1%, 10%, 50%"
 ALL: Final = "all"
 AUTO: Final = "auto"
-STAGED_SOAK_S: Final = 300.0
 
 
 def _read(read: Callable[[str], object]) -> BeforeValidator:
@@ -224,14 +223,14 @@ class DeclaredRollout(Part):
         cls, waves: str | tuple[DeclaredWave, ...]
     ) -> str | tuple[DeclaredWave, ...]:
         if waves != AUTO:
-            read_waves(_in_one_line(waves))
+            read_waves(in_one_line(waves))
         return waves
 
     @field_validator("shadow")
     @classmethod
     def _shadow_can_be_read(cls, shadow: str | None) -> str | None:
         if shadow is not None:
-            _shadow_wave(shadow, 0)
+            shadow_wave(shadow, 0)
         return shadow
 
     @field_validator("gates", mode="before")
@@ -247,76 +246,9 @@ class DeclaredRollout(Part):
         }
 
     @property
-    def agents_and_query(self) -> tuple[frozenset[str] | None, str | None]:
-        """Whom it is for; there can be one rollout of a model for the same."""
-        return self.agents, self.where
-
-    def ordered(self, population: int) -> Rollout:
-        """The order for so many agents; generation, epoch and way back are not known yet.
-
-        Args:
-            population: how many agents it would reach now; `auto` waves depend on it.
-        """
-        waves = self.waves
-        if waves == AUTO:
-            waves = ALL if population <= FEW_AGENTS else STAGED
-        staged = waves != ALL
-        soak_s = self.soak
-        if soak_s is None:
-            soak_s = STAGED_SOAK_S if staged or self.shadow else 0.0
-        read, rate = read_waves(_in_one_line(waves), soak_s=soak_s)
-        each = self.approve == "each"
-        if rate is not None:
-            rate = replace(rate, approve=each)
-        read = tuple(
-            replace(wave, approve=each or (index == 0 and self.approve == "first"))
-            for index, wave in enumerate(_own_words(waves, read))
-        )
-        if self.shadow is not None:
-            shadow = _shadow_wave(self.shadow, soak_s)
-            read = (replace(shadow, approve=self.approve != "never"), *read)
-        return Rollout(
-            generation=0,
-            model=self.model,
-            version=self.version,
-            started_at_ms=0,
-            targets=self.agents,
-            query=self.where,
-            waves=read,
-            rate=rate,
-            gates=self._gates(staged=staged or self.shadow is not None),
-            policy=self._policy(),
-            max_parallel=self.max_parallel,
-            lease_s=self.lease,
-            patience_s=self.patience,
-            on_failure=self.on_failure,
-        )
-
-    def _gates(self, *, staged: bool) -> tuple[Gate, ...]:
-        if self.gates == "off":
-            return ()
-        if self.gates == "default":
-            return DEFAULT_GATES if staged else ()
-        gates = []
-        for default in DEFAULT_GATES:
-            said = self.gates.get(default.kind)
-            if said != "off":
-                gates.append(_changed(default, said))
-        return tuple(gates)
-
-    def _policy(self) -> UpdatePolicy:
-        said = self.policy
-        return UpdatePolicy(
-            probation_s=said.probation,
-            probation_requests=said.probation_requests,
-            max_error_share=said.max_error_share,
-            max_agreement_drop=said.max_agreement_drop,
-            max_slowdown=said.max_slowdown,
-            window=self.window,
-            bytes_per_s=said.rate,
-            bytes_per_day=said.budget,
-            shared=said.shared,
-        )
+    def whom(self) -> tuple[str, frozenset[str] | None, str | None]:
+        """What it is of and for whom: there is one declared rollout a such."""
+        return self.model, self.agents, self.where
 
 
 class DeclaredFleet(Part):
@@ -341,7 +273,7 @@ class DeclaredFleet(Part):
         for agent, of_agent in labels.items():
             for key, value in of_agent.items():
                 try:
-                    check_label(key, "-" if value is None else value)
+                    read_labelling([f"{key}-" if value is None else f"{key}={value}"])
                 except ValueError as error:
                     raise ValueError(f"{agent}: {error}") from error
         return labels
@@ -350,18 +282,17 @@ class DeclaredFleet(Part):
     def _one_rollout_for_the_same(self) -> Self:
         seen: dict[object, int] = {}
         for index, each in enumerate(self.rollouts):
-            whom = (each.model, each.agents_and_query)
-            if whom in seen:
+            if each.whom in seen:
                 raise ValueError(
-                    f"rollouts {seen[whom] + 1} and {index + 1} are both of "
+                    f"rollouts {seen[each.whom] + 1} and {index + 1} are both of "
                     f"{each.model} for the same agents: keep one, or give each its "
                     "own `where` or `agents`"
                 )
-            seen[whom] = index
+            seen[each.whom] = index
         return self
 
 
-def gate_text(text: str) -> tuple[str, Any]:
+def read_gate(text: str) -> tuple[str, Any]:
     """A gate as the command line has it: `agreement=5%`, `spill=off`.
 
     Raises:
@@ -377,45 +308,17 @@ def gate_text(text: str) -> tuple[str, Any]:
     return kind, value
 
 
-def _changed(default: Gate, said: DeclaredGate | None) -> Gate:
-    if said is None:
-        return default
-    gate = default
-    if said.limit is not None:
-        # What must be proven absent moves along with what fails it.
-        factor = None if default.enough is None else default.enough / default.limit
-        enough = None if factor is None else min(1.0, said.limit * factor)
-        gate = replace(gate, limit=said.limit, enough=enough)
-    changes = said.model_dump(exclude_none=True, exclude={"limit", "unsure"})
-    if said.unsure is not None:
-        changes["unsure"] = Unsure(said.unsure)
-    return replace(gate, **changes)
-
-
-def _in_one_line(waves: str | tuple[DeclaredWave, ...]) -> str:
+def in_one_line(waves: str | tuple[DeclaredWave, ...]) -> str:
+    """Declared waves as `read_waves` reads them."""
     return waves if isinstance(waves, str) else ", ".join(each.to for each in waves)
 
 
-def _own_words(
-    declared: str | tuple[DeclaredWave, ...], waves: tuple[Wave, ...]
-) -> tuple[Wave, ...]:
-    """What single waves say of themselves, above what is said of all."""
-    if isinstance(declared, str):
-        return waves
-    said = [*declared, *[None] * (len(waves) - len(declared))]
-    return tuple(
-        wave
-        if own is None
-        else replace(
-            wave,
-            soak_s=wave.soak_s if own.soak is None else own.soak,
-            approve=wave.approve if own.approve is None else own.approve,
-        )
-        for wave, own in zip(waves, said, strict=True)
-    )
+def shadow_wave(text: str, soak_s: float) -> Wave:
+    """The wave in which the candidate only runs beside.
 
-
-def _shadow_wave(text: str, soak_s: float) -> Wave:
+    Raises:
+        ValueError: it cannot be read, or is more than one.
+    """
     waves, rate = read_waves(text, soak_s=soak_s)
     if rate is not None or "," in text:
         raise ValueError(f"shadow {text!r}: one wave is 10, 5% or all")

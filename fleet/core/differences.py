@@ -7,14 +7,18 @@ back or was aborted is never begun again by itself: what stopped it would stop i
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from fleet.core.amounts import percent, seconds, window
 from fleet.core.declared import AUTO, FEW_AGENTS, DeclaredFleet, DeclaredRollout
-from fleet.core.gates import Gate
+from fleet.core.gates import DEFAULT_GATES, Gate
+from fleet.core.ordering import terms_of
 from fleet.core.rollouts import GONE_BACK, LIVE, Course, Rollout, RolloutState, Wave
+from fleet.core.terms import Terms
+
+DEFAULTS: Final = {each.kind: each for each in DEFAULT_GATES}
 
 
 class Change(StrEnum):
@@ -84,12 +88,6 @@ class Differences:
         return tuple(each for each in self.rollouts if each.change is Change.BLOCKED)
 
 
-# Not ordered by people, or told by `generation` itself.
-_GIVEN: Final = frozenset(
-    {"generation", "started_at_ms", "epoch", "way_back", "seed", "by", "model"}
-)
-
-
 def compare(
     declared: DeclaredFleet,
     labels: Mapping[str, Mapping[str, str]],
@@ -106,24 +104,19 @@ def compare(
     """
     return Differences(
         labels=tuple(_label_changes(declared, labels)),
-        rollouts=tuple(_rollout_change(each, rollouts) for each in declared.rollouts),
+        rollouts=tuple(_rollout_changes(declared, rollouts)),
         unheard=tuple(sorted(set(declared.labels).difference(known))),
     )
 
 
-def same_terms(one: Rollout, other: Rollout) -> bool:
-    """Whether two orders ask for the same, whenever and by whomever."""
-    return _terms(one) == _terms(other)
-
-
-def term_changes(before: Rollout, after: Rollout) -> tuple[TermChange, ...]:
-    """What differs between two orders, in words."""
-    one, other = _said(before), _said(after)
-    return tuple(
+def term_changes(before: Rollout | Terms, after: Rollout | Terms) -> list[TermChange]:
+    """What differs between how two rollouts are carried out, in words."""
+    one, other = said(before), said(after)
+    return [
         TermChange(term, one[term], other[term])
         for term in one
         if one[term] != other[term]
-    )
+    ]
 
 
 def _label_changes(
@@ -138,80 +131,133 @@ def _label_changes(
     return changes
 
 
+def _rollout_changes(
+    declared: DeclaredFleet, rollouts: Sequence[tuple[Rollout, Course]]
+) -> list[RolloutChange]:
+    changes = [_rollout_change(each, rollouts) for each in declared.rollouts]
+    begun = [each.declared for each in changes if each.change is Change.START]
+    for index, each in enumerate(changes):
+        # What begins for more agents takes those of what there is.
+        over = [one for one in begun if _takes_over(one, each.declared)]
+        if each.change is Change.NONE and over:
+            reason = (
+                f"{each.reason}, and version {over[0].version} would take its agents"
+            )
+            changes[index] = replace(each, change=Change.START, reason=reason)
+    return changes
+
+
 def _rollout_change(
     declared: DeclaredRollout, rollouts: Sequence[tuple[Rollout, Course]]
 ) -> RolloutChange:
-    same = [
-        each
-        for each in rollouts
-        if (each[0].model, each[0].targets, each[0].query)
-        == (declared.model, *declared.agents_and_query)
-    ]
+    same = sorted(
+        (each for each in rollouts if _whom(each[0]) == declared.whom),
+        key=lambda each: each[0].generation,
+    )
     if not same:
         return RolloutChange(
             declared, Change.START, "no rollout of it for these agents yet"
         )
-    newest, course = max(same, key=lambda each: each[0].generation)
-    # How many agents there are may have changed what `auto` means since.
-    few, many = declared.ordered(0), declared.ordered(FEW_AGENTS + 1)
-    wanted = few if declared.waves != AUTO or same_terms(newest, few) else many
-    terms = term_changes(newest, wanted)
-    state = course.state.value.replace("_", " ")
-    there = f"rollout {newest.generation} is {state}"
-    change, reason = Change.START, f"{there} with other terms"
+    stopped = _stopped(declared, same)
+    if stopped is not None:
+        return stopped
+    newest, course = same[-1]
+    there = f"rollout {newest.generation} is {_words(course)}"
+    terms = tuple(_term_changes(newest, declared))
+    change, reason = Change.START, f"{there}, with other terms"
     if newest.version != declared.version:
         reason = f"rollout {newest.generation} is of version {newest.version}"
-    elif course.state is RolloutState.SUPERSEDED:
-        reason = f"{there} by a newer one for other agents"
-    elif course.state in GONE_BACK | {RolloutState.ABORTED}:
-        why = f" ({course.reason})" if course.reason else ""
-        change, reason = (
-            Change.BLOCKED,
-            f"{there}{why}: declare another version, or begin it again with "
-            f"`overspill rollout start {declared.model} {declared.version}`",
-        )
+        change_of_version = TermChange("version", newest.version, declared.version)
+        terms = (change_of_version, *terms)
+    elif any(other.buries(newest) for other, _ in rollouts):
+        reason = f"{there}, and a newer one took its agents"
     elif not terms:
         change, reason = Change.NONE, there
     elif course.state not in LIVE:
         # Waves and gates have done their work; they matter to the next version.
-        change, reason = Change.NONE, f"{there}: new terms are for the next version"
+        change, reason = Change.NONE, f"{there}; new terms are for the next version"
     return RolloutChange(declared, change, reason, newest.generation, terms)
 
 
-def _terms(rollout: Rollout) -> Rollout:
-    return replace(
-        rollout,
-        generation=0,
-        started_at_ms=0,
-        epoch=0,
-        way_back=None,
-        seed=0,
-        by="",
-        targets=None,
-        query=None,
+def _stopped(
+    declared: DeclaredRollout, same: Sequence[tuple[Rollout, Course]]
+) -> RolloutChange | None:
+    """Whether this version was the last time taken back, whatever came after it."""
+    tried = [each for each in same if each[0].version == declared.version]
+    if not tried or tried[-1][1].state not in GONE_BACK | {RolloutState.ABORTED}:
+        return None
+    rollout, course = tried[-1]
+    why = f" ({course.reason})" if course.reason else ""
+    again = f"overspill rollout start {declared.model} {declared.version}"
+    return RolloutChange(
+        declared,
+        Change.BLOCKED,
+        f"rollout {rollout.generation} of this version is {_words(course)}{why}: "
+        f"declare another version, or begin it again with `{again}`",
+        rollout.generation,
     )
 
 
-def _said(rollout: Rollout) -> dict[str, str]:
-    """The terms as people write them."""
-    said = {
-        each.name: _text(getattr(rollout, each.name))
-        for each in fields(rollout)
-        if each.name not in _GIVEN | {"policy", "waves", "rate", "gates"}
+def _term_changes(newest: Rollout, declared: DeclaredRollout) -> list[TermChange]:
+    few = term_changes(newest, terms_of(declared, 0))
+    if declared.waves != AUTO or not few:
+        return few
+    # How many agents there are may have changed what `auto` means since.
+    return term_changes(newest, terms_of(declared, FEW_AGENTS + 1))
+
+
+def _takes_over(one: DeclaredRollout, other: DeclaredRollout) -> bool:
+    """Whether a rollout of the first, begun now, would leave the second no agent."""
+    return _order(one, 2).buries(_order(other, 1))
+
+
+def breadth(declared: DeclaredRollout) -> tuple[bool, bool]:
+    """What to begin first: the rollout for more agents, as a later one takes from it."""
+    return declared.where is not None, declared.agents is not None
+
+
+def _order(declared: DeclaredRollout, generation: int) -> Rollout:
+    return Rollout(
+        generation,
+        declared.model,
+        declared.version,
+        0,
+        declared.agents,
+        query=declared.where,
+    )
+
+
+def _whom(rollout: Rollout) -> tuple[str, frozenset[str] | None, str | None]:
+    return rollout.model, rollout.targets, rollout.query
+
+
+def _words(course: Course) -> str:
+    return course.state.value.replace("_", " ")
+
+
+def said(terms: Rollout | Terms) -> dict[str, str]:
+    """How a rollout is carried out, term by term, as people write it."""
+    policy = terms.policy
+    return {
+        "waves": waves_text(terms),
+        "gates": ", ".join(map(gate_text, terms.gates)) or "off",
+        "window": "any time" if policy.window is None else window(policy.window),
+        "max_parallel": str(terms.max_parallel),
+        "lease": seconds(terms.lease_s),
+        "patience": seconds(terms.patience_s),
+        "on_failure": terms.on_failure.value,
+        "probation": seconds(policy.probation_s),
+        "probation_requests": str(policy.probation_requests),
+        "max_error_share": percent(policy.max_error_share),
+        "max_agreement_drop": percent(policy.max_agreement_drop),
+        "max_slowdown": f"{policy.max_slowdown:g}",
+        "rate": _bytes(policy.bytes_per_s),
+        "budget": _bytes(policy.bytes_per_day),
+        "shared": "yes" if policy.shared else "no",
     }
-    for name in ("lease_s", "patience_s"):
-        said[name.removesuffix("_s")] = seconds(getattr(rollout, name))
-        del said[name]
-    said["waves"] = waves_text(rollout)
-    said["gates"] = ", ".join(map(gate_line, rollout.gates)) or "off"
-    policy = rollout.policy
-    said["window"] = "any time" if policy.window is None else window(policy.window)
-    for name, value in policy.model_dump(exclude={"window"}).items():
-        said[f"policy.{name}"] = _text(value)
-    return said
 
 
-def waves_text(rollout: Rollout) -> str:
+def waves_text(rollout: Rollout | Terms) -> str:
     """The waves of a rollout in one line."""
     said = [
         _wave_line(each) for each in rollout.waves if each.shadow or not rollout.rate
@@ -224,9 +270,16 @@ def waves_text(rollout: Rollout) -> str:
     return ", ".join(said)
 
 
-def gate_line(gate: Gate) -> str:
-    """A gate in one line."""
-    return f"{gate.kind.value} {percent(gate.limit)}"
+def gate_text(gate: Gate) -> str:
+    """A gate in one line, with what differs from its defaults."""
+    default = DEFAULTS.get(gate.kind, gate)
+    besides = [
+        f"{name} {percent(value) if isinstance(value, float) else value}"
+        for name in ("enough", "min_sample", "unsure", "false_alarm")
+        if (value := getattr(gate, name)) != getattr(default, name)
+    ]
+    more = f" ({', '.join(besides)})" if besides else ""
+    return f"{gate.kind.value} {percent(gate.limit)}{more}"
 
 
 def _wave_line(wave: Wave) -> str:
@@ -249,9 +302,5 @@ def _besides(soak_s: float, *, approve: bool, shadow: bool = False) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-def _text(value: Any) -> str:  # noqa: ANN401 - any term of an order
-    if value is None:
-        return "none"
-    if isinstance(value, frozenset):
-        return ", ".join(sorted(value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _bytes(value: int | None) -> str:
+    return "no limit" if value is None else f"{value} B"

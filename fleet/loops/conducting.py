@@ -7,12 +7,13 @@ a restart forgets nothing. Every call blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 
+from broker.messages import DesiredModel
 from fleet.adapters.registry import Registry
 from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.state.ledger import Ledger
@@ -22,11 +23,12 @@ from fleet.core.fleetwide import Advanced, Fleet, advance_all, changed, relevant
 from fleet.core.following import Now
 from fleet.core.machine import Changed, Event, Tell
 from fleet.core.plan import Needs
-from fleet.core.rollouts import LIVE, Course, Rollout, RolloutState, desired_for
+from fleet.core.rollouts import LIVE, Course, Rollout, desired_for
+from fleet.loops.documents import write_documents
 
 log = structlog.get_logger(__name__)
 
-WRITTEN_AT_ONCE: Final = 32
+WRITTEN_AT_ONCE: Final = 128
 NAMED_IN_EVENTS: Final = 1000
 CONDUCTOR: Final = "conductor"
 LOUD: Final = frozenset({Event.PAUSE, Event.ROLL_BACK, Event.FAIL, Event.ASK})
@@ -79,7 +81,13 @@ def advanced_in(ledger: Ledger, now: Now) -> list[Advanced]:
 
 
 def command(
-    ledger: Ledger, generation: int, event: Event, reason: str, *, by: str, now_ms: int
+    ledger: Ledger,
+    rollout: Rollout,
+    event: Event,
+    reason: str,
+    *,
+    by: str,
+    now_ms: int,
 ) -> frozenset[str]:
     """Carry out what a person asked for.
 
@@ -87,14 +95,9 @@ def command(
         The agents of whom something else is desired now.
 
     Raises:
-        KeyError: there is no such rollout.
         WrongMove: it cannot be done in its state; says what can.
     """
-    rollout = next(
-        (each for each in ledger.rollouts() if each.generation == generation), None
-    )
-    if rollout is None:
-        raise KeyError(generation)
+    generation = rollout.generation
     course = ledger.courses([rollout])[generation]
     step = machine.order(rollout, course, event, reason, now_ms)
     ledger.keep_course(generation, step.course)
@@ -108,12 +111,21 @@ def write_desired(
     database: FleetDatabase,
     registry: Registry,
     agents: Iterable[str],
+    *,
     written: Callable[[int, int], None] = lambda _done, _of: None,
+    anew: bool = False,
 ) -> tuple[str, ...]:
     """Write what each of `agents` should serve, where that changed.
 
     Only after the look was committed: a document must never name a generation that a
     crash takes back and the next rollout would be given again.
+
+    Args:
+        database: open.
+        registry: where agents read it.
+        agents: of whom something may have changed.
+        written: called with how many of how many agents are done.
+        anew: write also what did not change, because the registry may have lost it.
 
     Returns:
         The agents for whom it changed, and who should be told.
@@ -129,16 +141,14 @@ def write_desired(
         # Writing, so that no newer document is replaced by an older one.
         with database.writing() as ledger:
             wanted = desired_in(ledger, some)
-            changed_for += [
-                agent for agent in some if registry.desire(agent, wanted[agent])
-            ]
+            changed_for += write_documents(ledger, registry, wanted, anew=anew)
         written(start + len(some), len(every))
     return tuple(changed_for)
 
 
 def desired_in(
     ledger: Ledger, agents: Collection[str]
-) -> Mapping[str, tuple[Any, ...]]:
+) -> dict[str, tuple[DesiredModel, ...]]:
     """What each of `agents` should serve."""
     rollouts = {each.generation: each for each in ledger.rollouts()}
     states = ledger.rollout_states()
@@ -156,25 +166,6 @@ def desired_in(
         )
         for agent in agents
     }
-
-
-def behind(ledger: Ledger, agents: Collection[str]) -> list[str]:
-    """Those of `agents` that follow an older generation than they should.
-
-    Their document may be missing, for a command that died half way; or they
-    have not looked since it was written.
-    """
-    devices = ledger.devices_named(agents)
-    late = []
-    for agent, wanted in desired_in(ledger, agents).items():
-        device = devices.get(agent)
-        slots = {} if device is None else {each.model: each for each in device.slots}
-        if any(
-            each.model not in slots or slots[each.model].generation < each.generation
-            for each in wanted
-        ):
-            late.append(agent)
-    return late
 
 
 def needs_of(version: PublishedVersion) -> Needs:

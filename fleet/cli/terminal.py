@@ -143,11 +143,15 @@ def age(now_ms: int, then_ms: int | None) -> str:
     """How long ago, for a person."""
     if then_ms is None:
         return "never"
-    seconds = max(0, now_ms - then_ms) / 1000
+    return lasts(max(0, now_ms - then_ms) / 1000)
+
+
+def lasts(seconds: float) -> str:
+    """A length of time, for a person."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def size(size_bytes: int) -> str:

@@ -13,16 +13,21 @@ import structlog
 from broker.amqp.link import AmqpLink
 from broker.link import LinkDown
 from broker.topology import TELEMETRY_QUEUE, standing_queues
+from bundle.open_tree import open_tree
 from fleet.adapters.actor import person
 from fleet.adapters.audit_head import AuditHead
 from fleet.adapters.hints import hint_once, send_hints
 from fleet.adapters.registry import Publication, Registry
 from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.state.versions import PublishedVersion
+from fleet.core.declared import DeclaredRollout
 from fleet.core.devices import Device
 from fleet.core.following import Now
+from fleet.core.plan import Plan
 from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
+from fleet.operator.costs import costs_of
+from fleet.operator.declaring import Declaring
 from fleet.operator.rollouts import Rollouts
 from fleet.settings import FleetSettings
 from lifecycle.clock import Clock, SystemClock
@@ -106,6 +111,24 @@ class Fleet:
     def rollouts(self) -> Rollouts:
         """What can be done to rollouts."""
         return Rollouts(self.database, self.registry, self.now, self.who)
+
+    @property
+    def declaring(self) -> Declaring:
+        """What can be done with what was declared."""
+        return Declaring(self.database, self.rollouts, self.now, self.who)
+
+    def plan(self, declared: DeclaredRollout) -> Plan:
+        """What a rollout would do if it began now, and what that costs.
+
+        Raises:
+            BadOrder: the version or an agent is not known.
+            DatabaseUnavailable: the state cannot be read.
+            OSError: the registry cannot be read.
+        """
+        with self.database.reading() as ledger:
+            tree = open_tree(self.settings.registry)
+            costs = costs_of(ledger, tree, declared.model, declared.version)
+        return self.declaring.plan(declared, costs)
 
     def now(self) -> Now:
         """The time; every agent heard of lately counts as being there."""

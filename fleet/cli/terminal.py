@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
@@ -25,6 +25,7 @@ from bundle.tree import BadPlace
 from bundle.trust import KeyRejected
 from fleet.adapters.audit_head import HeadUnreadable
 from fleet.adapters.dead_store import StoreUnavailable
+from fleet.adapters.fleet_file import BadFile
 from fleet.adapters.state.database import DatabaseUnavailable
 from fleet.adapters.state.engines import BadDatabaseUrl
 from fleet.app import Fleet
@@ -35,6 +36,7 @@ from fleet.settings import FleetSettings
 EXPECTED: Final = (
     AlreadyPublished,
     BadChoice,
+    BadFile,
     BadDatabaseUrl,
     BadOrder,
     BadPlace,
@@ -59,6 +61,9 @@ Home = Annotated[
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document, for scripts.")
+]
+AsJsonLines = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document a line, for scripts.")
 ]
 AmqpUrl = Annotated[
     str | None,
@@ -112,6 +117,17 @@ def fail(reason: str) -> NoReturn:
 def complain(reason: str) -> None:
     """Say what is wrong; the command goes on, and ends with exit code 1."""
     sys.stderr.write(f"error: {' '.join(reason.split())}\n")
+
+
+def fail_with(reasons: Sequence[str]) -> NoReturn:
+    """Say several reasons, a line each, and end the command with exit code 1.
+
+    Raises:
+        typer.Exit: always.
+    """
+    for each in reasons:
+        sys.stderr.write(f"error: {each}\n")
+    raise typer.Exit(1)
 
 
 def warn(text: str) -> None:

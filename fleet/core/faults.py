@@ -39,7 +39,7 @@ def faults(error: ValidationError, data: object, model: type[BaseModel]) -> list
 
 def _placed(
     loc: Place,
-    data: Any,
+    data: Any,  # noqa: ANN401 - walked down, whatever it is
     kind: str,
     message: str,
     names: Collection[str],

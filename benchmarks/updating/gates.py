@@ -3,7 +3,7 @@
 Fleets are seeded: agents differ in how much they are asked, in how well any version does
 on their pictures and in how fast they pull; some are away, have a full disk, hang, or
 return by themselves though nothing is wrong. What decides is the real `fleet.core`;
-the clock goes a minute at a time, and nothing else is simulated of the fleet.
+the clock goes a minute or three at a time, and nothing else is simulated of the fleet.
 
 A bad version has its labels shuffled: it is as sure and as fast as before, and agrees
 with the cloud one time in ten. Its agents are not on probation here, so that it is the
@@ -40,7 +40,10 @@ from fleet.core.rollouts import (
 MODEL: Final = "fashion"
 OLD, NEW = "1", "2"
 AGENTS: Final = 1000
+# A minute a tick while a bad version should be found, then three.
 TICK_S: Final = 60.0
+CLOSELY_S: Final = 1800.0
+LATER_TICK_S: Final = 180.0
 LONGEST_S: Final = 3 * 86_400.0
 SOAK_S: Final = 600.0
 AUDITED: Final = 0.01
@@ -112,6 +115,7 @@ class Agents:
     def __init__(self, count: int, version: Version, seed: int) -> None:
         self.rng = rng = np.random.default_rng(seed)
         self.version = version
+        self.now_s = 0.0
         self.names = [f"agent-{each:04}" for each in range(count)]
         self.index = {name: at for at, name in enumerate(self.names)}
         self.per_s: Numbers = rng.lognormal(np.log(120 / 3600), 1.0, count)
@@ -129,17 +133,20 @@ class Agents:
         self.exposed: set[int] = set()
         self.slots: dict[int, SlotReport] = {}
         self.began_s: dict[int, float] = {}
+        self.replaced: dict[int, HealthReport] = {}
         # A day of the version before, on each.
         asked = rng.poisson(self.per_s * 86_400)
         self.before = self._health(asked, np.zeros(count, np.int64), GOOD)
         self.counts = {key: np.zeros(count, np.int64) for key in self.before}
 
     def live(self, now_s: float) -> None:
-        """A minute goes by: some come and go, all that serve the version are asked."""
+        """Time goes by: some come and go, all that serve the version are asked."""
+        spent_s, self.now_s = now_s - self.now_s, now_s
         away = self.rng.random(len(self.names))
-        self.here = np.where(self.here, away > 0.0005, away < 0.015)
+        minutes = spent_s / 60
+        self.here = np.where(self.here, away > 0.0005 * minutes, away < 0.015 * minutes)
         self.seen_ms[self.here] = int(now_s * 1000)
-        asked = self.rng.poisson(self.per_s * TICK_S) * (self.serves > 0)
+        asked = self.rng.poisson(self.per_s * spent_s) * (self.serves > 0)
         errors = self.rng.binomial(asked, self.version.errors)
         for key, more in self._health(asked, errors, self.version).items():
             self.counts[key] += more
@@ -230,8 +237,13 @@ class Agents:
             reason=reason,
             pulled_bytes=pulled,
             health=self._report(self.counts, at, self.version.slower) if new else None,
-            before=self._report(self.before, at, 1.0) if new else None,
+            before=self._before(at) if new else None,
         )
+
+    def _before(self, at: int) -> HealthReport:
+        if at not in self.replaced:
+            self.replaced[at] = self._report(self.before, at, 1.0)
+        return self.replaced[at]
 
     def _report(
         self, counts: Mapping[str, Counts], at: int, slower: float
@@ -257,7 +269,7 @@ def roll_out(version: Version, seed: int, count: int = AGENTS) -> Came:
     order = in_order(rollout, agents.names)
     course = begun(rollout)
     stopped_s: float | None = None
-    for now_s in _minutes():
+    for now_s in _ticks():
         agents.live(now_s)
         agents.obey(rollout, course, now_s)
         view = View(agents.devices(), order, Now(int(now_s * 1000)))
@@ -280,13 +292,16 @@ def roll_out(version: Version, seed: int, count: int = AGENTS) -> Came:
 
 def _come_back(agents: Agents, rollout: Rollout, course: Course, now_s: float) -> None:
     """Half a day more, for those who were away."""
-    for minute in range(720):
-        agents.live(now_s + minute * TICK_S)
-        agents.obey(rollout, course, now_s + minute * TICK_S)
+    for tick in range(240):
+        agents.live(now_s + tick * LATER_TICK_S)
+        agents.obey(rollout, course, now_s + tick * LATER_TICK_S)
 
 
-def _minutes() -> Iterator[float]:
-    return (TICK_S * tick for tick in range(1, int(LONGEST_S / TICK_S)))
+def _ticks() -> Iterator[float]:
+    now_s = 0.0
+    while now_s < LONGEST_S:
+        now_s += TICK_S if now_s < CLOSELY_S else LATER_TICK_S
+        yield now_s
 
 
 def measure(

@@ -6,7 +6,7 @@ Every call blocks.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from bundle.trust.errors import NoTrust, TrustRefused
 from bundle.trust.naming import Named
 from bundle.trust.repository import Repository
 from fleet.adapters.trust_home import Signature, TrustHome
+from fleet.core.rollouts import WayBack
 
 NO_TRUST: Final = (
     "no trust is set up yet, so nothing can be signed: run overspill trust init, or "
@@ -33,14 +34,6 @@ NO_TRUST: Final = (
 
 class AlreadyPublished(ValueError):
     """This name and version is taken by other bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class WayBack:
-    """The version to go back to, in the epoch that was signed for it."""
-
-    version: str
-    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +81,15 @@ class Registry:
     def _repository(self) -> Repository:
         return self._trust.repository
 
-    def publish(self, source_dir: Path, *, back_to: str | None = None) -> Publication:
+    def publish(
+        self, source_dir: Path, back_to: Callable[[str], str | None] = lambda _: None
+    ) -> Publication:
         """Pack, seal and store the bundle in `source_dir`; draft it, and sign.
 
         Args:
             source_dir: the bundle's folder.
-            back_to: the version that an automatic way back leads to; the one that
-                was published before when None.
+            back_to: names the version of a model that an automatic way back leads
+                to; for None it is the one that was published before.
 
         Raises:
             BundleRejected: the folder is no bundle.
@@ -111,7 +106,7 @@ class Registry:
             manifest = pack(source_dir, packed)
             made = make_seal(packed, manifest.name, manifest.version)
             made = made.model_copy(update={"requires": manifest.requires})
-            return self._publish(packed, made, back_to)
+            return self._publish(packed, made, back_to(made.name))
 
     def _publish(self, packed: Path, made: Seal, back_to: str | None) -> Publication:
         with self._trust.alone():
@@ -198,6 +193,15 @@ class Registry:
                 None if back is None else WayBack(back, each.epoch + 1),
             )
         return sorted(newest.values(), key=lambda each: each.epoch)
+
+    def known_versions(self, model: str) -> frozenset[str]:
+        """The versions of a model that are signed or drafted."""
+        return frozenset(
+            each.version
+            for drafted in (True, False)
+            for each in self._bundles(model, drafted=drafted)
+            if not each.back
+        )
 
     def seal(self, model: str, version: str) -> Seal:
         """The seal of a version that is signed or drafted, in its own epoch.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fleet.cli import audit, daemon, dead, device, model, rollout, trust
+from fleet.cli import apply, audit, daemon, dead, device, model, rollout, trust
 from lifecycle.logs import configure_logs
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(trust.app, name="trust")
 app.add_typer(dead.app, name="dead")
 app.add_typer(daemon.app, name="fleet")
+app.command("apply")(apply.apply)
+app.command("diff")(apply.diff)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import structlog
 from broker.amqp.link import AmqpLink
 from broker.link import LinkDown
 from broker.topology import TELEMETRY_QUEUE, standing_queues
+from bundle.folder_seal import FolderSeal
 from bundle.open_tree import open_tree
 from bundle.seal import Seal
 from bundle.trust import roles
@@ -27,11 +28,16 @@ from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.state.ledger import Ledger
 from fleet.adapters.state.versions import PublishedVersion, VersionState
 from fleet.adapters.trust_home import Signature, TrustHome, passphrase_from
+from fleet.core.declared import DeclaredRollout
 from fleet.core.devices import Device
 from fleet.core.following import Now
+from fleet.core.plan import Plan
+from fleet.core.rollouts import RolloutState
 from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
 from fleet.loops.renewal import Renewal
+from fleet.operator.costs import costs_of
+from fleet.operator.declaring import Declaring
 from fleet.operator.rollouts import Rollouts
 from fleet.settings import FleetSettings
 from lifecycle.clock import Clock, SystemClock
@@ -92,7 +98,8 @@ class Fleet:
 
         Args:
             source_dir: the bundle's folder.
-            back_to: what an automatic way back leads to; the version before by default.
+            back_to: what an automatic way back leads to; by default what the last
+                rollout brought that did not fail, or else the version before.
 
         Raises:
             BundleRejected: the folder is no bundle.
@@ -102,7 +109,9 @@ class Fleet:
             DatabaseUnavailable: stored, but not remembered; publish again.
             OSError: the disk is full, or a folder cannot be written.
         """
-        publication = self.registry.publish(source_dir, back_to=back_to)
+        publication = self.registry.publish(
+            source_dir, lambda model: back_to or self._served(model)
+        )
         seal = publication.seal
         with self.database.writing() as ledger:
             self._keep_versions(ledger, [seal], signed=publication.signed)
@@ -116,6 +125,32 @@ class Fleet:
                 )
         return publication
 
+    def _served(self, model: str) -> str | None:
+        """What the last rollout of a model brought that agents kept."""
+        with self.database.reading() as ledger:
+            states = ledger.rollout_states()
+            brought = [
+                each.version
+                for each in ledger.rollouts()
+                if each.model == model and states[each.generation] is RolloutState.DONE
+            ]
+        signed = {each.version for each in self.registry.signed_versions(model)}
+        return next((each for each in reversed(brought) if each in signed), None)
+
+    def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
+        """Draft and sign a version of the pool's models where it lies.
+
+        Raises:
+            SealRejected, NoTrust, KeyRejected, OSError: as `Registry.publish_folder`.
+            DatabaseUnavailable: signed, but not recorded.
+        """
+        seal, signature = self.registry.publish_folder(folder)
+        with self.database.writing() as ledger:
+            self.record_trust(
+                ledger, "model.publish_cloud", f"{seal.name} {seal.version}"
+            )
+        return seal, signature
+
     def sign(self, keys: Sequence[Path] = ()) -> Signature:
         """Sign what waits with the keys at hand, and show what is complete.
 
@@ -125,15 +160,16 @@ class Fleet:
             OSError: the registry cannot be written.
         """
         done = self.trust.sign(keys)
-        models = [roles.model_of(role) for role in done.settled.shown]
+        shown = (roles.model_of(role) for role in done.settled.shown)
+        models = [each for each in shown if each is not None]
         seals = [
             self.registry.seal(model, each.version)
             for model in models
-            if model is not None
             for each in self.registry.signed_versions(model)
         ]
         with self.database.writing() as ledger:
             self._keep_versions(ledger, seals, signed=True)
+            self._drop_revoked(ledger, models)
             self.record_trust(
                 ledger, "trust.sign", *(f"{r} by {k}" for r, k in done.signed.added)
             )
@@ -143,6 +179,12 @@ class Fleet:
         """Write into the audit log what was done to the fleet's trust."""
         for subject in subjects:
             ledger.record(self.who, what, subject, at_ms=self.clock.wall_ms())
+
+    def _drop_revoked(self, ledger: Ledger, models: Sequence[str]) -> None:
+        known = {model: self.registry.known_versions(model) for model in models}
+        for each in ledger.versions():
+            if each.model in known and each.version not in known[each.model]:
+                ledger.drop_version(each.model, each.version)
 
     def _keep_versions(
         self, ledger: Ledger, seals: Sequence[Seal], *, signed: bool
@@ -180,6 +222,24 @@ class Fleet:
     def rollouts(self) -> Rollouts:
         """What can be done to rollouts."""
         return Rollouts(self.database, self.registry, self.now, self.who)
+
+    @property
+    def declaring(self) -> Declaring:
+        """What can be done with what was declared."""
+        return Declaring(self.database, self.rollouts, self.now, self.who)
+
+    def plan(self, declared: DeclaredRollout) -> Plan:
+        """What a rollout would do if it began now, and what that costs.
+
+        Raises:
+            BadOrder: the version or an agent is not known.
+            DatabaseUnavailable: the state cannot be read.
+            OSError: the registry cannot be read.
+        """
+        with self.database.reading() as ledger:
+            tree = open_tree(self.settings.registry)
+            costs = costs_of(ledger, tree, declared.model, declared.version)
+        return self.declaring.plan(declared, costs)
 
     def now(self) -> Now:
         """The time; every agent heard of lately counts as being there."""

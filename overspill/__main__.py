@@ -27,6 +27,8 @@ COMMANDS: Final = {
     "explain": "builder.cli.explain:explain",
     "rollout": "fleet.cli.rollout:app",
     "trust": "fleet.cli.trust:app",
+    "apply": "fleet.cli.apply:apply",
+    "diff": "fleet.cli.apply:diff",
     "device": "fleet.cli.device:app",
     "audit": "fleet.cli.audit:app",
     "dead": "fleet.cli.dead:app",

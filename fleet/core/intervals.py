@@ -66,12 +66,7 @@ def share(hits: int, trials: int, miss: float) -> Estimate:
     if trials <= 0:
         return Estimate(0.0, 0.0, 1.0, 0)
     seen = hits / trials
-    evidence = (
-        math.lgamma(hits + 1)
-        + math.lgamma(trials - hits + 1)
-        - math.lgamma(trials + 2)
-        + math.log(miss)
-    )
+    evidence = _evidence(hits, trials, miss)
 
     def refuted(p: float) -> bool:
         return evidence > _log_likelihood(hits, trials, p)
@@ -79,6 +74,13 @@ def share(hits: int, trials: int, miss: float) -> Estimate:
     low = _edge(0.0, seen, refuted) if hits else 0.0
     high = 1.0 - _edge(0.0, 1.0 - seen, lambda q: refuted(1.0 - q))
     return Estimate(seen, low, high if hits < trials else 1.0, trials)
+
+
+def surely_above(hits: int, trials: int, limit: float, miss: float) -> bool:
+    """Whether `share(hits, trials, miss).low` is over `limit`, without finding it."""
+    if trials <= 0 or hits <= limit * trials:
+        return False
+    return _evidence(hits, trials, miss) > _log_likelihood(hits, trials, limit)
 
 
 def pooled(counts: Sequence[Count], miss: float, scale: float) -> Estimate:
@@ -164,6 +166,16 @@ def _smoothed(hits: int, trials: int) -> float:
 def _widened(between: float, agents: int) -> float:
     # The spread between few agents is itself known badly; between one it is not known.
     return between * agents / (agents - 1) if agents > 1 else 0.0
+
+
+def _evidence(hits: int, trials: int, miss: float) -> float:
+    """The log of the likelihood averaged over all shares, less what refutes one."""
+    return (
+        math.lgamma(hits + 1)
+        + math.lgamma(trials - hits + 1)
+        - math.lgamma(trials + 2)
+        + math.log(miss)
+    )
 
 
 def _log_likelihood(hits: int, trials: int, p: float) -> float:

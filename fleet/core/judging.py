@@ -22,6 +22,7 @@ from fleet.core.intervals import (
     difference,
     pooled,
     share,
+    surely_above,
 )
 from fleet.core.rollouts import (
     FAILED_AGENT,
@@ -105,11 +106,9 @@ def _showing(rollout: Rollout, told: Told, device: Device | None) -> SlotReport 
 def _breaks_down(rollout: Rollout, slot: SlotReport) -> bool:
     for gate in rollout.gates:
         if gate.kind is GateKind.ERRORS and slot.health is not None:
-            health = slot.health
-            return (
-                health.requests >= gate.min_sample
-                and share(health.errors, health.requests, gate.false_alarm).low
-                > BREAKDOWN
+            errors, requests = slot.health.errors, slot.health.requests
+            return requests >= gate.min_sample and surely_above(
+                errors, requests, BREAKDOWN, gate.false_alarm
             )
     return False
 

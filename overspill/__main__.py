@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "rollout": "fleet.cli.rollout:app",
     "apply": "fleet.cli.apply:apply",
     "diff": "fleet.cli.apply:diff",
+    "trust": "fleet.cli.trust:app",
     "device": "fleet.cli.device:app",
     "audit": "fleet.cli.audit:app",
     "dead": "fleet.cli.dead:app",

@@ -20,14 +20,16 @@ from rich.console import Console
 from broker.link import BadUrl
 from bundle.pack import BundleRejected
 from bundle.seal import SealRejected
-from bundle.store import AlreadyPublished
 from bundle.tree import BadPlace
-from bundle.trust import KeyRejected
+from bundle.trust.errors import KeyRejected, NoTrust, TrustRefused
+from bundle.trust.keys import Passphrase
 from fleet.adapters.audit_head import HeadUnreadable
 from fleet.adapters.dead_store import StoreUnavailable
 from fleet.adapters.fleet_file import BadFile
+from fleet.adapters.registry import AlreadyPublished
 from fleet.adapters.state.database import DatabaseUnavailable
 from fleet.adapters.state.engines import BadDatabaseUrl
+from fleet.adapters.trust_home import passphrase_from
 from fleet.app import Fleet
 from fleet.core.letters import BadChoice
 from fleet.core.orders import BadOrder
@@ -45,9 +47,11 @@ EXPECTED: Final = (
     DatabaseUnavailable,
     HeadUnreadable,
     KeyRejected,
+    NoTrust,
     OSError,
     SealRejected,
     StoreUnavailable,
+    TrustRefused,
 )
 
 Home = Annotated[
@@ -91,8 +95,30 @@ def read_settings(home: Path | None, amqp_url: str | None = None) -> FleetSettin
 @contextmanager
 def opened(settings: FleetSettings) -> Iterator[Fleet]:
     """The fleet, with every expected failure told in one line."""
-    with telling_failures(), Fleet(settings) as fleet:
+    with telling_failures(), Fleet(settings, ask=ask_passphrase) as fleet:
         yield fleet
+
+
+def ask_passphrase(key: Path, *, new: bool = False) -> bytes | None:
+    """Ask whoever is at the terminal for a key's passphrase; None when nobody is."""
+    if not sys.stdin.isatty():
+        return None
+    said: str = typer.prompt(
+        f"passphrase of {key}", hide_input=True, confirmation_prompt=new, err=True
+    )
+    return said.encode() or None
+
+
+def passphrases() -> Passphrase:
+    """The passphrase of the settings, or of whoever is at the terminal."""
+    settings = read_settings(None)
+
+    def passphrase(key: Path) -> bytes | None:
+        said = settings.passphrase
+        text = None if said is None else said.get_secret_value()
+        return passphrase_from(text, settings.passphrase_file) or ask_passphrase(key)
+
+    return passphrase
 
 
 @contextmanager

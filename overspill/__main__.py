@@ -26,6 +26,8 @@ COMMANDS: Final = {
     "model": "overspill.commands.model:app",
     "explain": "builder.cli.explain:explain",
     "rollout": "fleet.cli.rollout:app",
+    "apply": "fleet.cli.apply:apply",
+    "diff": "fleet.cli.apply:diff",
     "trust": "fleet.cli.trust:app",
     "apply": "fleet.cli.apply:apply",
     "diff": "fleet.cli.apply:diff",

@@ -36,6 +36,11 @@ def seal_target(model: str, version: str, epoch: int) -> str:
     return f"{model}/{version}.{epoch}.json"
 
 
+def cloud_target(model: str, version: str) -> str:
+    """What TUF calls the seal of a folder that the worker pool loads."""
+    return f"cloud/{model}/{version}.json"
+
+
 def target_file(target: str, sha256: str) -> str:
     """Where a target's file lies (a consistent snapshot)."""
     folder, _, name = target.rpartition("/")
@@ -50,6 +55,11 @@ def blob(sha256: str) -> str:
 def delta_offer(base_sha256: str, wanted_sha256: str) -> str:
     """How to make one packed bundle of another."""
     return f"{DELTAS}/{base_sha256}/{wanted_sha256}.json"
+
+
+def desired(agent: str) -> str:
+    """What an agent should serve; only itself may read it."""
+    return f"{DESIRED}/{agent}"
 
 
 def is_public(path: str) -> bool:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 def default_home() -> Path:
     """Where the fleet's state lies when nobody says otherwise."""
     return Path.home() / ".local" / "share" / "overspill" / "fleet"
+
+
+def beside(home: Path) -> Path:
+    """Not in the home, so that who restores an old copy of it does not restore this."""
+    return home.with_name(f"{home.name}.audit-head")
 
 
 class FleetSettings(BaseSettings):
@@ -23,7 +28,37 @@ class FleetSettings(BaseSettings):
 
     home: Path = Field(
         default_factory=default_home,
-        description="folder of fleet.db, registry/ and keys/; workers serve registry/",
+        description="folder of fleet.db, registry/ and trust/; workers serve registry/",
+    )
+    database: str = Field(
+        default_factory=lambda known: str(known["home"] / "fleet.db"),
+        repr=False,
+        description="the fleet's state: a path for SQLite, or "
+        "postgresql://user:password@host:port/name; fleet.db in the home by default",
+    )
+    registry: str = Field(
+        default_factory=lambda known: str(known["home"] / "registry"),
+        description="what workers serve: a folder, or s3://bucket/prefix; registry/ in "
+        "the home by default",
+    )
+    audit_head: Path = Field(
+        default_factory=lambda known: beside(known["home"]),
+        description="where the audit log's head is kept outside of the database; "
+        "beside the home by default",
+    )
+    actor: str | None = Field(
+        default=None,
+        max_length=200,
+        description="who the audit log says it was; by default the user of the "
+        "operating system and the machine",
+    )
+    passphrase: SecretStr | None = Field(
+        default=None,
+        description="opens the fleet's encrypted keys; asked for on a terminal when "
+        "it is not set",
+    )
+    passphrase_file: Path | None = Field(
+        default=None, description="a file (0600) that holds the passphrase"
     )
     amqp_url: str | None = Field(
         default=None,
@@ -51,28 +86,13 @@ class FleetSettings(BaseSettings):
     )
     log_level: str = Field(default="info", description="debug, info, warning or error")
 
-    @field_validator("home")
+    @field_validator("home", "audit_head")
     @classmethod
-    def _at_home(cls, home: Path) -> Path:
+    def _at_home(cls, path: Path) -> Path:
         # A unit file or a .env has no shell to read the tilde.
-        return home.expanduser()
+        return path.expanduser()
 
     @property
-    def database(self) -> Path:
-        """The SQLite file."""
-        return self.home / "fleet.db"
-
-    @property
-    def registry(self) -> Path:
-        """The `BundleStore` that workers serve."""
-        return self.home / "registry"
-
-    @property
-    def signing_key(self) -> Path:
-        """The private key, 0600, made by the first publish."""
-        return self.home / "keys" / "signing.key"
-
-    @property
-    def public_key(self) -> Path:
-        """What agents must trust."""
-        return self.home / "keys" / "signing.pub"
+    def trust(self) -> Path:
+        """Keys, drafts, and what this machine has seen of the fleet's trust."""
+        return self.home / "trust"

@@ -1,1 +1,1 @@
-"""The only users of SQLite, of the bundle store and of the broker."""
+"""The only users of SQLite, of the registry and of the broker."""

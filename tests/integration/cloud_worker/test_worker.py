@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import os
@@ -29,9 +30,9 @@ from broker.messages import (
 )
 from broker.node import Node
 from broker.topics import requests
-from bundle.seal import make_seal, sign_seal
-from bundle.store import BundleStore
-from bundle.trust import generate_key
+from bundle import layout
+from bundle.folder_tree import FolderTree
+from bundle.seal import CHUNK_BYTES
 from fleet.adapters.dead_store import DeadStore, with_dead_store
 from fleet.core.letters import Filter, Letter
 from tests.integration.cloud_worker.pool import (
@@ -312,35 +313,33 @@ async def test_a_model_update_is_served_from_the_registry(
     rabbit: Node, tmp_path: Path
 ) -> None:
     models = repository(tmp_path / "models", it_update="line_lite")
-    store = BundleStore(tmp_path / "registry")
-    packed = tmp_path / "packed"
-    packed.write_bytes(np.random.default_rng(0).bytes(300_000))
-    signed = sign_seal(make_seal(packed, "fashion", "2"), generate_key())
-    store.publish(packed, signed)
-    store.write_desired("agent-1", b"desired of agent-1")
+    tree = FolderTree(tmp_path / "registry")
+    packed = np.random.default_rng(0).bytes(300_000)
+    blob = layout.blob(hashlib.sha256(packed).hexdigest())
+    tree.write(blob, packed)
+    tree.write(layout.metadata("timestamp.json"), b"signed elsewhere")
+    tree.write(layout.desired("agent-1"), b"desired of agent-1")
     async with (
         worker(rabbit, models, registry=tmp_path / "registry"),
         Agent(rabbit) as agent,
     ):
-        desired = await agent.get(Get(want="desired"))
-        assert desired.data == b"desired of agent-1"
-        seal = await agent.get(Get(want="seal", model="fashion", version="2"))
-        assert seal.data == signed
+        for path, data in (
+            (layout.desired("agent-1"), b"desired of agent-1"),
+            (layout.metadata("timestamp.json"), b"signed elsewhere"),
+        ):
+            assert (await agent.get(Get(want="file", path=path))).data == data
         chunks = [
             await agent.get(
-                Get(want="chunk", model="fashion", version="2", index=index)
+                Get(want="file", path=blob, offset=offset, length=CHUNK_BYTES)
             )
-            for index in range(3)
+            for offset in range(0, len(packed), CHUNK_BYTES)
         ]
-        assert b"".join(each.data for each in chunks) == packed.read_bytes()
-        for nowhere in (
-            Get(want="chunk", model="fashion", version="2", index=3),
-            Get(want="seal", model="fashion", version="9"),
-            Get(want="seal"),
-        ):
-            blob = await agent.get(nowhere)
-            assert blob.status == "not_found"
-            assert blob.reason
+        assert b"".join(each.data for each in chunks) == packed
+        assert {each.total_bytes for each in chunks} == {len(packed)}
+        for nowhere in (layout.blob("0" * 64), layout.desired("agent-9"), "fleet.db"):
+            refused = await agent.get(Get(want="file", path=nowhere))
+            assert refused.status == "not_found"
+            assert refused.reason
 
 
 async def test_nothing_desired_is_said_and_another_agent_is_not_overheard(
@@ -348,12 +347,12 @@ async def test_nothing_desired_is_said_and_another_agent_is_not_overheard(
 ) -> None:
     models = repository(tmp_path / "models", it_none="line_lite")
     registry = tmp_path / "registry"
-    BundleStore(registry).write_desired("agent-1", b"for agent-1 only")
+    FolderTree(registry).write(layout.desired("agent-1"), b"for agent-1 only")
     async with (
         worker(rabbit, models, registry=registry),
         Agent(rabbit, "agent-2") as agent,
     ):
-        blob = await agent.get(Get(want="desired"))
+        blob = await agent.get(Get(want="file", path=layout.desired("agent-1")))
         assert (blob.status, blob.data) == ("not_found", b"")
 
 

@@ -53,7 +53,7 @@ class Crew:
                     talks=True,
                 ),
                 Task(
-                    plan=plan.model_dump_json(),
+                    plan=plan.model_dump_json(exclude_unset=True),
                     urls={index: urls[index] for index in mine},
                     folder=str(folder / f"agents-{number}"),
                     provisioned=str(provisioned),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,10 +15,11 @@ from overspill.simulate.bundles import write_bundles
 from overspill.simulate.crew import Crew
 from overspill.simulate.plan import AFTER, MODEL, Plan, cast, name_of
 from overspill.simulate.stage import Stage
-from overspill.simulate.tally import Tally, compare
+from overspill.simulate.tally import SETTLED, Tally, compare
 from overspill.tasks import alongside
 
 LOOK_EVERY_S: Final = 0.2
+ASK_EVERY_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 120.0
 FLEET_LEARNS_S: Final = 20.0
 
@@ -56,8 +58,8 @@ class Outcome:
         connect_s: until all agents were connected and known to the fleet.
         told_s: how long `overspill rollout start` took.
         rollout_s: from its start until the last agent settled, or the time was up.
-        broker_rest_mb, broker_peak_mb: resident memory of RabbitMQ before the agents
-            came, and at its highest.
+        broker_rest_mb, broker_connected_mb, broker_peak_mb: resident memory of RabbitMQ
+            before the agents came, with all of them connected, and at its highest.
         agents_mb: resident memory of all processes that hold agents.
         heard_bytes: what came to the agents since the rollout began.
         disagreements: agents of whom the fleet knows something else than they do.
@@ -71,10 +73,28 @@ class Outcome:
     told_s: float
     rollout_s: float
     broker_rest_mb: float
+    broker_connected_mb: float
     broker_peak_mb: float
     agents_mb: float
     heard_bytes: int
     disagreements: tuple[str, ...]
+    rollout: str = ""
+
+    @property
+    def failures(self) -> list[str]:
+        """What is wrong, in sentences; nothing when it went as it should."""
+        found = []
+        counts = self.tally.counts()
+        late = {each: n for each, n in counts.items() if each not in SETTLED and n}
+        if late:
+            states = ", ".join(f"{n} {each}" for each, n in late.items())
+            found.append(f"not settled after {self.rollout_s:.0f} s: {states}")
+        if self.disagreements:
+            found.append(
+                f"the fleet does not know what {len(self.disagreements)} agents serve, "
+                f"such as {self.disagreements[0]}"
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +181,7 @@ class Simulation:
         rest_mb = scene.broker_mb or _resident_mb(stage)
         scene.headline = "agents connect"
         await self._connect(stage)
-        connect_s = self._since_s()
+        connect_s, connected_mb = self._since_s(), scene.broker_mb
         scene.headline = f"rolling out version {AFTER}"
         heard = sum(tally.heard_bytes.values())
         self._began_s = self._clock.monotonic()
@@ -170,8 +190,9 @@ class Simulation:
         started = await stage.operate("rollout", "start", MODEL, AFTER)
         tally.generation = int(started["generation"])
         told_s = self._since_s()
-        while not tally.settled and self._since_s() < self._options.within_s:
-            await asyncio.sleep(LOOK_EVERY_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._options.within_s - told_s):
+                await _until(lambda: tally.settled)
         rollout_s = self._since_s()
         scene.headline = "asking the fleet what it knows"
         disagreements = await self._ask_fleet(stage)
@@ -184,6 +205,7 @@ class Simulation:
             told_s=told_s,
             rollout_s=rollout_s,
             broker_rest_mb=rest_mb,
+            broker_connected_mb=connected_mb,
             broker_peak_mb=scene.broker_peak_mb,
             agents_mb=sum(tally.rss_kb.values()) / 1024,
             heard_bytes=sum(tally.heard_bytes.values()) - heard,
@@ -193,10 +215,9 @@ class Simulation:
     async def _connect(self, stage: Stage) -> None:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                while not self.scene.tally.all_connected:
-                    await asyncio.sleep(LOOK_EVERY_S)
+                await _until(lambda: self.scene.tally.all_connected)
                 while len(await stage.operate("device", "list")) < self._plan.agents:
-                    await asyncio.sleep(LOOK_EVERY_S)
+                    await asyncio.sleep(ASK_EVERY_S)
         except TimeoutError:
             connected = sum(self.scene.tally.connected.values())
             raise NotConnected(
@@ -212,7 +233,7 @@ class Simulation:
             wrong = compare(self.scene.tally, devices, MODEL)
             if not wrong or self._clock.monotonic() > give_up_s:
                 return tuple(wrong)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(ASK_EVERY_S)
 
     async def _sample(self, stage: Stage) -> None:
         while True:
@@ -221,6 +242,11 @@ class Simulation:
                 self.scene.broker_peak_mb, self.scene.broker_mb
             )
             await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - other processes say it, without an event
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _until_one_died(stage: Stage) -> None:

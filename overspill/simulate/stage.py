@@ -182,4 +182,3 @@ def _says(log: Path, what: bytes) -> Callable[[], Any]:
         return what in log.read_bytes()
 
     return said
-

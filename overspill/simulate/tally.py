@@ -159,6 +159,9 @@ def compare(
     wrong = []
     for persona in tally.personas:
         fate = tally.of(persona)
-        if fate.became is Became.CONVERGED and known.get(persona.agent) != tally.version:
+        if (
+            fate.became is Became.CONVERGED
+            and known.get(persona.agent) != tally.version
+        ):
             wrong.append(persona.agent)
     return wrong

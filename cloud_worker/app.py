@@ -17,7 +17,7 @@ from broker.amqp.link import AmqpLink
 from broker.amqp.subscriber import Prefetch
 from broker.backoff import Backoff
 from broker.topology import GET_QUEUE, standing_queues
-from bundle.store import BundleStore
+from bundle.folder import FolderSource
 from cloud_worker.adapters.example_store import ExampleStore
 from cloud_worker.adapters.inline import InlineRunner
 from cloud_worker.adapters.library import Library
@@ -62,7 +62,6 @@ from lifecycle.watchdog import ServiceManager
 
 log = structlog.get_logger(__name__)
 
-UPDATE_READERS: Final = 4
 # Examples that wait for the disk at the end; requests are answered by then.
 LAST_EXAMPLES_S: Final = 2.0
 
@@ -125,7 +124,7 @@ class Worker:
                     stack.enter_context(ThreadPoolExecutor(count, name))
                     for count, name in (
                         (self._settings.decode_threads, "decode"),
-                        (UPDATE_READERS, "update"),
+                        (updates.READERS, "update"),
                     )
                 )
             )
@@ -365,9 +364,8 @@ class _Pool:
         self._updates = None
         if settings.registry is not None:
             self._updates = Updates(
-                BundleStore(settings.registry),
+                FolderSource(settings.registry, threads.update),
                 self.link.publish,
-                readers=threads.update,
                 timeout_s=timeout_s,
             )
 

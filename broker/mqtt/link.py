@@ -104,6 +104,7 @@ class MqttLink:
         self._answered = answered
         self._asked_s: float | None = None
         self._deaf_after_s = DEAF_AFTER_S
+        self._also: set[str] = set()
 
     @property
     def up(self) -> bool:
@@ -160,6 +161,47 @@ class MqttLink:
         return _Publishing(
             functools.partial(self._confirmed, client, begun, topic, payload, timeout_s)
         )
+
+    async def hear(self, topic: str) -> None:
+        """Hear one more topic at QoS 0, after reconnects too, until `unhear`.
+
+        What is published while the link is down is not heard.
+
+        Raises:
+            LinkDown: there is no connection, or the broker does not grant it; RabbitMQ
+                then closes the connection. It is not heard.
+        """
+        client = self._client
+        if client is None:
+            raise LinkDown(self._down())
+        await self._subscribe_also(client, topic)
+
+    async def unhear(self, topic: str) -> None:
+        """Hear what `hear` added no more.
+
+        Raises:
+            LinkDown: there is no connection, and so no subscription either.
+        """
+        self._also.discard(topic)
+        client = self._client
+        if client is None:
+            raise LinkDown(self._down())
+        try:
+            await client.unsubscribe(topic, timeout=SUBSCRIBE_TIMEOUT_S)
+        except aiomqtt.MqttError as error:
+            raise LinkDown(f"{self._target} is going down: {error}") from error
+
+    async def _subscribe_also(self, client: Client, topic: str) -> None:
+        # Until it is granted it is not subscribed again: a broker that refuses it by
+        # closing the connection would close every one.
+        self._also.discard(topic)
+        try:
+            granted = await client.subscribe(topic, qos=0, timeout=SUBSCRIBE_TIMEOUT_S)
+        except aiomqtt.MqttError as error:
+            raise LinkDown(self._refused_topic(topic)) from error
+        if any(_code(each) >= _REFUSED for each in granted):
+            raise LinkDown(self._refused_topic(topic))
+        self._also.add(topic)
 
     async def _confirmed(
         self,
@@ -288,6 +330,8 @@ class MqttLink:
             if any(_code(each) >= _REFUSED for each in granted):
                 raise LinkDown(self._refused_topic(topic))
         self._asking = None
+        for topic in tuple(self._also):
+            await self._subscribe_also(client, topic)
 
     def _refused_topic(self, topic: str) -> str:
         return (

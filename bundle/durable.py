@@ -32,13 +32,18 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, *, mode: int = 0o644, durable: bool = True
+) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` when the block ends without error.
 
     Args:
         path: where the file will be; its folder must exist.
         mode: permissions, lessened by the umask. The file has them from its first
             byte on, so a secret is never readable by others in between.
+        durable: whether it must survive a power cut. Without, readers still see the
+            old bytes or the new, and nobody waits for the disk: for what is made
+            again from elsewhere.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -48,21 +53,25 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(path)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
-def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_file(
+    path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True
+) -> None:
     """Write `data` to `path` so that a reader sees the old bytes or the new.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    with replacing(path, mode=mode) as file:
+    with replacing(path, mode=mode, durable=durable) as file:
         file.write(data)

@@ -16,7 +16,8 @@ from broker.link import LinkDown
 from broker.topology import TELEMETRY_QUEUE, standing_queues
 from fleet.adapters.hints import hint_once, send_hints
 from fleet.adapters.registry import Publication, Registry
-from fleet.adapters.registry_db import FleetDatabase, PublishedVersion
+from fleet.adapters.state.database import FleetDatabase
+from fleet.adapters.state.versions import PublishedVersion
 from fleet.core.devices import Device
 from fleet.core.orders import check_version, read_agents
 from fleet.core.rollouts import (

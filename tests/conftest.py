@@ -15,6 +15,7 @@ import pytest
 
 from broker.node import Node
 from broker.ports import free_port as choose_port
+from tests.postgres import PrivatePostgres, binaries
 
 AGENTS = ("agent-1", "agent-2", "agent-3", "agent-4")
 # For tests that need to know all that an agent's session hears.
@@ -53,6 +54,20 @@ def rabbit() -> Iterator[Node]:
     yield node
     asyncio.run(node.stop())
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PrivatePostgres]:
+    """A private PostgreSQL; tests share it, so take a database of your own."""
+    programs = binaries()
+    if programs is None:
+        pytest.skip("PostgreSQL's server is not installed: run `make setup`")
+    server = PrivatePostgres(programs)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture

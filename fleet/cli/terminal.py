@@ -23,7 +23,7 @@ from bundle.seal import SealRejected
 from bundle.store import AlreadyPublished
 from bundle.trust import KeyRejected
 from fleet.adapters.dead_store import StoreUnavailable
-from fleet.adapters.registry_db import DatabaseUnavailable
+from fleet.adapters.state.database import DatabaseUnavailable
 from fleet.app import Fleet
 from fleet.core.letters import BadChoice
 from fleet.core.orders import BadOrder

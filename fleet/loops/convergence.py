@@ -11,7 +11,8 @@ from collections.abc import Collection
 import structlog
 
 from fleet.adapters.registry import Registry
-from fleet.adapters.registry_db import FleetDatabase, Ledger
+from fleet.adapters.state.database import FleetDatabase
+from fleet.adapters.state.ledger import Ledger
 from fleet.core.rollouts import AgentState, RolloutState, current, desired_for
 
 log = structlog.get_logger(__name__)

@@ -20,7 +20,7 @@ from broker.codec import WireError, decode
 from broker.messages import Report
 from broker.topics import BadId, check_id, read_agent
 from fleet.adapters.registry import Registry
-from fleet.adapters.registry_db import DatabaseUnavailable, FleetDatabase
+from fleet.adapters.state.database import DatabaseUnavailable, FleetDatabase
 from fleet.core.devices import observe
 from fleet.loops.convergence import keep_progress, write_desired
 from lifecycle.clock import Clock

@@ -25,7 +25,7 @@ from bundle.seal import open_seal, verify_packed
 from bundle.store import BundleStore
 from bundle.trust import load_public_keys
 from fleet.__main__ import app
-from fleet.adapters.registry_db import FleetDatabase
+from fleet.adapters.state.database import FleetDatabase
 from fleet.app import Fleet, run_daemon
 from fleet.core.devices import observe
 from fleet.core.rollouts import Rollout

@@ -16,7 +16,7 @@ from broker.codec import decode, encode, seal_envelope
 from broker.messages import Desired, Report, SlotReport
 from bundle.store import BundleStore
 from fleet.adapters.registry import Registry
-from fleet.adapters.registry_db import FleetDatabase
+from fleet.adapters.state.database import FleetDatabase
 from fleet.core.devices import Device
 from fleet.core.rollouts import Rollout, next_generation
 from fleet.loops.inventory import Inventory

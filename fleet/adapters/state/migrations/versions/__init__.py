@@ -1,0 +1,1 @@
+"""One file a schema. A published one never changes."""

@@ -17,7 +17,8 @@ from broker.amqp.link import AmqpLink
 from broker.amqp.subscriber import Prefetch
 from broker.backoff import Backoff
 from broker.topology import GET_QUEUE, standing_queues
-from bundle.folder import FolderSource
+from bundle.open_tree import open_tree
+from bundle.tree_source import TreeSource
 from cloud_worker.adapters.example_store import ExampleStore
 from cloud_worker.adapters.inline import InlineRunner
 from cloud_worker.adapters.library import Library
@@ -364,7 +365,7 @@ class _Pool:
         self._updates = None
         if settings.registry is not None:
             self._updates = Updates(
-                FolderSource(settings.registry, threads.update),
+                TreeSource(open_tree(settings.registry), threads.update),
                 self.link.publish,
                 timeout_s=timeout_s,
             )

@@ -69,6 +69,14 @@ class Line:
         """As `MqttLink.publish`."""
         return self._link.publish(topic, payload, timeout_s=timeout_s)
 
+    async def hear(self, topic: str) -> None:
+        """As `MqttLink.hear`."""
+        await self._link.hear(topic)
+
+    async def unhear(self, topic: str) -> None:
+        """As `MqttLink.unhear`."""
+        await self._link.unhear(topic)
+
     async def run(self) -> None:
         """Stay connected, except while it is cut."""
         while True:

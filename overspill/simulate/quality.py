@@ -1,81 +1,98 @@
-"""What a version did on one device, in pretence: counts that grow with time. Pure."""
+"""What a version does on one device, in pretence, written into the agent's real books."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from random import Random
-from typing import Final
 
-from broker.messages import HealthReport
+from typing_extensions import override
+
+from edge_agent.core.accounts import Accounts
+from edge_agent.core.health import Account
 from overspill.simulate.plan import Quality
 
-# Beyond so many the sum of draws is a normal one, at a fraction of the work.
-FEW: Final = 30
+# Of one look: what a device that was away for an hour has missed is not made up.
+MOST_AT_ONCE = 10_000
 
 
-@dataclass(slots=True)
-class Pretended:
-    """One version while it serves.
+class PretendedAccounts(Accounts):
+    """Books that fill as time passes: whoever reads them finds them up to date.
+
+    Args:
+        quality_of: what a version is drawn from.
+        rng: the device's own draws.
+        requests_per_s: what the device is asked.
+        audit_share: of what a version is sure of, what is compared all the same.
+        slowness: of the device.
+        now_s: the agent's clock.
 
     Attributes:
-        quality: what is drawn from.
-        rng: the device's own draws.
-        requests_per_s: what it is asked.
-        audit_share: of what it is sure of, what is compared all the same.
-        slowness: of the device.
-        since_s: when it began.
+        serving: the version that is asked; None for none.
+        beside: the version in the shadow of it.
     """
 
-    quality: Quality
-    rng: Random
-    requests_per_s: float
-    audit_share: float
-    slowness: float
-    since_s: float
-    requests: int = 0
-    errors: int = 0
-    spilled: int = 0
-    chosen: int = 0
-    compared: int = 0
-    agreed: int = 0
-    chosen_agreed: int = 0
+    def __init__(
+        self,
+        quality_of: Callable[[str], Quality],
+        *,
+        rng: Random,
+        requests_per_s: float,
+        audit_share: float,
+        slowness: float,
+        now_s: Callable[[], float],
+    ) -> None:
+        super().__init__()
+        self.serving: str | None = None
+        self.beside: str | None = None
+        self._quality_of = quality_of
+        self._rng = rng
+        self._requests_per_s = requests_per_s
+        self._audit_share = audit_share
+        self._slowness = slowness
+        self._now_s = now_s
+        self._seen_s: dict[str, float] = {}
 
-    def until(self, now_s: float) -> HealthReport:
-        """What it has done by now; time only ever goes forward."""
-        due = int((now_s - self.since_s) * self.requests_per_s)
-        fresh = max(0, due - self.requests)
-        self.requests += fresh
-        errors = self._draw(fresh, self.quality.errors)
-        spilled = self._draw(fresh - errors, self.quality.spill)
-        chosen = self._draw(fresh - errors - spilled, self.audit_share)
-        # What it is unsure of it gets wrong more often.
-        chosen_agreed = self._draw(chosen, min(1.0, self.quality.agreement + 0.02))
-        self.errors += errors
-        self.spilled += spilled
-        self.chosen += chosen
-        self.chosen_agreed += chosen_agreed
-        self.compared += spilled + chosen
-        self.agreed += chosen_agreed
-        self.agreed += self._draw(spilled, max(0.0, self.quality.agreement - 0.02))
-        ms = self.quality.latency_ms * self.slowness
-        return HealthReport(
-            for_s=max(0.0, now_s - self.since_s),
-            requests=self.requests,
-            errors=self.errors,
-            spilled=self.spilled,
-            compared=self.compared,
-            agreed=self.agreed,
-            chosen=self.chosen,
-            chosen_agreed=self.chosen_agreed,
-            p50_ms=ms,
-            p99_ms=2.5 * ms,
-        )
+    @override
+    def of(self, model: str, version: str | None) -> Account | None:
+        account = super().of(model, version)
+        if account is not None and version is not None:
+            self._fill(account, version)
+        return account
 
-    def _draw(self, times: int, share: float) -> int:
-        """How many of so many tries succeed."""
-        if times <= 0 or share <= 0:
-            return 0
-        if times <= FEW:
-            return sum(self.rng.random() < share for _ in range(times))
-        drawn = self.rng.gauss(times * share, (times * share * (1 - share)) ** 0.5)
-        return min(times, max(0, round(drawn)))
+    @override
+    def put(self, model: str, version: str, account: Account) -> Account:
+        self._seen_s[version] = self._now_s()
+        return super().put(model, version, account)
+
+    def swap(self, model: str, version: str | None) -> None:
+        """Another version is asked from now on."""
+        self.of(model, self.serving)
+        self.serving = version
+        if version is not None:
+            self._seen_s[version] = self._now_s()
+
+    def _fill(self, account: Account, version: str) -> None:
+        now_s, seen_s = self._now_s(), self._seen_s.get(version, self._now_s())
+        asked = int((now_s - seen_s) * self._requests_per_s)
+        if version not in (self.serving, self.beside) or asked <= 0:
+            return
+        self._seen_s[version] = seen_s + asked / self._requests_per_s
+        quality = self._quality_of(version)
+        for _ in range(min(asked, MOST_AT_ONCE)):
+            self._ask(account, quality)
+
+    def _ask(self, account: Account, quality: Quality) -> None:
+        """Put one request to a version."""
+        draw = self._rng.random
+        account.requests += 1
+        if draw() < quality.errors:
+            account.errors += 1
+            return
+        account.ran(quality.latency_ms * self._slowness * (0.8 + 0.4 * draw()))
+        spilled = draw() < quality.spill
+        chosen = not spilled and draw() < self._audit_share
+        account.spilled += spilled
+        if spilled or chosen:
+            # What it is unsure of it gets wrong more often.
+            agreement = quality.agreement + (-0.02 if spilled else 0.02)
+            account.heard(agrees=draw() < agreement, chosen=chosen)

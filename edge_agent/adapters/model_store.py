@@ -21,8 +21,7 @@ import structlog
 from bundle.durable import part_beside, write_file
 from bundle.manifest import MANIFEST_FILE, Manifest, ManifestError, parse_manifest
 from bundle.pack import BundleRejected, pack, read_manifest, unpack
-from bundle.seal import Seal, SealRejected, open_seal, verify_packed
-from bundle.trust import TrustedKeys
+from bundle.seal import Seal, SealRejected, verify_packed
 from edge_agent.core.slots import BadSlots, Slots, State
 
 log = structlog.get_logger(__name__)
@@ -30,7 +29,6 @@ log = structlog.get_logger(__name__)
 SLOTS_FILE: Final = "slots.json"
 ACCOUNT_FILE: Final = "probation.json"
 MAX_ACCOUNT_BYTES: Final = 1024 * 1024
-SEAL_SUFFIX: Final = ".seal"
 PROVISIONED: Final = "provision-"
 REPACKED: Final = "repacked-"
 # A refusal or a return leaves the name of what will not serve, and none of its files.
@@ -218,30 +216,24 @@ class ModelStore:
         except (OSError, ManifestError) as error:
             raise BundleRejected(f"no bundle in {path}: {error}") from error
 
-    def provision(self, path: Path, trusted: TrustedKeys) -> StoredBundle:
+    def provision(self, path: Path) -> StoredBundle:
         """Take in a bundle that came with the agent: a folder, or a packed file.
 
-        A packed file needs its seal beside it (`NAME.seal`) once there are trusted
-        keys; a folder is as trusted as the agent's own configuration.
+        Either is as trusted as the agent's own configuration, which names it.
 
         Raises:
-            SealRejected, BundleRejected: it cannot be used; says why.
+            BundleRejected: it cannot be used; says why.
         """
-        if path.is_dir():
-            packed = self.parts / f"{PROVISIONED}{os.getpid()}"
-            try:
-                manifest = pack(path, packed)
-                return self._unpack(packed, manifest.name, manifest.version, None)
-            finally:
-                packed.unlink(missing_ok=True)
-        seal_path = path.with_name(path.name + SEAL_SUFFIX)
+        packed = self.parts / f"{PROVISIONED}{os.getpid()}"
         try:
-            seal = open_seal(seal_path.read_bytes(), trusted)
-        except OSError as error:
-            raise SealRejected(
-                f"bundle {path} has no readable seal {seal_path.name} beside it"
-            ) from error
-        return self.install(path, seal)
+            if path.is_dir():
+                manifest = pack(path, packed)
+            else:
+                manifest, packed = self.peek(path), path
+            return self._unpack(packed, manifest.name, manifest.version, None)
+        finally:
+            if packed is not path:
+                packed.unlink(missing_ok=True)
 
     def _unpack(
         self, packed: Path, name: str, version: str, seal: Seal | None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from broker.messages import HealthReport
+from broker.messages import HealthReport, Reason
+from edge_agent.core.answers import Source
+from edge_agent.core.delivery import Ending, Spill
 from edge_agent.core.health import Account
 from edge_agent.core.slots import Slots, State
 
@@ -31,6 +33,37 @@ class Accounts:
     def ensure(self, model: str, version: str, now_s: float) -> Account:
         """The account of a version that serves, begun if it has none."""
         return self.of(model, version) or self.begin(model, version, now_s)
+
+    def ran(self, model: str, version: str, ms: float) -> None:
+        """A version has run once, for so many milliseconds."""
+        account = self._of.get((model, version))
+        if account is not None:
+            account.ran(ms)
+
+    def asked(self, model: str, version: str, *, failed: bool) -> None:
+        """A request was put to a version; it failed it if it has no answer."""
+        account = self._of.get((model, version))
+        if account is not None:
+            account.requests += 1
+            account.errors += failed
+
+    def spilled(self, model: str, version: str | None) -> None:
+        """A request that a version had answered goes to the cloud."""
+        account = self.of(model, version)
+        if account is not None:
+            account.spilled += 1
+
+    def ended(self, spill: Spill, ending: Ending) -> None:
+        """A spill has its outcome: perhaps the cloud's word on what a version said."""
+        edge, answer = spill.edge, ending.answer
+        if edge is None or answer.source is not Source.CLOUD:
+            return
+        account = self.of(spill.model, edge.version)
+        if account is not None and edge.label is not None and answer.label is not None:
+            account.heard(
+                agrees=edge.label == answer.label,
+                chosen=spill.reason is Reason.AUDIT,
+            )
 
     def keep(self, model: str, versions: Collection[str | None]) -> None:
         """Forget the model's other versions."""

@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Final
 
 from fleet.core.rollouts import Rate, Rollout, Wave
@@ -89,9 +90,8 @@ def read_waves(
         if base < 1 or factor < 1:
             raise BadWaves(f"waves {text!r}: the base is at least 1, the factor too")
         return (), Rate(base, factor, soak_s)
-    waves = []
-    for each in filter(None, (part.strip() for part in text.split(","))):
-        waves.append(_read_wave(each, soak_s))
+    parts = filter(None, (part.strip() for part in text.split(",")))
+    waves = [_read_wave(each, soak_s) for each in parts]
     if not waves:
         raise BadWaves("no wave is named: write 1%,10%,50% or 10,100 or 10x2")
     if len(waves) > MAX_WAVES:
@@ -119,7 +119,7 @@ def _read_wave(text: str, soak_s: float) -> Wave:
 
 
 def _check_growth(waves: list[Wave], text: str) -> None:
-    for before, after in zip(waves, waves[1:], strict=False):
+    for before, after in pairwise(waves):
         if _reaches_all(before):
             raise BadWaves(f"waves {text!r}: nothing can follow a wave of all")
         for kind in ("count", "share"):

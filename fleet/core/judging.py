@@ -8,8 +8,8 @@ fail quickly, and the first to answer are not like the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from broker.messages import HealthReport, SlotReport
@@ -68,26 +68,23 @@ def judge(
             states[agent] = AgentState.STUCK
         else:
             slots.append(slot)
-    verdicts = []
-    for gate in rollout.gates:
-        match gate.kind:
-            case GateKind.SUCCESS:
-                verdict = _of_agents(gate, states, FAILED_AGENT, settled=settled)
-            case GateKind.SILENCE:
-                silent = frozenset({AgentState.SILENT})
-                verdict = _of_agents(gate, states, silent, settled=settled)
-            case GateKind.LATENCY:
-                verdict = _of_votes(gate, list(_slower(slots)), settled=settled)
-            case GateKind.PROMISE:
-                verdict = _of_votes(gate, list(_broken(slots)), settled=settled)
-            case GateKind.ERRORS:
-                verdict = _of_errors(gate, slots)
-            case GateKind.SPILL:
-                verdict = _of_spill(gate, slots)
-            case GateKind.AGREEMENT:
-                verdict = _of_agreement(gate, slots)
-        verdicts.append(verdict)
-    return tuple(verdicts)
+    seen = Seen(states, slots, settled)
+    return tuple(JUDGES[each.kind](each, seen) for each in rollout.gates)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the gates look at.
+
+    Attributes:
+        states: how each agent stands.
+        slots: what agents say of the rollout's version, broken ones left out.
+        settled: whether nobody is on the way any more.
+    """
+
+    states: Mapping[str, AgentState]
+    slots: Sequence[SlotReport]
+    settled: bool
 
 
 def _showing(rollout: Rollout, told: Told, device: Device | None) -> SlotReport | None:
@@ -117,20 +114,23 @@ def _breaks_down(rollout: Rollout, slot: SlotReport) -> bool:
     return False
 
 
-def _of_agents(
-    gate: Gate,
-    states: Mapping[str, AgentState],
-    bad: frozenset[AgentState],
-    *,
-    settled: bool,
-) -> Verdict:
-    failed = sum(each in bad for each in states.values())
-    answered = sum(each in FAILED_AGENT | SUCCEEDED for each in states.values())
+def _of_success(gate: Gate, seen: Seen) -> Verdict:
+    return _of_agents(gate, seen, FAILED_AGENT)
+
+
+def _of_silence(gate: Gate, seen: Seen) -> Verdict:
+    return _of_agents(gate, seen, frozenset({AgentState.SILENT}))
+
+
+def _of_agents(gate: Gate, seen: Seen, bad: frozenset[AgentState]) -> Verdict:
+    states = list(seen.states.values())
+    failed = sum(each in bad for each in states)
+    answered = sum(each in FAILED_AGENT | SUCCEEDED for each in states)
     came = share(failed, len(states), gate.false_alarm)
     reason = f"{failed} of {len(states)} agents"
     if came.low > gate.limit and failed >= gate.min_sample:
         return _verdict(gate, Decision.FAIL, came, reason)
-    if not settled or not answered:
+    if not seen.settled or not answered:
         return _verdict(gate, Decision.INCONCLUSIVE, came, reason + ", others to come")
     if failed <= gate.limit * answered:
         return _verdict(gate, Decision.PASS, came, reason)
@@ -138,7 +138,15 @@ def _of_agents(
     return replace(_verdict(gate, Decision.INCONCLUSIVE, came, reason), final=True)
 
 
-def _of_votes(gate: Gate, votes: list[bool], *, settled: bool) -> Verdict:
+def _of_latency(gate: Gate, seen: Seen) -> Verdict:
+    return _of_votes(gate, list(_slower(seen.slots)), settled=seen.settled)
+
+
+def _of_promise(gate: Gate, seen: Seen) -> Verdict:
+    return _of_votes(gate, list(_broken(seen.slots)), settled=seen.settled)
+
+
+def _of_votes(gate: Gate, votes: Sequence[bool], *, settled: bool) -> Verdict:
     came = share(sum(votes), len(votes), gate.false_alarm)
     reason = f"{sum(votes)} of {len(votes)} agents"
     if len(votes) >= gate.min_sample and came.low > gate.limit:
@@ -148,14 +156,14 @@ def _of_votes(gate: Gate, votes: list[bool], *, settled: bool) -> Verdict:
     return _verdict(gate, Decision.INCONCLUSIVE, came, reason)
 
 
-def _of_errors(gate: Gate, slots: list[SlotReport]) -> Verdict:
-    counts = [Count(each.errors, each.requests) for each in _health(slots)]
+def _of_errors(gate: Gate, seen: Seen) -> Verdict:
+    counts = [Count(each.errors, each.requests) for each in _health(seen.slots)]
     came = pooled(counts, gate.false_alarm, _enough(gate))
     return _by_interval(gate, came, came, f"of {came.sample} requests")
 
 
-def _of_spill(gate: Gate, slots: list[SlotReport]) -> Verdict:
-    pairs = _pairs(slots, lambda each: Count(each.spilled, each.requests))
+def _of_spill(gate: Gate, seen: Seen) -> Verdict:
+    pairs = _pairs(seen.slots, lambda each: Count(each.spilled, each.requests))
     came = difference(pairs, gate.false_alarm, _enough(gate))
     # Spilling less than before may be overconfidence: both ways are a shift.
     turned = Estimate(-came.value, -came.high, -came.low, came.sample)
@@ -163,11 +171,11 @@ def _of_spill(gate: Gate, slots: list[SlotReport]) -> Verdict:
     return _by_interval(gate, came, worse, f"over {came.sample} requests")
 
 
-def _of_agreement(gate: Gate, slots: list[SlotReport]) -> Verdict:
+def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
     # A part of the chance each: either may fail the gate.
     miss = gate.false_alarm / 2
     audited = _drop(
-        _pairs(slots, lambda each: Count(each.chosen_agreed, each.chosen)),
+        _pairs(seen.slots, lambda each: Count(each.chosen_agreed, each.chosen)),
         miss,
         _enough(gate),
     )
@@ -178,7 +186,7 @@ def _of_agreement(gate: Gate, slots: list[SlotReport]) -> Verdict:
         return fair
     wider = replace(gate, limit=BIASED * gate.limit, enough=BIASED * _enough(gate))
     compared = _drop(
-        _pairs(slots, lambda each: Count(each.agreed, each.compared)),
+        _pairs(seen.slots, lambda each: Count(each.agreed, each.compared)),
         miss,
         _enough(wider),
     )
@@ -189,7 +197,7 @@ def _of_agreement(gate: Gate, slots: list[SlotReport]) -> Verdict:
     return rough if rough.decision is Decision.FAIL else fair
 
 
-def _drop(pairs: list[Pair], miss: float, scale: float) -> Estimate:
+def _drop(pairs: Sequence[Pair], miss: float, scale: float) -> Estimate:
     came = difference(pairs, miss, scale)
     return Estimate(-came.value, -came.high, -came.low, came.sample)
 
@@ -226,12 +234,12 @@ def _enough(gate: Gate) -> float:
     return gate.limit if gate.enough is None else gate.enough
 
 
-def _health(slots: list[SlotReport]) -> Iterator[HealthReport]:
+def _health(slots: Sequence[SlotReport]) -> Iterator[HealthReport]:
     return (each.health for each in slots if each.health is not None)
 
 
 def _pairs(
-    slots: list[SlotReport], count: Callable[[HealthReport], Count]
+    slots: Sequence[SlotReport], count: Callable[[HealthReport], Count]
 ) -> list[Pair]:
     return [
         Pair(count(each.health), count(each.before))
@@ -240,7 +248,7 @@ def _pairs(
     ]
 
 
-def _slower(slots: list[SlotReport]) -> Iterator[bool]:
+def _slower(slots: Sequence[SlotReport]) -> Iterator[bool]:
     for each in slots:
         if each.health is None or each.before is None:
             continue
@@ -249,7 +257,18 @@ def _slower(slots: list[SlotReport]) -> Iterator[bool]:
             yield new_ms > SLOWER * before_ms
 
 
-def _broken(slots: list[SlotReport]) -> Iterator[bool]:
+def _broken(slots: Sequence[SlotReport]) -> Iterator[bool]:
     for each in slots:
         if each.cascade is not None and each.cascade.standing is not None:
             yield each.cascade.standing == "broken"
+
+
+JUDGES: Final[Mapping[GateKind, Callable[[Gate, Seen], Verdict]]] = {
+    GateKind.SUCCESS: _of_success,
+    GateKind.SILENCE: _of_silence,
+    GateKind.ERRORS: _of_errors,
+    GateKind.AGREEMENT: _of_agreement,
+    GateKind.SPILL: _of_spill,
+    GateKind.LATENCY: _of_latency,
+    GateKind.PROMISE: _of_promise,
+}

@@ -29,6 +29,7 @@ from fleet.core.rollouts import (
     Rollout,
     RolloutState,
     Told,
+    Wave,
 )
 
 
@@ -336,37 +337,34 @@ class _Look:
 
     def _wave_is_through(self) -> bool:
         """Whether the next wave has begun."""
-        course, population = self.course, len(self.eligible)
-        wave = wave_of(self.rollout, course.wave)
-        if not self._settled(course.wave, shadow=wave.shadow):
-            if course.settled_at_ms is not None:
-                self.course = replace(course, settled_at_ms=None)
+        wave = wave_of(self.rollout, self.course.wave)
+        settled = self._settled(self.course.wave, shadow=wave.shadow)
+        if settled != (self.course.settled_at_ms is not None):
+            at_ms = self.now_ms if settled else None
+            self.course = replace(self.course, settled_at_ms=at_ms)
+        if self.course.settled_at_ms is None:
             return False
-        if course.settled_at_ms is None:
-            course = self.course = replace(course, settled_at_ms=self.now_ms)
-        settled_ms = course.settled_at_ms or self.now_ms
-        waited_s = (self.now_ms - settled_ms) / 1000
-        if waited_s < wave.soak_s:
+        soaked_s = (self.now_ms - self.course.settled_at_ms) / 1000 - wave.soak_s
+        if soaked_s < 0 or self._held(wave, soaked_s):
             return False
-        unsure = self._unsure()
-        approved = course.approved >= course.wave
-        if unsure and not approved:
-            overdue = waited_s >= wave.soak_s + self.rollout.patience_s
-            if overdue or any(each.final for each in unsure):
-                self._move(
-                    E.ASK,
-                    "the gates cannot decide: "
-                    + "; ".join(f"{each.kind.value}: {each.reason}" for each in unsure),
-                )
-            return False
-        if is_last(self.rollout, course.wave, population):
+        if is_last(self.rollout, self.course.wave, len(self.eligible)):
             self._finish()
-            return False
-        if wave.approve and not approved:
-            self._move(E.ASK, f"wave {course.wave + 1} has passed")
             return False
         self._widen()
         return True
+
+    def _held(self, wave: Wave, soaked_s: float) -> bool:
+        """Whether gates or people do not let it go on yet; asks people if need be."""
+        if self.course.approved >= self.course.wave:
+            return False
+        unsure = self._unsure()
+        overdue = soaked_s >= self.rollout.patience_s
+        if unsure and (overdue or any(each.final for each in unsure)):
+            why = "; ".join(f"{each.kind.value}: {each.reason}" for each in unsure)
+            self._move(E.ASK, f"the gates cannot decide: {why}")
+        elif not unsure and wave.approve:
+            self._move(E.ASK, f"wave {self.course.wave + 1} has passed")
+        return bool(unsure) or wave.approve
 
     def _finish(self) -> None:
         failed = self._failed()
@@ -473,7 +471,7 @@ class _Look:
 
 
 def _agents(names: Sequence[str]) -> str:
-    listed = ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "")  # noqa: PLR2004 - enough for one line
+    listed = ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "")
     return f"{len(names)} agent{'' if len(names) == 1 else 's'} ({listed})"
 
 

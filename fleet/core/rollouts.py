@@ -67,6 +67,24 @@ FAILED_AGENT: Final = frozenset(
 )
 
 
+# What a record may hold; the others are made of these and of the time at each look.
+REMEMBERED: Final = frozenset(
+    {
+        AgentState.PENDING,
+        AgentState.WAITING,
+        AgentState.PULLING,
+        AgentState.TESTING,
+        AgentState.REFUSED,
+        AgentState.SHADOW,
+        AgentState.PROBATION,
+        AgentState.UPDATED,
+        AgentState.RETURNED,
+        AgentState.GOING_BACK,
+        AgentState.BACK,
+    }
+)
+
+
 class RolloutState(StrEnum):
     """How far a rollout has come in all; what follows what is `machine.NEXT`."""
 

@@ -52,6 +52,11 @@ def delta_offer(base_sha256: str, wanted_sha256: str) -> str:
     return f"{DELTAS}/{base_sha256}/{wanted_sha256}.json"
 
 
+def desired(agent: str) -> str:
+    """What an agent should serve; only itself may read it."""
+    return f"{DESIRED}/{agent}"
+
+
 def is_public(path: str) -> bool:
     """Whether every agent may read it."""
     return path.split("/", 1)[0] in PUBLIC

@@ -7,7 +7,7 @@ what is not Amazon's `AWS_ENDPOINT_URL` (with `AWS_ALLOW_HTTP=true` when it is h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,7 +19,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from bundle.source import NotThere, Piece
-from bundle.tree import Leaf, TreeUnavailable, check_path
+from bundle.tree import Leaf, TreeUnavailable, check_path, read_whole
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -43,7 +43,7 @@ class ObjectTree:
         self.place = place
         self._store = store
 
-    def read(self, path: str, offset: int, length: int) -> Piece:
+    def piece(self, path: str, offset: int, length: int) -> Piece:
         """At most `length` bytes of a file from `offset` on; fewer only at its end.
 
         Raises:
@@ -56,7 +56,7 @@ class ObjectTree:
             raise NotThere(str(error)) from error
         with self._translated(path):
             if length < 1:
-                return Piece(b"", self._size(path))
+                return Piece(b"", self._length(path))
             try:
                 got = obstore.get(
                     self._store, path, options={"range": (offset, offset + length)}
@@ -66,13 +66,25 @@ class ObjectTree:
             except BaseError:
                 # A range that begins at the end or beyond is an error to most stores,
                 # and every range of an empty file is.
-                total = self._size(path)
+                total = self._length(path)
                 if offset < total:
                     raise
                 return Piece(b"", total)
             return Piece(bytes(got.bytes()), got.meta["size"])
 
-    def put(self, path: str, data: bytes, *, durable: bool = True) -> None:  # noqa: ARG002 - the store keeps all that it acknowledges
+    def read(self, path: str, *, max_bytes: int) -> bytes:
+        """A whole file."""
+        return read_whole(self, path, max_bytes)
+
+    def size(self, path: str) -> int | None:
+        """How many bytes a file has; None when there is none."""
+        with self._translated(check_path(path)):
+            try:
+                return self._length(path)
+            except NotThere:
+                return None
+
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:  # noqa: ARG002 - the store keeps all that it acknowledges
         """Replace a file; readers see the old bytes or the new.
 
         Raises:
@@ -82,16 +94,16 @@ class ObjectTree:
         with self._translated(check_path(path)):
             obstore.put(self._store, path, data)
 
-    def put_file(self, path: str, source: Path) -> None:
-        """As `put`, in bounded memory (in parts, when it is long)."""
+    def write_copy(self, path: str, source: Path) -> None:
+        """As `write`, in bounded memory (in parts, when it is long)."""
         with self._translated(check_path(path)):
             obstore.put(self._store, path, source)
 
-    def put_all(self, files: Mapping[str, bytes], *, durable: bool = True) -> None:  # noqa: ARG002 - as for `put`
-        """As `put` of each, several at a time."""
+    def write_all(self, files: Mapping[str, bytes], *, durable: bool = True) -> None:  # noqa: ARG002 - as for `write`
+        """As `write` of each, several at a time."""
         with ThreadPoolExecutor(AT_ONCE) as writers:
             # Consumed, so that the first error is raised.
-            list(writers.map(lambda each: self.put(*each), files.items()))
+            list(writers.map(lambda each: self.write(*each), files.items()))
 
     def list(self, folder: str = "") -> Iterator[Leaf]:
         """Every file below a folder, in no order; none when there is no such folder."""
@@ -102,6 +114,12 @@ class ObjectTree:
                     changed_ms = int(each["last_modified"].timestamp() * 1000)
                     yield Leaf(each["path"], each["size"], changed_ms)
 
+    def names(self, folder: str) -> Sequence[str]:
+        """The names of the files in a folder, sorted."""
+        with self._translated(check_path(folder)):
+            found = obstore.list_with_delimiter(self._store, folder)["objects"]
+            return sorted(each["path"].rpartition("/")[2] for each in found)
+
     def delete(self, path: str) -> None:
         """Remove a file; none is there afterwards, also when none was before."""
         with self._translated(check_path(path)):
@@ -110,7 +128,7 @@ class ObjectTree:
             except FileNotFoundError:
                 return
 
-    def _size(self, path: str) -> int:
+    def _length(self, path: str) -> int:
         try:
             return obstore.head(self._store, path)["size"]
         except FileNotFoundError as error:

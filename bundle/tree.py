@@ -7,12 +7,12 @@ may become one, because they come from the wire. Every call blocks, and ends.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from bundle.source import NotThere, Piece
+from bundle.source import Piece
 
 MAX_PATH: Final = 300
 MAX_DEPTH: Final = 6
@@ -41,7 +41,7 @@ class Tree(Protocol):
     place: str
     """Where it is, for people; without secrets."""
 
-    def read(self, path: str, offset: int, length: int) -> Piece:
+    def piece(self, path: str, offset: int, length: int) -> Piece:
         """At most `length` bytes of a file from `offset` on; fewer only at its end.
 
         Raises:
@@ -50,7 +50,24 @@ class Tree(Protocol):
         """
         ...
 
-    def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
+    def read(self, path: str, *, max_bytes: int) -> bytes:
+        """A whole file.
+
+        Raises:
+            NotThere: no such file, or no path.
+            OSError: it cannot be read now, or is longer than `max_bytes`.
+        """
+        ...
+
+    def size(self, path: str) -> int | None:
+        """How many bytes a file has; None when there is none.
+
+        Raises:
+            OSError: it cannot be read now.
+        """
+        ...
+
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Replace a file; readers see the old bytes or the new.
 
         Args:
@@ -65,16 +82,24 @@ class Tree(Protocol):
         """
         ...
 
-    def put_file(self, path: str, source: Path) -> None:
-        """As `put`, in bounded memory."""
+    def write_copy(self, path: str, source: Path) -> None:
+        """As `write` of a local file's contents, in bounded memory."""
         ...
 
-    def put_all(self, files: Mapping[str, bytes], *, durable: bool = True) -> None:
-        """As `put` of each, several at a time, in no order."""
+    def write_all(self, files: Mapping[str, bytes], *, durable: bool = True) -> None:
+        """As `write` of each, several at a time, in no order."""
         ...
 
     def list(self, folder: str = "") -> Iterator[Leaf]:
         """Every file below a folder, in no order; none when there is no such folder.
+
+        Raises:
+            OSError: it cannot be read now.
+        """
+        ...
+
+    def names(self, folder: str) -> Sequence[str]:
+        """The names of the files in a folder, sorted; not those of deeper ones.
 
         Raises:
             OSError: it cannot be read now.
@@ -91,30 +116,13 @@ class Tree(Protocol):
 
 
 def read_whole(tree: Tree, path: str, max_bytes: int) -> bytes:
-    """All of a file.
-
-    Raises:
-        NotThere: no such file.
-        OSError: it cannot be read now, or is longer than `max_bytes`.
-    """
-    piece = tree.read(path, 0, max_bytes)
+    """What `Tree.read` gives, by `Tree.piece`."""
+    piece = tree.piece(path, 0, max_bytes)
     if piece.total_bytes > max_bytes:
         raise OSError(
             f"{tree.place}: {path} has {piece.total_bytes} bytes, over {max_bytes}"
         )
     return piece.data
-
-
-def size_of(tree: Tree, path: str) -> int | None:
-    """How long a file is; None when there is none.
-
-    Raises:
-        OSError: it cannot be read now.
-    """
-    try:
-        return tree.read(path, 0, 1).total_bytes
-    except NotThere:
-        return None
 
 
 def check_path(path: str) -> str:

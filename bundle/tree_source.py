@@ -34,7 +34,7 @@ class TreeSource:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(
-                self._threads, self._tree.read, path, offset, length
+                self._threads, self._tree.piece, path, offset, length
             )
         except OSError as error:
             why = error.strerror or str(error)

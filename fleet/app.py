@@ -14,6 +14,8 @@ import structlog
 from broker.amqp.link import AmqpLink
 from broker.link import LinkDown
 from broker.topology import TELEMETRY_QUEUE, standing_queues
+from fleet.adapters.actor import person
+from fleet.adapters.audit_head import AuditHead
 from fleet.adapters.hints import hint_once, send_hints
 from fleet.adapters.registry import Publication, Registry
 from fleet.adapters.state.database import FleetDatabase
@@ -60,8 +62,11 @@ class Fleet:
             settings.registry, settings.signing_key, settings.public_key
         )
         self.database = FleetDatabase(
-            settings.database, timeout_s=settings.database_timeout_s
+            settings.database,
+            timeout_s=settings.database_timeout_s,
+            head=AuditHead(settings.audit_head),
         )
+        self.who = settings.actor or person()
 
     def __enter__(self) -> Self:
         """Make the home if it is not there, and open the database.
@@ -260,4 +265,5 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
 
 
 def _heal(fleet: Fleet) -> None:
-    converge(fleet.database, fleet.registry, [each.agent for each in fleet.devices()])
+    agents = [each.agent for each in fleet.devices()]
+    converge(fleet.database, fleet.registry, agents, anew=True)

@@ -14,6 +14,11 @@ def default_home() -> Path:
     return Path.home() / ".local" / "share" / "overspill" / "fleet"
 
 
+def beside(home: Path) -> Path:
+    """Not in the home, so that who restores an old copy of it does not restore this."""
+    return home.with_name(f"{home.name}.audit-head")
+
+
 class FleetSettings(BaseSettings):
     """What the daemon and the operators' commands need to know."""
 
@@ -24,6 +29,28 @@ class FleetSettings(BaseSettings):
     home: Path = Field(
         default_factory=default_home,
         description="folder of fleet.db, registry/ and keys/; workers serve registry/",
+    )
+    database: str = Field(
+        default_factory=lambda known: str(known["home"] / "fleet.db"),
+        repr=False,
+        description="the fleet's state: a path for SQLite, or "
+        "postgresql://user:password@host:port/name; fleet.db in the home by default",
+    )
+    registry: str = Field(
+        default_factory=lambda known: str(known["home"] / "registry"),
+        description="what workers serve: a folder, or s3://bucket/prefix; registry/ in "
+        "the home by default",
+    )
+    audit_head: Path = Field(
+        default_factory=lambda known: beside(known["home"]),
+        description="where the audit log's head is kept outside of the database; "
+        "beside the home by default",
+    )
+    actor: str | None = Field(
+        default=None,
+        max_length=200,
+        description="who the audit log says it was; by default the user of the "
+        "operating system and the machine",
     )
     amqp_url: str | None = Field(
         default=None,
@@ -51,21 +78,11 @@ class FleetSettings(BaseSettings):
     )
     log_level: str = Field(default="info", description="debug, info, warning or error")
 
-    @field_validator("home")
+    @field_validator("home", "audit_head")
     @classmethod
-    def _at_home(cls, home: Path) -> Path:
+    def _at_home(cls, path: Path) -> Path:
         # A unit file or a .env has no shell to read the tilde.
-        return home.expanduser()
-
-    @property
-    def database(self) -> Path:
-        """The SQLite file."""
-        return self.home / "fleet.db"
-
-    @property
-    def registry(self) -> Path:
-        """The `BundleStore` that workers serve."""
-        return self.home / "registry"
+        return path.expanduser()
 
     @property
     def signing_key(self) -> Path:

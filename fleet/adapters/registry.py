@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from broker.codec import encode
 from broker.messages import Desired, DesiredModel
+from bundle import layout
+from bundle.open_tree import open_tree
 from bundle.pack import pack
 from bundle.seal import Seal, make_seal, sign_seal
 from bundle.store import BundleStore
@@ -54,11 +56,12 @@ class Registry:
         public_key: its public half, for agents to trust.
     """
 
-    def __init__(self, root: Path, signing_key: Path, public_key: Path) -> None:
-        self._root = root
+    def __init__(self, root: str | Path, signing_key: Path, public_key: Path) -> None:
+        self._root = Path(root)
+        self._tree = open_tree(root)
         self._signing_key = signing_key
         self._public_key = public_key
-        self._store = BundleStore(root)
+        self._store = BundleStore(self._root)
 
     def publish(self, source_dir: Path) -> Publication:
         """Pack, seal, sign and store the bundle in `source_dir`.
@@ -82,21 +85,27 @@ class Registry:
         """What the store holds, by name and version."""
         return self._store.list()
 
-    def desire(self, agent: str, models: Sequence[DesiredModel]) -> bool:
-        """Make `models` all that `agent` should serve.
+    def write_desired(self, documents: Mapping[str, bytes]) -> None:
+        """Give agents their documents (`desired_document`).
 
-        Returns:
-            Whether that is another thing than before. An agent of which nothing was
-            ever desired gets no empty document.
+        Not durable: the database has what they say, and the daemon writes all of them
+        anew when it starts.
+
+        Raises:
+            OSError: one could not be written; others may have been.
         """
-        before = self._store.read_desired(agent)
-        if before is None and not models:
-            return False
-        wanted = encode(Desired(agent=agent, models=list(models)))
-        if wanted == before:
-            return False
-        self._store.write_desired(agent, wanted)
-        return True
+        self._tree.write_all(
+            {layout.desired(agent): data for agent, data in documents.items()},
+            durable=False,
+        )
+
+    def withdraw_desired(self, agent: str) -> None:
+        """Desire nothing of an agent any more; it goes on serving what it has.
+
+        Raises:
+            OSError: the registry cannot be written.
+        """
+        self._tree.delete(layout.desired(agent))
 
     def _key(self) -> tuple[Ed25519PrivateKey, bool]:
         folder = self._signing_key.parent
@@ -109,6 +118,11 @@ class Registry:
             if made or not self._public_key.exists():
                 save_public_key(key, self._public_key)
         return key, made
+
+
+def desired_document(agent: str, models: Sequence[DesiredModel]) -> bytes:
+    """What an agent reads of what it should serve."""
+    return encode(Desired(agent=agent, models=list(models)))
 
 
 @contextmanager

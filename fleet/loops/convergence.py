@@ -14,14 +14,25 @@ from fleet.adapters.registry import Registry
 from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.state.ledger import Ledger
 from fleet.core.rollouts import AgentState, RolloutState, current, desired_for
+from fleet.loops.documents import write_documents
 
 log = structlog.get_logger(__name__)
 
 
 def converge(
-    database: FleetDatabase, registry: Registry, agents: Collection[str]
+    database: FleetDatabase,
+    registry: Registry,
+    agents: Collection[str],
+    *,
+    anew: bool = False,
 ) -> tuple[str, ...]:
     """Write what each of `agents` should serve, where that changed. Blocks.
+
+    Args:
+        database: open.
+        registry: where agents read it.
+        agents: of whom something may have changed.
+        anew: write also what did not change, because the registry may have lost it.
 
     Returns:
         The agents for whom it changed, and who should be told.
@@ -31,18 +42,23 @@ def converge(
         OSError: the registry cannot be written; documents before that one were.
     """
     with database.writing() as ledger:
-        return write_desired(ledger, registry, agents)
+        return write_desired(ledger, registry, agents, anew=anew)
 
 
 def write_desired(
-    ledger: Ledger, registry: Registry, agents: Collection[str]
+    ledger: Ledger,
+    registry: Registry,
+    agents: Collection[str],
+    *,
+    anew: bool = False,
 ) -> tuple[str, ...]:
     """As `converge`, inside a writing transaction."""
     rollouts = ledger.rollouts()
-    return tuple(
-        agent
-        for agent in sorted(agents)
-        if registry.desire(agent, desired_for(agent, rollouts))
+    return write_documents(
+        ledger,
+        registry,
+        {agent: desired_for(agent, rollouts) for agent in agents},
+        anew=anew,
     )
 
 

@@ -150,17 +150,14 @@ class Inventory:
         now_ms = self._clock.wall_ms()
         reporting = {each.agent for each in said}
         with self._database.writing() as ledger:
-            known = {agent: ledger.device(agent) for agent in reporting}
-            for agent in sorted(reporting):
-                if known[agent] is None:
-                    log.info("new agent", agent=agent)
+            known = ledger.devices_named(reporting)
+            for agent in sorted(reporting - known.keys()):
+                log.info("new agent", agent=agent)
             for each in said:
                 known[each.agent] = observe(
-                    known[each.agent], each.agent, each.report, now_ms
+                    known.get(each.agent), each.agent, each.report, now_ms
                 )
-            for device in known.values():
-                if device is not None:
-                    ledger.keep_device(device)
+            ledger.keep_devices(known.values())
             keep_progress(
                 ledger,
                 reporting,

@@ -37,7 +37,6 @@ class WrittenDesired:
     generation: int
     sha256: str
     models: tuple[DesiredModel, ...]
-    written_at_ms: int
 
 
 class DevicePages:
@@ -181,7 +180,6 @@ class DevicePages:
                     "generation": each.generation,
                     "sha256": each.sha256,
                     "models": MODELS.dump_python(each.models, mode="json"),
-                    "written_at_ms": each.written_at_ms,
                 }
                 for each in written
             ),

@@ -81,7 +81,6 @@ DESIRED: Final = Table(
     _said("generation", BigInteger),
     _said("sha256", String),
     _said("models", JSON),
-    _said("written_at_ms", BigInteger),
 )
 VERSIONS: Final = Table(
     "versions",

@@ -74,7 +74,6 @@ def _devices() -> None:
         sa.Column("generation", sa.BigInteger, nullable=False),
         sa.Column("sha256", sa.String, nullable=False),
         sa.Column("models", sa.JSON, nullable=False),
-        sa.Column("written_at_ms", sa.BigInteger, nullable=False),
     )
 
 

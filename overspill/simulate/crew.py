@@ -26,7 +26,7 @@ class Crew:
         urls: the broker with the credentials of each agent.
         folder: where they may write.
         provisioned: the bundle that agents come with.
-        trusted: what agents trust.
+        root: the metadata that agents trust from the start.
         processes: how many.
         said: called with the number of a process and what it said.
     """
@@ -38,7 +38,7 @@ class Crew:
         *,
         folder: Path,
         provisioned: Path,
-        trusted: Path,
+        root: Path,
         processes: int,
         said: Said,
     ) -> None:
@@ -57,7 +57,7 @@ class Crew:
                     urls={index: urls[index] for index in mine},
                     folder=str(folder / f"agents-{number}"),
                     provisioned=str(provisioned),
-                    trusted=str(trusted),
+                    root=str(root),
                 ),
             )
             for number, mine in enumerate(shares(plan.agents, processes))

@@ -20,12 +20,13 @@ import structlog
 
 from broker.messages import SlotReport
 from broker.mqtt.target import MqttTarget
-from bundle.trust import load_public_keys
 from lifecycle.clock import SystemClock
 from lifecycle.logs import configure_logs
-from overspill.simulate.agent import SimulatedAgent, Surroundings
+from overspill.simulate.agent import SimulatedAgent
 from overspill.simulate.flash import Unpacked
 from overspill.simulate.plan import Plan, cast, random_of
+from overspill.simulate.surroundings import Surroundings
+from overspill.simulate.trust import Verifier
 
 log = structlog.get_logger(__name__)
 
@@ -42,14 +43,14 @@ class Task:
         urls: the broker with the credentials of each agent, by its number.
         folder: where it may write.
         provisioned: the bundle that agents come with.
-        trusted: what agents trust.
+        root: the metadata that agents trust from the start.
     """
 
     plan: str
     urls: Mapping[int, str]
     folder: str
     provisioned: str
-    trusted: str
+    root: str
 
     def to_line(self) -> bytes:
         """As it is written to the process."""
@@ -71,14 +72,15 @@ class Host:
         folder = Path(task.folder)
         folder.mkdir(parents=True, exist_ok=True)
         unpacked = Unpacked(folder / "unpacked")
-        unpacked.provision(Path(task.provisioned))
+        provisioned = unpacked.provision(Path(task.provisioned))
         self._changed: dict[str, SlotReport] = {}
         self._failed: dict[str, str] = {}
         around = Surroundings(
             plan=self._plan,
             folder=folder,
             unpacked=unpacked,
-            trusted=load_public_keys(Path(task.trusted)),
+            provisioned=provisioned,
+            verifier=Verifier(Path(task.root), folder / "trust"),
             clock=SystemClock(),
             told=self._changed.__setitem__,
         )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from broker import topics
 from broker.mqtt.link import MqttLink
 from broker.mqtt.target import MqttTarget
 
 # As the agent's own: what an uplink has in flight, and a few beside it.
-WINDOW = 40
+WINDOW: Final = 40
 # The broker need not hear from a thousand of them ten times a minute each.
-KEEPALIVE_S = 30
+KEEPALIVE_S: Final = 30
 
 
 class Line:
@@ -24,10 +25,9 @@ class Line:
         hear: called with topic and payload.
         changed: called when the link comes up or is lost.
         bytes_per_s: what it carries downwards; None for all that comes.
-        also: further filters to subscribe.
     """
 
-    def __init__(  # noqa: PLR0913 - the contract of a link; all but two by name
+    def __init__(
         self,
         agent: str,
         target: MqttTarget,

@@ -156,7 +156,7 @@ class Simulation:
                 urls,
                 folder=stage.logs,
                 provisioned=bundles[0],
-                trusted=stage.trusted,
+                root=stage.root,
                 processes=self._options.processes,
                 said=self._hear,
             ) as crew:
@@ -216,7 +216,7 @@ class Simulation:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await _until(lambda: self.scene.tally.all_connected)
-                while len(await stage.operate("device", "list")) < self._plan.agents:
+                while not await self._fleet_knows_all(stage):
                     await asyncio.sleep(ASK_EVERY_S)
         except TimeoutError:
             connected = sum(self.scene.tally.connected.values())
@@ -225,6 +225,9 @@ class Simulation:
                 f"{CONNECT_TIMEOUT_S:g} s: try fewer with --agents, or look at "
                 f"{stage.logs}"
             ) from None
+
+    async def _fleet_knows_all(self, stage: Stage) -> bool:
+        return len(await stage.operate("device", "list")) >= self._plan.agents
 
     async def _ask_fleet(self, stage: Stage) -> tuple[str, ...]:
         give_up_s = self._clock.monotonic() + FLEET_LEARNS_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -61,9 +62,9 @@ class Stage:
         return ("rabbitmq", "registry", "fleet", *workers)
 
     @property
-    def trusted(self) -> Path:
-        """What agents trust."""
-        return self.home / "keys" / "signing.pub"
+    def root(self) -> Path:
+        """The metadata that agents trust from the start."""
+        return self.home / "registry" / "metadata" / "1.root.json"
 
     @property
     def operator_variables(self) -> dict[str, str]:
@@ -178,7 +179,10 @@ class Stage:
 
 
 def _says(log: Path, what: bytes) -> Callable[[], Any]:
-    async def said() -> bool:
+    def read() -> bool:
         return what in log.read_bytes()
+
+    async def said() -> bool:
+        return await asyncio.to_thread(read)
 
     return said

@@ -111,7 +111,7 @@ class Seal(BaseModel):
 
 def write_seal(seal: Seal) -> bytes:
     """The seal as the file whose digest is signed."""
-    return canonical(seal.model_dump(mode="json", exclude_defaults=True))
+    return canonical(seal.model_dump(mode="json"))
 
 
 def read_seal(data: bytes) -> Seal:

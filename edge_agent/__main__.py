@@ -15,8 +15,6 @@ import typer
 
 from broker.link import BadUrl
 from bundle.pack import BundleRejected
-from bundle.seal import SealRejected
-from bundle.trust import KeyRejected
 from edge_agent.adapters.control import ControlError, ask
 from edge_agent.adapters.embedded_broker import PortTaken
 from edge_agent.adapters.outbox import OutboxUnusable
@@ -41,10 +39,8 @@ USER_ERRORS = (
     BadUrl,
     BundleRejected,
     ControlError,
-    KeyRejected,
     OutboxUnusable,
     PortTaken,
-    SealRejected,
     TelemetryMissing,
     OSError,
 )
@@ -71,8 +67,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         list[Path] | None,
         typer.Option(help="A bundle to serve from the first start. Repeatable."),
     ] = None,
-    trusted_keys: Annotated[
-        Path | None, typer.Option(help="Public keys that may sign bundles.")
+    trust_root: Annotated[
+        Path | None,
+        typer.Option(help="The root.json that came with the device; see trust."),
     ] = None,
     state_dir: StateDir = None,
     http_port: Annotated[
@@ -93,7 +90,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         local_url=local_url,
         embedded_port=embedded_port,
         bundles=bundle,
-        trusted_keys=trusted_keys,
+        trust_root=trust_root,
         state_dir=state_dir,
         http_port=http_port,
     )

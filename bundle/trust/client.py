@@ -23,6 +23,7 @@ from tuf.api.exceptions import (
 )
 from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+from typing_extensions import override
 
 from bundle import layout
 from bundle.durable import write_file
@@ -77,7 +78,8 @@ def look(
     found: Look | None = None
     for name, read in sources:
         try:
-            data, floor = _ask(root_json, folder, read, clock_s, floor, target)
+            updater, floor = _refresh(root_json, folder, read, clock_s, floor)
+            data = None if target is None else _target(updater, read, target)
         except Untrusted as error:
             failures.append(Failure(name, str(error), type(error)))
         except SourceUnavailable as error:
@@ -97,14 +99,13 @@ def read_floor(folder: Path) -> TimeFloor:
         return TimeFloor()
 
 
-def _ask(
+def _refresh(
     root_json: bytes,
     folder: Path,
     read: Read,
     clock_s: float,
     floor: TimeFloor,
-    target: str | None,
-) -> tuple[bytes | None, TimeFloor]:
+) -> tuple[Updater, TimeFloor]:
     metadata = folder / METADATA_FOLDER
     try:
         updater = _refreshed(root_json, metadata, read, floor.now_s(clock_s))
@@ -116,14 +117,13 @@ def _ask(
             raise
         floor = floor.unstamped()
         updater = _refreshed(root_json, metadata, read, floor.now_s(clock_s))
-    floor = floor.seen(
+    return updater, floor.seen(
         signed_s=max(
             _signed_at_s(metadata, roles.ROOT), _signed_at_s(metadata, roles.TARGETS)
         ),
         stamped_s=_signed_at_s(metadata, roles.TIMESTAMP),
         stamped_by=_stamp_keys(metadata),
     )
-    return (None if target is None else _target(updater, read, target)), floor
 
 
 def _refreshed(root_json: bytes, folder: Path, read: Read, now_s: float) -> Updater:
@@ -171,8 +171,6 @@ class _translated:  # noqa: N801 - reads as a word after `with`
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         match error:
-            case Untrusted() | None:
-                return
             case ExpiredMetadataError():
                 now = (
                     ""
@@ -185,8 +183,12 @@ class _translated:  # noqa: N801 - reads as a word after `with`
                 raise Untrusted(f"longer than it may be: {error}") from error
             case DownloadError():
                 raise SourceUnavailable(str(error)) from error
+            case Untrusted():
+                pass
             case RepositoryError() | DeserializationError() | ValueError() | KeyError():
                 raise Untrusted(f"refused: {error}") from error
+            case _:
+                pass
 
 
 class _Fetcher(FetcherInterface):
@@ -195,6 +197,7 @@ class _Fetcher(FetcherInterface):
     def __init__(self, read: Read) -> None:
         self._read = read
 
+    @override
     def _fetch(self, url: str) -> Iterator[bytes]:
         path, offset = unquote(url), 0
         while True:

@@ -219,7 +219,7 @@ def _shown(
         return {"failed": str(error)[:300]}
     judgement = candidate.judge(outputs)
     if judgement is not None and judgement.unusable:
-        return {"failed": judgement.why[:300], "ms": ms}
+        return {"failed": (judgement.why or "its output is unusable")[:300], "ms": ms}
     return {"ms": ms, "label": candidate.label(judgement)}
 
 

@@ -183,6 +183,7 @@ def die_with(parent: int) -> None:
 
 
 def limit_memory(megabytes: int) -> None:
+    """Let this process map so much more than it does, and no more."""
     # What the interpreter and its libraries map already is not the model's.
     mapped = (
         int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -202,10 +203,13 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
 
 
-def run_trial(
-    folder: Path, *, threads: int, before: Path | None = None
-) -> TrialReport:
+def run_trial(folder: Path, *, threads: int, before: Path | None = None) -> TrialReport:
     """Try an unpacked bundle in this very process, as the child does.
+
+    Args:
+        folder: where it is unpacked.
+        threads: for the model's kernels.
+        before: where the bundle is unpacked that it would replace.
 
     Raises:
         BadInput, GoldenMismatch, ManifestError, ModelUnsupported, OSError, RunFailed:

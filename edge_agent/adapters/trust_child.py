@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from bundle.source import NotThere, Piece, SourceUnavailable
-from bundle.trust.client import Look, Read, look
+from bundle.trust.client import Read, look
+from bundle.trust.looks import Look
 
 MEMORY_BYTES: Final = 1024 * 1024 * 1024
 

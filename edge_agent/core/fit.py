@@ -57,7 +57,9 @@ def check_fits(name: str, requires: Requires, device: Device) -> None:
         )
 
 
-def _check_one_of(name: str, what: str, wanted: Sequence[str], found: str | None) -> None:
+def _check_one_of(
+    name: str, what: str, wanted: Sequence[str], found: str | None
+) -> None:
     if wanted and (found or "").lower() not in wanted:
         raise ModelRefused(
             f"{name} is for the {what} {' or '.join(wanted)}, this device "
@@ -97,9 +99,7 @@ def _is_open(window: Window, now: datetime) -> bool:
 
 def _next_opening(window: Window, now: datetime) -> datetime:
     openings = (_opening(window, now + timedelta(days=days)) for days in range(8))
-    return next(
-        each for each in openings if each > now and _on_its_days(window, each)
-    )
+    return next(each for each in openings if each > now and _on_its_days(window, each))
 
 
 def _opening(window: Window, day: datetime) -> datetime:

@@ -61,9 +61,9 @@ class Latencies:
         for index, count in enumerate(counts):
             if count and below + count >= wanted:
                 within = max(0.0, (wanted - below) / count)
-                return LEAST_MS * 2.0 ** ((index + within) / PER_DOUBLING)
+                return _ms_at(index + within)
             below += count
-        return LEAST_MS * 2.0 ** (BUCKETS / PER_DOUBLING)
+        return _ms_at(BUCKETS)
 
     def median_between(self, z: float) -> tuple[float, float] | None:
         """Where the median lies, by the order of the runs; None with too few of them.
@@ -77,6 +77,11 @@ class Latencies:
             return None
         low, high = self.quantile(0.5 - half), self.quantile(0.5 + half)
         return (low or 0.0, high or 0.0)
+
+
+def _ms_at(buckets: float) -> float:
+    """Where the time lies that fills so many buckets."""
+    return LEAST_MS * math.exp2(buckets / PER_DOUBLING)
 
 
 def _bucket(ms: float) -> int:
@@ -173,8 +178,7 @@ class Account:
         for each in (*counts, *numbers):
             if not isinstance(each, int) or isinstance(each, bool) or each < 0:
                 raise BadHealth(f"{each!r:.40} is no count")
-        return cls(
-            now_s - for_s,
-            *numbers,
-            latencies=Latencies(counts),
-        )
+        account = cls(now_s - for_s, latencies=Latencies(counts))
+        for name, number in zip(_COUNTS, numbers, strict=True):
+            setattr(account, name, number)
+        return account

@@ -124,7 +124,10 @@ def _agreement(
         return None
     was, is_ = (before.agreed, before.compared), (now.agreed, now.compared)
     if min(before.chosen, now.chosen) >= MIN_CHOSEN:
-        was, is_ = (before.chosen_agreed, before.chosen), (now.chosen_agreed, now.chosen)
+        was, is_ = (
+            (before.chosen_agreed, before.chosen),
+            (now.chosen_agreed, now.chosen),
+        )
     if min(was[1], is_[1]) < MIN_COMPARED:
         return None
     drop = drop_at_least(was, is_)

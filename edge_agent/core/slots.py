@@ -447,16 +447,18 @@ def decide(desired: DesiredModel | None, slots: Slots) -> Decision:
         return Nothing()
     if slots.state is State.PROBATION:
         return _on_probation(desired, slots)
+    if desired.version == slots.active and desired.epoch >= slots.floor:
+        return _settle(desired, slots)
+    return _take(desired, slots)
+
+
+def _take(desired: DesiredModel, slots: Slots) -> Refuse | GoBack | Pull:
     version, generation, epoch = desired.version, desired.generation, desired.epoch
     if epoch < slots.floor:
         return Refuse(version, generation, epoch, _below_floor(desired, slots))
-    if version == slots.active:
-        return _settle(desired, slots)
-    if desired.shadow:
-        return Pull(version, generation, epoch, shadow=True)
-    if version == slots.previous:
+    if version == slots.previous and not desired.shadow:
         return GoBack(version, generation, epoch)
-    return Pull(version, generation, epoch)
+    return Pull(version, generation, epoch, shadow=desired.shadow)
 
 
 _TRIED: Final = (State.PULLING, State.REFUSED, State.RETURNED, State.SHADOW)

@@ -43,7 +43,7 @@ class Probation:
         now_s: the agent's clock, which never goes back.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - wiring
         self,
         *,
         slots: SlotBook,

@@ -9,6 +9,7 @@ newer desired state replaces an older one at once.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from bundle import layout
 from bundle.pack import BundleRejected
 from bundle.seal import Seal, SealRejected
 from bundle.source import NotThere, Source, SourceUnavailable
+from bundle.trust.errors import NotSigned, Untrusted
 from edge_agent.adapters.model_store import ModelStore, StoredBundle
 from edge_agent.adapters.trial import TrialFailed
 from edge_agent.core.fit import Device, ModelRefused, PutOff, check_fits, put_off_until
 from edge_agent.core.slots import (
     Adopt,
+    Decision,
     GoBack,
     Nothing,
     Pull,
@@ -39,6 +42,7 @@ from edge_agent.core.slots import (
     State,
     decide,
 )
+from edge_agent.loops.fetching import PullInterrupted
 from edge_agent.loops.probation import Probation
 from edge_agent.loops.slot_book import SlotBook
 
@@ -49,9 +53,18 @@ MAX_DESIRED_BYTES: Final = 4 * 1024 * 1024
 MAX_MODELS_AT_ONCE: Final = 4
 # The packed bundle, the unpacked one, and room to breathe.
 SPACE_FACTOR: Final = 3
-# What says nothing of a version: it is tried again later.
-WAITS: Final = (LinkDown, SourceUnavailable, PutOff, OSError)
-REFUSALS: Final = (SealRejected, BundleRejected, ModelRefused, TrialFailed)
+# What says nothing of a version: it is tried again later. Metadata that is not what the
+# keys signed is the source's fault, and another may come; a version that they do not
+# name is refused.
+WAITS: Final = (
+    LinkDown,
+    SourceUnavailable,
+    PullInterrupted,
+    PutOff,
+    Untrusted,
+    OSError,
+)
+REFUSALS: Final = (SealRejected, BundleRejected, ModelRefused, NotSigned, TrialFailed)
 
 
 class Trust(Protocol):
@@ -66,6 +79,24 @@ class Trust(Protocol):
         ...
 
 
+class NoTrustRoot:
+    """The trust of an agent that was given no root: it takes nothing."""
+
+    async def refresh(self) -> None:
+        """There is nothing to learn."""
+
+    async def seal_for(self, model: str, version: str, epoch: int) -> Seal:
+        """Refuses.
+
+        Raises:
+            ModelRefused: always.
+        """
+        raise ModelRefused(
+            f"{model} {version} in epoch {epoch}: this agent does not know who may "
+            "sign models; give it the fleet's root.json (OVERSPILL_AGENT_TRUST_ROOT)"
+        )
+
+
 class Pulls(Protocol):
     """How bundles get here."""
 
@@ -76,6 +107,7 @@ class Pulls(Protocol):
         *,
         policy: UpdatePolicy,
         superseded: Callable[[], bool],
+        progress: Callable[[int, int], None],
     ) -> Path:
         """A file that has the seal's digest; the caller takes it away."""
         ...
@@ -128,8 +160,7 @@ class Updates:
         sources: where the desired state is read.
         try_out: runs a stored bundle in a child process, perhaps beside the one that
             serves; raises TrialFailed.
-        load: makes a bundle ready to serve in this process.
-        swap: puts it in service.
+        serve: puts a bundle in service that was proved here before.
     """
 
     def __init__(  # noqa: PLR0913 - wiring
@@ -165,6 +196,8 @@ class Updates:
         self._serve = serve
         self._rng = rng
         self._desired: dict[str, DesiredModel] = {}
+        # Of the pulls under way: bytes that are here, and of all.
+        self.progress: dict[str, tuple[int, int]] = {}
         self._busy: set[str] = set()
         self._at_once = asyncio.Semaphore(MAX_MODELS_AT_ONCE)
         self._trusting = asyncio.Lock()
@@ -233,9 +266,11 @@ class Updates:
 
     def _put_off(self, error: BaseException) -> None:
         self._unfinished = True
-        asked_s = error.retry_after_s if isinstance(error, SourceUnavailable) else None
+        asked_s = getattr(error, "retry_after_s", None)
         if asked_s is not None:
-            self._retry_after_s = max(self._retry_after_s, asked_s)
+            # Other models may be desired before a budget is full again.
+            most_s = self._settings.poll_every_s
+            self._retry_after_s = min(most_s, max(self._retry_after_s, asked_s))
 
     async def _learn_desired(self) -> None:
         data = await read_whole(
@@ -270,6 +305,8 @@ class Updates:
             return False
         try:
             return await self._do(desired, slots, decision)
+        except NotSigned as error:
+            await self._refuse(desired, _why_refused(desired, error))
         except WAITS as error:
             # The other models go on; this one is looked at again soon.
             if self._desired.get(model) != desired:
@@ -280,9 +317,7 @@ class Updates:
             await self._refuse(desired, _why_refused(desired, error))
         return False
 
-    async def _do(
-        self, desired: DesiredModel, slots: Slots, decision: object
-    ) -> bool:
+    async def _do(self, desired: DesiredModel, slots: Slots, decision: Decision) -> bool:
         match decision:
             case Return(reason):
                 return await self._probation.give_up(slots, reason)
@@ -294,6 +329,8 @@ class Updates:
                 await self._go_back(desired, slots)
             case Pull():
                 await self._pull(desired, slots)
+            case Nothing():
+                return False
         return True
 
     async def _say_it_waits(self, desired: DesiredModel, why: str) -> None:
@@ -439,22 +476,25 @@ class Updates:
     async def _fetch(
         self, desired: DesiredModel, slots: Slots, seal: Seal
     ) -> StoredBundle:
-        base = await asyncio.to_thread(
-            self._store.repacked, slots.model, slots.active
-        )
+        base = await asyncio.to_thread(self._store.repacked, slots.model, slots.active)
         try:
             packed = await self._pulls.pull(
                 seal,
                 base,
                 policy=desired.policy,
                 superseded=lambda: self._desired.get(desired.model) != desired,
+                progress=functools.partial(self._came, desired.model),
             )
         finally:
+            self.progress.pop(desired.model, None)
             if base is not None:
                 await asyncio.to_thread(base.unlink, missing_ok=True)
         stored = await asyncio.to_thread(self._store.install, packed, seal)
         await asyncio.to_thread(packed.unlink, missing_ok=True)
         return stored
+
+    def _came(self, model: str, done: int, total: int) -> None:
+        self.progress[model] = (done, total)
 
 
 async def read_whole(

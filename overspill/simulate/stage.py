@@ -126,15 +126,14 @@ class Stage:
     async def _start_fleet(self) -> None:
         self._changed("fleet", "starting")
         log = self.logs / "fleet.log"
-        await self._start(
-            Program(
-                "fleet",
-                python("overspill", "fleet", "run"),
-                log=log,
-                variables=environment(**self.operator_variables),
-            )
+        program = Program(
+            "fleet",
+            python("overspill", "fleet", "run"),
+            log=log,
+            variables=environment(**self.operator_variables),
         )
-        await self.programs[-1].until(_says(log, b"link up"), within_s=FLEET_TIMEOUT_S)
+        await self._start(program)
+        await program.until(_says(log, b"link up"), within_s=FLEET_TIMEOUT_S)
         self._changed("fleet", "ready")
 
     async def _start_worker(self, number: int) -> None:

@@ -8,6 +8,7 @@ until then the floor stays where it was and the version before is the way back.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Final, Self
@@ -339,7 +340,7 @@ class Slots:
 
     def to_json(self) -> str:
         """These slots as they are stored."""
-        return _Stored(**self.shown()).model_dump_json()
+        return json.dumps(self.shown(), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

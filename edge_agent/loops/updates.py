@@ -317,7 +317,9 @@ class Updates:
             await self._refuse(desired, _why_refused(desired, error))
         return False
 
-    async def _do(self, desired: DesiredModel, slots: Slots, decision: Decision) -> bool:
+    async def _do(
+        self, desired: DesiredModel, slots: Slots, decision: Decision
+    ) -> bool:
         match decision:
             case Return(reason):
                 return await self._probation.give_up(slots, reason)

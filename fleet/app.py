@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 import structlog
 
@@ -21,30 +20,14 @@ from fleet.adapters.registry import Publication, Registry
 from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.state.versions import PublishedVersion
 from fleet.core.devices import Device
-from fleet.core.orders import check_version, read_agents
-from fleet.core.rollouts import (
-    Rollout,
-    RolloutProgress,
-    current,
-    next_generation,
-    progress,
-)
-from fleet.loops.convergence import converge
+from fleet.core.following import Now
+from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
+from fleet.operator.rollouts import Rollouts
 from fleet.settings import FleetSettings
 from lifecycle.clock import Clock, SystemClock
 
 log = structlog.get_logger(__name__)
-
-DESIRED_AT_ONCE: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A rollout that began, and the agents it changes something for now."""
-
-    rollout: Rollout
-    agents: tuple[str, ...]
 
 
 class Fleet:
@@ -118,49 +101,14 @@ class Fleet:
                 if (each.model, each.version) in served
             ]
 
-    def start_rollout(
-        self,
-        model: str,
-        version: str,
-        agents: str | None = None,
-        *,
-        written: Callable[[int, int], None] = lambda _done, _of: None,
-    ) -> Started:
-        """Make a version the desired one.
+    @property
+    def rollouts(self) -> Rollouts:
+        """What can be done to rollouts."""
+        return Rollouts(self.database, self.registry, self.now, self.who)
 
-        Args:
-            model: a published model.
-            version: one of its published versions.
-            agents: `a,b,c`; None means every agent, also those that come later.
-            written: called with how many of how many agents are done.
-
-        Raises:
-            BadOrder: unknown model, version or agent.
-            DatabaseUnavailable: nothing was changed.
-            OSError: the registry cannot be written; the daemon completes it later.
-        """
-        published: dict[str, list[str]] = {}
-        for each in self.registry.published():
-            published.setdefault(each.name, []).append(each.version)
-        check_version(model, version, published)
-        with self.database.writing() as ledger:
-            known = ledger.devices()
-            rollout = Rollout(
-                generation=next_generation(ledger.rollouts(), known.values()),
-                model=model,
-                version=version,
-                started_at_ms=self.clock.wall_ms(),
-                targets=read_agents(agents, known),
-            )
-            ledger.keep_rollout(rollout)
-        # After the commit: a document must never name a generation that a crash
-        # takes back and the next rollout would be given again.
-        reached = [agent for agent in known if rollout.reaches(agent)]
-        for start in range(0, len(reached), DESIRED_AT_ONCE):
-            some = reached[start : start + DESIRED_AT_ONCE]
-            converge(self.database, self.registry, some)
-            written(start + len(some), len(reached))
-        return Started(rollout, tuple(reached))
+    def now(self) -> Now:
+        """The time; every agent heard of lately counts as being there."""
+        return Now(self.clock.wall_ms(), silent_after_s=self.settings.silent_after_s)
 
     def tell(
         self, agents: Sequence[str], told: Callable[[int], None] = lambda _: None
@@ -187,34 +135,6 @@ class Fleet:
             return str(error)
         return None
 
-    def progress(self, *, every: bool = False) -> list[RolloutProgress]:
-        """How far rollouts are, newest first.
-
-        Args:
-            every: also those that newer ones have superseded.
-        """
-        with self.database.reading() as ledger:
-            rollouts, devices = ledger.rollouts(), ledger.devices()
-        now_ms, silent_s = self.clock.wall_ms(), self.settings.silent_after_s
-        if not every:
-            return current(rollouts, devices, now_ms=now_ms, silent_after_s=silent_s)
-        return [
-            progress(each, rollouts, devices, now_ms=now_ms, silent_after_s=silent_s)
-            for each in reversed(rollouts)
-        ]
-
-    def progress_of(self, rollout: Rollout) -> RolloutProgress:
-        """How far one rollout is."""
-        with self.database.reading() as ledger:
-            rollouts, devices = ledger.rollouts(), ledger.devices()
-        return progress(
-            rollout,
-            rollouts,
-            devices,
-            now_ms=self.clock.wall_ms(),
-            silent_after_s=self.settings.silent_after_s,
-        )
-
     def devices(self) -> list[Device]:
         """Every agent that ever reported, by name."""
         with self.database.reading() as ledger:
@@ -235,13 +155,18 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
         except LinkDown as error:
             log.info("agents were not told", agents=len(agents), reason=str(error))
 
-    inventory = Inventory(
+    conductor = Conductor(
         fleet.database,
         fleet.registry,
         clock=fleet.clock,
         hint=hint,
-        prefetch=settings.telemetry_prefetch,
         silent_after_s=settings.silent_after_s,
+    )
+    inventory = Inventory(
+        fleet.database,
+        clock=fleet.clock,
+        heard=conductor.heard,
+        prefetch=settings.telemetry_prefetch,
     )
     link = AmqpLink(
         amqp_url,
@@ -250,10 +175,11 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
         consume={TELEMETRY_QUEUE: settings.telemetry_prefetch},
         on_delivery=inventory.take,
     )
-    # A `rollout start` that died half way left documents behind its rollout.
-    await asyncio.to_thread(_heal, fleet)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(link.run()), group.create_task(inventory.run())]
+        tasks = [
+            group.create_task(each)
+            for each in (link.run(), inventory.run(), conductor.run())
+        ]
         await stop.wait()
         log.info("stopping")
         with suppress(TimeoutError):
@@ -262,8 +188,3 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
                 await inventory.settled()
         for task in tasks:
             task.cancel()
-
-
-def _heal(fleet: Fleet) -> None:
-    agents = [each.agent for each in fleet.devices()]
-    converge(fleet.database, fleet.registry, agents, anew=True)

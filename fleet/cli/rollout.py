@@ -9,14 +9,12 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fleet.app import Fleet, Started
+from fleet.app import Fleet
 from fleet.cli import terminal
 from fleet.cli.terminal import AmqpUrl, AsJson, Home
-from fleet.core.rollouts import (
-    AgentState,
-    RolloutProgress,
-    RolloutState,
-)
+from fleet.core.progress import RolloutProgress
+from fleet.core.rollouts import LIVE, AgentState, RolloutState
+from fleet.operator.rollouts import Started
 
 POLL_S: Final = 0.2
 COLOURS: Final = {
@@ -70,7 +68,7 @@ def start(  # noqa: PLR0913 - each is an option of the command
             def written(done: int, of: int) -> None:
                 bar.update(task, description=f"written for {done} of {of} agents")
 
-            begun = fleet.start_rollout(name, version, agents, written=written)
+            begun = fleet.rollouts.start(name, version, agents, written=written)
             bar.update(task, description="telling agents")
             hint_error = fleet.tell(
                 begun.agents,
@@ -82,7 +80,7 @@ def start(  # noqa: PLR0913 - each is an option of the command
             )
         if not json:
             _say_begun(begun)
-        came = fleet.progress_of(begun.rollout)
+        came = fleet.rollouts.progress_of(begun.rollout.generation)
         if wait is not None:
             came = _wait(fleet, begun, wait)
         now_ms = fleet.clock.wall_ms()
@@ -109,7 +107,7 @@ def status(
     has to move and was not heard of lately), superseded (a newer rollout has it).
     """
     with terminal.opened(terminal.read_settings(home)) as fleet:
-        came = fleet.progress(every=every)
+        came = fleet.rollouts.progress(every=every)
         now_ms = fleet.clock.wall_ms()
     if json:
         terminal.print_json({"rollouts": [_document(each, now_ms) for each in came]})
@@ -125,8 +123,8 @@ def _wait(fleet: Fleet, begun: Started, wait_s: float) -> RolloutProgress:
     with _bar() as bar:
         task = bar.add_task("waiting for agents", total=None)
         while True:
-            came = fleet.progress_of(begun.rollout)
-            if came.state is not RolloutState.IN_PROGRESS:
+            came = fleet.rollouts.progress_of(begun.rollout.generation)
+            if came.state not in LIVE:
                 return came
             if fleet.clock.monotonic() >= until_s:
                 return came

@@ -20,7 +20,6 @@ from typing import Final, NoReturn
 
 MAX_QUERY: Final = 2000
 MAX_DEPTH: Final = 50
-MAX_LABELS: Final = 64
 KEY: Final = re.compile(r"[a-z][a-z0-9_.-]{0,62}\Z")
 WORDS: Final = frozenset({"and", "or", "not", "in", "has"})
 _TOKEN: Final = re.compile(
@@ -133,23 +132,6 @@ def read_query(text: str) -> Query:
 def sees(labels: Said, facts: Said) -> dict[str, str]:
     """What queries are asked of: facts, and labels over them."""
     return {**facts, **labels}
-
-
-def check_label(key: str, value: str) -> None:
-    """Return if an operator may give this label.
-
-    Raises:
-        ValueError: the key could not be asked for, or the value is too long.
-    """
-    if not KEY.match(key) or key in WORDS:
-        raise ValueError(
-            f"label {key!r}: a key begins with a small letter and goes on with small "
-            "letters, digits, `_`, `-` and `.`, 63 at most; and, or, not, in and has are taken"
-        )
-    if not value or len(value) > 255 or '"' in value or not value.isprintable():
-        raise ValueError(
-            f"label {key}: a value has 1 to 255 printable characters and no quotes"
-        )
 
 
 _ORDERS: Final[Mapping[str, Callable[[float, float], bool]]] = {

@@ -362,9 +362,13 @@ class _Look:
         if unsure and (overdue or any(each.final for each in unsure)):
             why = "; ".join(f"{each.kind.value}: {each.reason}" for each in unsure)
             self._move(E.ASK, f"the gates cannot decide: {why}")
-        elif not unsure and wave.approve:
+        elif not unsure and self._needs_approval(wave):
             self._move(E.ASK, f"wave {self.course.wave + 1} has passed")
-        return bool(unsure) or wave.approve
+        return bool(unsure) or self._needs_approval(wave)
+
+    def _needs_approval(self, wave: Wave) -> bool:
+        last = is_last(self.rollout, self.course.wave, len(self.eligible))
+        return wave.approve and not last
 
     def _finish(self) -> None:
         failed = self._failed()

@@ -118,7 +118,7 @@ def choose(
     return Chosen(tuple(in_order(rollout, eligible)), excluded)
 
 
-def plan(  # noqa: PLR0913 - all that a plan depends on, the last by default
+def plan(
     rollout: Rollout,
     devices: Mapping[str, Device],
     labels: Mapping[str, Mapping[str, str]],
@@ -243,6 +243,5 @@ def _pulls(
         return None
     if slot is not None and slot.previous == rollout.version:
         return 0
-    if slot is not None and slot.active in deltas:
-        return min(deltas[slot.active], needs.size_bytes)
-    return needs.size_bytes
+    base = None if slot is None else slot.active
+    return min(needs.size_bytes, deltas.get(base or "", needs.size_bytes))

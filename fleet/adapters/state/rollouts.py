@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
@@ -89,6 +89,22 @@ class RolloutPages:
                     COURSE.validate_python(page), told=told[generation]
                 )
         return courses
+
+    def rollout_states(self) -> dict[int, RolloutState]:
+        """The state of every rollout, by generation."""
+        rows = self._connection.execute(select(ROLLOUTS.c.generation, ROLLOUTS.c.state))
+        return {row.generation: RolloutState(row.state) for row in rows}
+
+    def told_of(self, agents: Collection[str]) -> dict[str, dict[int, Told]]:
+        """What rollouts have told `agents`, by agent and generation."""
+        told: dict[str, dict[int, Told]] = {}
+        names = sorted(agents)
+        for start in range(0, len(names), NAMED_AT_ONCE):
+            some = names[start : start + NAMED_AT_ONCE]
+            found = select(RESULTS).where(RESULTS.c.agent.in_(some))
+            for row in self._connection.execute(found).mappings():
+                told.setdefault(row["agent"], {})[row["generation"]] = _told(row)
+        return told
 
     def keep_course(self, generation: int, course: Course) -> None:
         """Write how far a rollout is; of its agents only those given to `keep_told`."""

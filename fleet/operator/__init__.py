@@ -1,0 +1,1 @@
+"""What operators do to the fleet's state, beside rollouts. Every call blocks."""

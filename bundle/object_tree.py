@@ -19,7 +19,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from bundle.source import NotThere, Piece
-from bundle.tree import Leaf, TreeUnavailable, check_path, read_whole
+from bundle.tree import BadPlace, Leaf, TreeUnavailable, check_path, read_whole
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -154,7 +154,7 @@ def open_bucket(url: str) -> ObjectTree:
     """The tree at `s3://bucket/prefix`; asks the store nothing yet.
 
     Raises:
-        ValueError: the URL or a setting of the environment cannot be read.
+        BadPlace: the URL or a setting of the environment cannot be read.
     """
     try:
         store = S3Store.from_url(
@@ -169,7 +169,7 @@ def open_bucket(url: str) -> ObjectTree:
             },
         )
     except (BaseError, ValueError) as error:
-        raise ValueError(f"{url}: {_first_words(error)}") from error
+        raise BadPlace(f"{url}: {_first_words(error)}") from error
     return ObjectTree(store, url)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from bundle.folder_tree import FolderTree
+from bundle.tree import BadPlace
 
 if TYPE_CHECKING:
     from bundle.tree import Tree
@@ -18,8 +19,7 @@ def open_tree(place: str | Path) -> Tree:
     Nothing is asked of the store yet.
 
     Raises:
-        ValueError: no such kind of place, or one that cannot be read; says why.
-        ModuleNotFoundError: a bucket, and obstore is not installed.
+        BadPlace: no such kind of place, or one that cannot be read; says why.
     """
     if isinstance(place, Path) or "://" not in place:
         return FolderTree(Path(place).expanduser())
@@ -27,15 +27,20 @@ def open_tree(place: str | Path) -> Tree:
     if parts.scheme == "file":
         return FolderTree(Path(parts.path))
     if parts.scheme != "s3":
-        raise ValueError(
+        raise BadPlace(
             f"a registry in {parts.scheme}:// is not known: use a folder or s3://bucket/prefix"
         )
     if not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ValueError(
+        raise BadPlace(
             "a bucket is s3://bucket/prefix and nothing else: credentials, the region "
             "and the endpoint come from the environment (AWS_ACCESS_KEY_ID, …)"
         )
     # Imported here: a folder needs no obstore, and an edge agent has none.
-    from bundle.object_tree import open_bucket  # noqa: PLC0415
-
+    try:
+        from bundle.object_tree import open_bucket  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise BadPlace(
+            f"{place} needs the Python module {error.name}, which is not installed: "
+            "run `pip install obstore`"
+        ) from error
     return open_bucket(place)

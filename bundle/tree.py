@@ -19,6 +19,10 @@ MAX_DEPTH: Final = 6
 _PART: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")
 
 
+class BadPlace(ValueError):
+    """Where a registry is to be cannot be read, or not with what is installed."""
+
+
 class TreeUnavailable(OSError):
     """A store that is not a folder cannot be used now; says which and what to do.
 

@@ -44,10 +44,11 @@ class Fleet:
         self.registry = Registry(
             settings.registry, settings.signing_key, settings.public_key
         )
+        self.audit_head = AuditHead(settings.audit_head)
         self.database = FleetDatabase(
             settings.database,
             timeout_s=settings.database_timeout_s,
-            head=AuditHead(settings.audit_head),
+            head=self.audit_head,
         )
         self.who = settings.actor or person()
 

@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "explain": "builder.cli.explain:explain",
     "rollout": "fleet.cli.rollout:app",
     "device": "fleet.cli.device:app",
+    "audit": "fleet.cli.audit:app",
     "dead": "fleet.cli.dead:app",
     "examples": "overspill.commands.examples:app",
     "fleet": "fleet.cli.daemon:app",

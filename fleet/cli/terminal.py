@@ -21,9 +21,12 @@ from broker.link import BadUrl
 from bundle.pack import BundleRejected
 from bundle.seal import SealRejected
 from bundle.store import AlreadyPublished
+from bundle.tree import BadPlace
 from bundle.trust import KeyRejected
+from fleet.adapters.audit_head import HeadUnreadable
 from fleet.adapters.dead_store import StoreUnavailable
 from fleet.adapters.state.database import DatabaseUnavailable
+from fleet.adapters.state.engines import BadDatabaseUrl
 from fleet.app import Fleet
 from fleet.core.letters import BadChoice
 from fleet.core.orders import BadOrder
@@ -32,10 +35,13 @@ from fleet.settings import FleetSettings
 EXPECTED: Final = (
     AlreadyPublished,
     BadChoice,
+    BadDatabaseUrl,
     BadOrder,
+    BadPlace,
     BadUrl,
     BundleRejected,
     DatabaseUnavailable,
+    HeadUnreadable,
     KeyRejected,
     OSError,
     SealRejected,
@@ -99,8 +105,13 @@ def fail(reason: str) -> NoReturn:
     Raises:
         typer.Exit: always.
     """
-    sys.stderr.write(f"error: {' '.join(reason.split())}\n")
+    complain(reason)
     raise typer.Exit(1)
+
+
+def complain(reason: str) -> None:
+    """Say what is wrong; the command goes on, and ends with exit code 1."""
+    sys.stderr.write(f"error: {' '.join(reason.split())}\n")
 
 
 def warn(text: str) -> None:

@@ -19,18 +19,15 @@ from fleet.core.rollouts import (
     RolloutState,
     next_generation,
 )
-from tests.postgres import PrivatePostgres
+from tests.fleet_places import KINDS, fresh_place
 
 NOW_MS = 1_700_000_000_000
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a database can be made."""
-    if request.param == "sqlite":
-        return str(tmp_path / "f.db")
-    server: PrivatePostgres = request.getfixturevalue("postgres")
-    return server.fresh()
+    return fresh_place(request.param, request, tmp_path)
 
 
 def version(number: str, at_ms: int = NOW_MS) -> PublishedVersion:

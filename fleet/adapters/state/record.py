@@ -62,14 +62,52 @@ class RecordPages:
         ).first()
         return EMPTY if row is None else Head(row.sequence, row.digest)
 
-    def audit(self, *, after: int = 0, limit: int | None = None) -> Iterator[Entry]:
-        """The entries after number `after`, oldest first, in bounded memory."""
-        query = select(AUDIT).where(AUDIT.c.sequence > after).order_by(AUDIT.c.sequence)
-        rows = self._connection.execution_options(yield_per=READ_AT_ONCE).execute(
-            query if limit is None else query.limit(limit)
-        )
-        for row in rows.mappings():
-            yield Entry(**row)
+    def audit(self) -> Iterator[Entry]:
+        """Every entry, by sequence, in bounded memory."""
+        after = 0
+        while True:
+            query = select(AUDIT).where(AUDIT.c.sequence > after)
+            some = self._connection.execute(
+                query.order_by(AUDIT.c.sequence).limit(READ_AT_ONCE)
+            ).mappings()
+            page = [Entry(**row) for row in some]
+            yield from page
+            if len(page) < READ_AT_ONCE:
+                return
+            after = page[-1].sequence
+
+    def newest_audit(
+        self,
+        last: int,
+        *,
+        who: str | None = None,
+        what: str | None = None,
+        subject: str | None = None,
+    ) -> list[Entry]:
+        """The newest entries, oldest first.
+
+        Args:
+            last: how many at most.
+            who: only of this one.
+            what: only this; `rollout` is every `rollout.…`.
+            subject: only what was done to this, alone or with others.
+        """
+        query = select(AUDIT).order_by(AUDIT.c.sequence.desc()).limit(last)
+        if who is not None:
+            query = query.where(AUDIT.c.who == who)
+        if what is not None:
+            query = query.where(
+                (AUDIT.c.what == what)
+                | AUDIT.c.what.startswith(f"{what}.", autoescape=True)
+            )
+        if subject is not None:
+            # Among several it stands in the details, in quotes.
+            query = query.where(
+                (AUDIT.c.subject == subject)
+                | AUDIT.c.details.contains(f'"{subject}"', autoescape=True)
+            )
+        rows = self._connection.execute(query).mappings()
+        return [Entry(**row) for row in rows][::-1]
 
     def head_to_keep(self, kept: Head | None) -> Head | None:
         """The head to keep elsewhere once this transaction is committed.

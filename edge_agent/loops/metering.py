@@ -9,7 +9,7 @@ from typing import Final
 
 from edge_agent.adapters.day_file import DayFile
 from edge_agent.core.pull_budget import DaySpent, Rate
-from edge_agent.loops.fetching import BudgetSpent
+from edge_agent.loops.asking import BudgetSpent
 
 # What a killed process may forget that it spent.
 SAVE_EVERY_BYTES: Final = 512 * 1024

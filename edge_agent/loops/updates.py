@@ -42,7 +42,7 @@ from edge_agent.core.slots import (
     State,
     decide,
 )
-from edge_agent.loops.fetching import PullInterrupted
+from edge_agent.loops.asking import PullInterrupted
 from edge_agent.loops.probation import Probation
 from edge_agent.loops.slot_book import SlotBook
 

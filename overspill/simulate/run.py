@@ -15,7 +15,7 @@ from overspill.simulate.bundles import write_bundles
 from overspill.simulate.crew import Crew
 from overspill.simulate.plan import AFTER, MODEL, Plan, cast, name_of
 from overspill.simulate.stage import Stage
-from overspill.simulate.tally import SETTLED, Tally, compare
+from overspill.simulate.tally import SETTLED, Became, Tally, compare
 from overspill.tasks import alongside
 
 LOOK_EVERY_S: Final = 0.2
@@ -215,7 +215,7 @@ class Simulation:
     async def _connect(self, stage: Stage) -> None:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await _until(lambda: self.scene.tally.all_connected)
+                await _until(self._connected_or_broken)
                 while not await self._fleet_knows_all(stage):
                     await asyncio.sleep(ASK_EVERY_S)
         except TimeoutError:
@@ -225,6 +225,13 @@ class Simulation:
                 f"{CONNECT_TIMEOUT_S:g} s: try fewer with --agents, or look at "
                 f"{stage.logs}"
             ) from None
+
+    def _connected_or_broken(self) -> bool:
+        tally = self.scene.tally
+        broken = [each for each in tally.fates.values() if each.became is Became.BROKEN]
+        if broken:
+            raise NotConnected(f"an agent of the simulation failed: {broken[0].reason}")
+        return tally.all_connected
 
     async def _fleet_knows_all(self, stage: Stage) -> bool:
         return len(await stage.operate("device", "list")) >= self._plan.agents

@@ -15,9 +15,9 @@ from typing_extensions import override
 
 from broker.messages import UpdatePolicy
 from bundle.pack import BundleRejected, pack
-from bundle.seal import Seal, make_seal, verify_packed
+from bundle.seal import CHUNK_BYTES, Seal, make_seal, verify_packed
 from edge_agent.adapters.model_store import REPACKED, ModelStore, StoredBundle
-from edge_agent.adapters.part_file import PartFile
+from edge_agent.adapters.part_file import PART_SUFFIX
 from edge_agent.core.slots import Slots
 from edge_agent.loops.pulling import Puller
 
@@ -164,6 +164,7 @@ class FlashPulls:
         *,
         policy: UpdatePolicy,
         superseded: Callable[[], bool],
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> Path:
         """As `Puller.pull`."""
         asks = ASKS_BEFORE_DAMAGE
@@ -173,17 +174,18 @@ class FlashPulls:
             asks -= 1
             if asks == 0 and self._flash.damages:
                 self._flash.damages -= 1
-                _damage(self._puller.dest(seal), seal)
+                _damage(self._flash.parts)
             return superseded()
 
-        return await self._puller.pull(seal, base, policy=policy, superseded=spoil)
+        return await self._puller.pull(
+            seal, base, policy=policy, superseded=spoil, progress=progress
+        )
 
 
-def _damage(dest: Path, seal: Seal) -> None:
-    """Change a few bytes of each chunk; those not written yet are put right later."""
-    part, _ = PartFile.names(dest)
-    with part.open("r+b") as file:
-        for index in range(len(seal.chunks)):
-            offset, _ = seal.chunk_span(index)
-            file.seek(offset)
-            file.write(DAMAGED)
+def _damage(folder: Path) -> None:
+    """Change a few bytes of what is unfinished; chunks still to come are not hurt."""
+    for part in folder.glob(f"*{PART_SUFFIX}"):
+        with part.open("r+b") as file:
+            for offset in range(0, part.stat().st_size, CHUNK_BYTES):
+                file.seek(offset)
+                file.write(DAMAGED)

@@ -176,6 +176,7 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
         consume={TELEMETRY_QUEUE: settings.telemetry_prefetch},
         on_delivery=inventory.take,
     )
+    await asyncio.to_thread(conductor.heal)
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(each)

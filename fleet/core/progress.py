@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet.core.cohorts import cut, is_last
 from fleet.core.devices import Device
@@ -105,7 +105,7 @@ def all_progress(
     return [
         progress(
             each.rollout,
-            each.before,
+            _shown(each),
             each.chosen,
             devices,
             now,
@@ -120,6 +120,17 @@ def all_progress(
         )
         for each in advanced
     ]
+
+
+def _shown(advanced: Advanced) -> Course:
+    """How far it is by the newest reports, without what only the daemon will do."""
+    course, before = advanced.step.course, advanced.before
+    if not advanced.step.agents:
+        return course
+    told = {agent: course.told[agent] for agent in before.told}
+    if course.state in GONE_BACK and before.state not in GONE_BACK:
+        told = dict(before.told)
+    return replace(before, told=told)
 
 
 def _of_agent(  # noqa: PLR0913, PLR0917 - all that bears on one agent

@@ -11,8 +11,6 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import structlog
-
 from broker.messages import DesiredModel
 from fleet.adapters.registry import Registry
 from fleet.adapters.state.database import FleetDatabase
@@ -26,12 +24,9 @@ from fleet.core.plan import Needs
 from fleet.core.rollouts import LIVE, Course, Rollout, desired_for
 from fleet.loops.documents import write_documents
 
-log = structlog.get_logger(__name__)
-
 WRITTEN_AT_ONCE: Final = 128
 NAMED_IN_EVENTS: Final = 1000
 CONDUCTOR: Final = "conductor"
-LOUD: Final = frozenset({Event.PAUSE, Event.ROLL_BACK, Event.FAIL, Event.ASK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +36,12 @@ class Looked:
     Attributes:
         agents: of whom something else is desired now.
         live: whether a rollout is on its way, so that time alone may change something.
+        advanced: each rollout that was looked at.
     """
 
     agents: frozenset[str]
     live: bool
+    advanced: tuple[Advanced, ...] = ()
 
 
 def look(database: FleetDatabase, now: Now) -> Looked:
@@ -62,7 +59,7 @@ def look(database: FleetDatabase, now: Now) -> Looked:
             _keep(ledger, each, now.now_ms)
     agents = frozenset(agent for each in advanced for agent in each.step.agents)
     live = any(each.step.course.state in LIVE for each in advanced)
-    return Looked(agents, live)
+    return Looked(agents, live, tuple(advanced))
 
 
 def advanced_in(ledger: Ledger, now: Now) -> list[Advanced]:
@@ -185,17 +182,6 @@ def _keep(ledger: Ledger, advanced: Advanced, now_ms: int) -> None:
     if changed(advanced):
         ledger.keep_course(rollout.generation, step.course)
     ledger.keep_told(rollout.generation, step.changed)
-    for told in step.changed:
-        if told.reason is not None and told != advanced.before.told.get(told.agent):
-            log.warning(
-                "agent did not take a version",
-                agent=told.agent,
-                generation=rollout.generation,
-                model=rollout.model,
-                version=rollout.version,
-                state=told.state.value,
-                reason=told.reason,
-            )
     for each in step.decisions:
         _record(ledger, rollout, each, by=CONDUCTOR, now_ms=now_ms)
 
@@ -203,27 +189,23 @@ def _keep(ledger: Ledger, advanced: Advanced, now_ms: int) -> None:
 def _record(
     ledger: Ledger, rollout: Rollout, decision: Tell | Changed, *, by: str, now_ms: int
 ) -> None:
-    details: dict[str, Any] = {"by": by, "wave": decision.wave}
-    kind = "tell" if isinstance(decision, Tell) else decision.event.value
-    if decision.agents:
-        details["agents"] = len(decision.agents)
-        details["named"] = list(decision.agents[:NAMED_IN_EVENTS])
-    if isinstance(decision, Tell):
-        details["shadow"] = decision.shadow
-    elif decision.reason:
-        details["reason"] = decision.reason
-    ledger.keep_event(rollout.generation, kind, details, at_ms=now_ms)
-    said = {
-        "generation": rollout.generation,
-        "model": rollout.model,
-        "version": rollout.version,
-        **{key: value for key, value in details.items() if key != "named"},
-    }
+    generation, details = rollout.generation, {**described(decision), "by": by}
+    named = list(decision.agents[:NAMED_IN_EVENTS])
+    kind = kind_of(decision)
+    ledger.keep_event(generation, kind, {**details, "named": named}, at_ms=now_ms)
     if isinstance(decision, Changed):
-        told = log.warning if decision.event in LOUD else log.info
-        told("rollout changed", event_is=kind, **said)
-        ledger.record(
-            by, f"rollout.{kind}", str(rollout.generation), said, at_ms=now_ms
-        )
-    else:
-        log.info("rollout tells agents", **said)
+        said = {"model": rollout.model, "version": rollout.version, **details}
+        ledger.record(by, f"rollout.{kind}", str(generation), said, at_ms=now_ms)
+
+
+def kind_of(decision: Tell | Changed) -> str:
+    """What it is called in a rollout's history."""
+    return "tell" if isinstance(decision, Tell) else decision.event.value
+
+
+def described(decision: Tell | Changed) -> dict[str, Any]:
+    """A decision for the record and for logs."""
+    said: dict[str, Any] = {"wave": decision.wave, "agents": len(decision.agents)}
+    if isinstance(decision, Tell):
+        return {**said, "shadow": decision.shadow}
+    return {**said, "reason": decision.reason} if decision.reason else said

@@ -17,8 +17,17 @@ import structlog
 from broker.backoff import Backoff
 from fleet.adapters.registry import Registry
 from fleet.adapters.state.database import DatabaseUnavailable, FleetDatabase
+from fleet.core.fleetwide import Advanced
 from fleet.core.following import Now
-from fleet.loops.conducting import Looked, look, write_desired
+from fleet.core.machine import Changed, Event
+from fleet.core.rollouts import FAILED_AGENT
+from fleet.loops.conducting import (
+    Looked,
+    described,
+    kind_of,
+    look,
+    write_desired,
+)
 from lifecycle.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -28,6 +37,7 @@ T = TypeVar("T")
 BREATH_S: Final = 0.02
 MAX_BREATH_S: Final = 2.0
 IDLE_S: Final = 30.0
+LOUD: Final = frozenset({Event.PAUSE, Event.ROLL_BACK, Event.FAIL, Event.ASK})
 
 
 class Conductor:
@@ -77,10 +87,24 @@ class Conductor:
         self._heard.update(agents)
         self._news.set()
 
+    def heal(self) -> None:
+        """Look once and write every document anew. Blocks; before `run`.
+
+        A command that died half way left documents behind its rollout, and a registry
+        that was restored has old ones.
+
+        Raises:
+            DatabaseUnavailable: the state cannot be read or written.
+            OSError: the registry cannot be written.
+        """
+        for each in self._look().advanced:
+            _say(each)
+        with self._database.reading() as ledger:
+            agents = ledger.devices().keys()
+        write_desired(self._database, self._registry, agents, anew=True)
+
     async def run(self) -> None:
         """Look, for ever."""
-        # A command that died half way left documents behind its rollout.
-        await self._retried(self._write_everything)
         live = True
         while True:
             with suppress(TimeoutError):
@@ -100,6 +124,8 @@ class Conductor:
         self._news.clear()
         heard, self._heard = self._heard, set()
         looked = await self._retried(self._look)
+        for each in looked.advanced:
+            _say(each)
         changed = await self._retried(lambda: self._write(looked.agents | heard))
         if changed:
             await self._hint(changed)
@@ -114,11 +140,6 @@ class Conductor:
 
     def _write(self, agents: Collection[str]) -> tuple[str, ...]:
         return write_desired(self._database, self._registry, agents)
-
-    def _write_everything(self) -> None:
-        with self._database.reading() as ledger:
-            agents = ledger.devices().keys()
-        write_desired(self._database, self._registry, agents, anew=True)
 
     async def _retried(self, work: Callable[[], T]) -> T:
         while True:
@@ -135,3 +156,29 @@ class Conductor:
             else:
                 self._backoff.reset()
                 return done
+
+
+def _say(advanced: Advanced) -> None:
+    """Tell the log what a look has decided and which agents did not take a version."""
+    rollout, step = advanced.rollout, advanced.step
+    what = {
+        "generation": rollout.generation,
+        "model": rollout.model,
+        "version": rollout.version,
+    }
+    for told in step.changed:
+        before = advanced.before.told.get(told.agent)
+        failed = told.state in FAILED_AGENT
+        if failed and (before is None or before.state is not told.state):
+            log.warning(
+                "agent did not take a version",
+                agent=told.agent,
+                state=told.state.value,
+                reason=told.reason,
+                **what,
+            )
+    for each in step.decisions:
+        loud = isinstance(each, Changed) and each.event in LOUD
+        (log.warning if loud else log.info)(
+            f"rollout: {kind_of(each)}", **what, **described(each)
+        )

@@ -235,7 +235,7 @@ def test_status_tells_state_reason_version_and_age_of_each_agent(
 
     (status,) = json.loads(say("rollout", "status", "--json").stdout)["rollouts"]
     assert (status["model"], status["version"]) == ("fashion", "2")
-    assert status["state"] == "in_progress"
+    assert status["state"] == "running"
     told = {each.pop("agent"): each for each in status["agents"]}
     assert all(0 <= each.pop("last_report_age_s") < 15 for each in told.values())
     assert told == {
@@ -252,7 +252,7 @@ def test_status_tells_state_reason_version_and_age_of_each_agent(
     assert "1 of 3 updated" in table
 
     every = json.loads(say("rollout", "status", "--all", "--json").stdout)["rollouts"]
-    assert [each["state"] for each in every] == ["in_progress", "superseded"]
+    assert [each["state"] for each in every] == ["running", "superseded"]
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks.update`: pushing model versions to the fleet."""

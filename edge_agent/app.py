@@ -11,7 +11,7 @@ import contextlib
 import errno
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
@@ -35,6 +35,7 @@ from edge_agent.adapters.outbox import (
     Outbox,
     OutboxFailed,
 )
+from edge_agent.adapters.sources import sources_of
 from edge_agent.adapters.time_stamp import TimeStampFile, this_boot
 from edge_agent.adapters.trusted_seals import TrustedSeals
 from edge_agent.adapters.watch_file import WatchFile
@@ -495,10 +496,18 @@ class Agent:
         self._source = MqttSource(
             agent=settings.agent_id, link=self._cloud, timeout_s=settings.pull_timeout_s
         )
-        sources: list[Source] = [self._source]
+        sources = sources_of(
+            settings.pull_sources,
+            self._source,
+            registry_url=settings.registry_url,
+            ca_file=settings.registry_ca_file,
+            timeout_s=settings.pull_timeout_s,
+            connections=settings.pull_window,
+        )
         self._updates = Updates(
             agent=settings.agent_id,
-            sources=sources,
+            # Over HTTPS nobody knows who asks: what is desired comes from the pool.
+            sources=[self._source],
             store=self._store,
             slots=self._book,
             trust=self._make_trust(sources),
@@ -516,18 +525,20 @@ class Agent:
             rng=self._rng,
         )
 
-    def _make_trust(self, sources: list[Source]) -> Trust:
+    def _make_trust(self, sources: Sequence[Source]) -> Trust:
         settings = self.settings
-        if settings.trust_root is None:
+        if settings.trusted_root is None:
             return NoTrustRoot()
+        # Told at the start, not when the first update comes.
+        settings.trusted_root.read_bytes()
         return TrustedSeals(
-            settings.trust_root,
+            settings.trusted_root,
             settings.state_dir / "trust",
             sources,
             clock=self._clock,
         )
 
-    def _make_puller(self, sources: list[Source]) -> Puller:
+    def _make_puller(self, sources: Sequence[Source]) -> Puller:
         settings = self.settings
         return Puller(
             sources,
@@ -537,7 +548,10 @@ class Agent:
                 local_now_s=self._machine.local_now_s,
             ),
             rng=self._rng,
-            settings=PullSettings(FetchSettings(window=settings.pull_window)),
+            settings=PullSettings(
+                FetchSettings(window=settings.pull_window),
+                jitter_s=settings.pull_jitter_s,
+            ),
             sharing=self._source,
         )
 

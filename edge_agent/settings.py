@@ -79,7 +79,7 @@ class AgentSettings(BaseSettings):
     bundles: Annotated[list[Path], NoDecode] = Field(
         default_factory=list, description="bundles to serve from the first start"
     )
-    trust_root: Path | None = Field(
+    trusted_root: Path | None = Field(
         None,
         description="the root.json that came with the device: who may sign models. "
         "Unset, the agent takes no updates",
@@ -178,6 +178,25 @@ class AgentSettings(BaseSettings):
     )
     pull_window: Annotated[int, Field(ge=1, le=64)] = 4
     pull_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    pull_jitter_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        1.0,
+        description="a pull begins at a moment within this, drawn by chance, so that "
+        "a fleet does not ask at once",
+    )
+    pull_sources: Annotated[tuple[Literal["mqtt", "https"], ...], NoDecode] = Field(
+        ("mqtt", "https"),
+        min_length=1,
+        description="where updates are pulled from, the preferred first, with commas "
+        "between; https only with a registry_url",
+    )
+    registry_url: str | None = Field(
+        None,
+        description="the registry's files over HTTPS, https://host/path; unset: only "
+        "over MQTT",
+    )
+    registry_ca_file: Path | None = Field(
+        None, description="CA of the registry_url; unset: the system's"
+    )
 
     @field_validator("spill_budget")
     @classmethod
@@ -201,7 +220,7 @@ class AgentSettings(BaseSettings):
             return value
         return [path for path in value.split(os.pathsep) if path]
 
-    @field_validator("forbid_capture", mode="before")
+    @field_validator("forbid_capture", "pull_sources", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -217,7 +236,7 @@ class AgentSettings(BaseSettings):
                 check_id("model", name)
         return names
 
-    @field_validator("state_dir", "cloud_ca_file", "trust_root")
+    @field_validator("state_dir", "cloud_ca_file", "trusted_root", "registry_ca_file")
     @classmethod
     def _at_home(cls, path: Path | None) -> Path | None:
         # A unit file or a .env has no shell to read the tilde.

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bundle import layout
+from bundle.folder_tree import FolderTree
 from bundle.seal import Seal
 from bundle.source import Piece
-from bundle.tree import FolderTree
 from bundle.trust import roles
 from bundle.trust.client import look
 from bundle.trust.epochs import next_epochs
 from bundle.trust.keys import KeyRing, PublicKey, make_key
 from bundle.trust.looks import Look
-from bundle.trust.repository import Repository, Settled
+from bundle.trust.repository import Repository
+from bundle.trust.signing import Settled
 
 START_S = 1_800_000_000.0
 DAY_S = roles.DAY_S
@@ -68,15 +69,15 @@ class FleetTrust:
             if names
             else self.ring
         )
-        self.repository.sign(ring)
-        return self.repository.settle(self.ring)
+        self.repository.signing.sign(ring)
+        return self.repository.signing.settle(self.ring)
 
     def draft(self, model: str, version: str, content: bytes = b"") -> Seal:
         """Draft a version in its next epoch, and the way back from it."""
         named = self.repository.names(model)
         own = [each for each in named if not each.back]
         epochs = next_epochs(
-            [each.epoch for each in named if each.epoch is not None],
+            self.repository.last_epoch(model),
             way_back=bool(own),
         )
         seal = a_seal(model, version, epochs.own, content)

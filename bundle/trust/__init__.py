@@ -5,7 +5,6 @@ operators' side. python-tuf and cryptography are imported by those modules alone
 """
 
 from bundle.trust.documents import (
-    KeyRejected,
     TrustedKeys,
     canonical,
     generate_key,
@@ -20,7 +19,14 @@ from bundle.trust.documents import (
     sign_document,
     trusting,
 )
-from bundle.trust.errors import NoTrust, NotSigned, Stale, TrustRefused, Untrusted
+from bundle.trust.errors import (
+    KeyRejected,
+    NoTrust,
+    NotSigned,
+    Stale,
+    TrustRefused,
+    Untrusted,
+)
 
 __all__ = [
     "KeyRejected",

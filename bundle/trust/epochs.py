@@ -7,7 +7,6 @@ device keeps the epoch of what it last committed as its floor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -19,14 +18,14 @@ class Epochs:
     way_back: int | None
 
 
-def next_epochs(taken: Iterable[int], *, way_back: bool) -> Epochs:
+def next_epochs(last: int, *, way_back: bool) -> Epochs:
     """The epochs of the next publish of a model.
 
     Args:
-        taken: every epoch of the model that was ever signed or drafted.
+        last: the highest epoch of the model that was ever signed or drafted.
         way_back: whether there is a version to go back to.
     """
-    own = max(taken, default=0) + 1
+    own = last + 1
     return Epochs(own, own + 1 if way_back else None)
 
 

@@ -166,6 +166,21 @@ class KeyRing:
                     found.setdefault(public.key_id, file)
         return found
 
+    def opens(self, key_id: str) -> bool:
+        """Whether a private key is at hand and there is a passphrase that fits.
+
+        Raises:
+            KeyRejected: it is at hand and cannot be used for another reason.
+        """
+        path = self.at_hand().get(key_id)
+        if path is None:
+            return False
+        try:
+            self.signer(path)
+        except PassphraseNeeded:
+            return False
+        return True
+
     def signer(self, path: Path) -> CryptoSigner:
         """What signs with the key in a file.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +17,9 @@ from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
     Metadata,
-    MetaFile,
     Root,
-    Snapshot,
     TargetFile,
     Targets,
-    Timestamp,
 )
 
 from bundle import layout
@@ -32,45 +28,12 @@ from bundle.tree import Tree
 from bundle.trust import roles
 from bundle.trust.drafts import AnyMetadata, Drafts
 from bundle.trust.errors import NoTrust, TrustRefused
-from bundle.trust.keys import KeyRing, PublicKey
+from bundle.trust.keys import PublicKey
 from bundle.trust.naming import Named, named
 from bundle.trust.published import Published
+from bundle.trust.signing import Signing, date
 
 KEEP_WAYS_BACK: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A draft, and what it still needs before agents see it.
-
-    Attributes:
-        role: of the metadata.
-        version: that it will be.
-        signed_by: keys that have signed it and count.
-        may_sign: keys that could, and have not.
-        missing: how many more of them must; 0 when others hold it up.
-    """
-
-    role: str
-    version: int
-    signed_by: tuple[str, ...]
-    may_sign: tuple[str, ...]
-    missing: int
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What became visible, and what waits.
-
-    Attributes:
-        shown: roles of which agents see a new version now.
-        waiting: drafts without their signatures.
-        online_missing: online roles whose key is not at hand.
-    """
-
-    shown: tuple[str, ...]
-    waiting: tuple[Waiting, ...]
-    online_missing: tuple[str, ...] = ()
 
 
 class Repository:
@@ -87,6 +50,7 @@ class Repository:
         self._now_s = now_s
         self.drafts = Drafts(home / "drafts")
         self.published = Published(tree, home)
+        self.signing = Signing(self.drafts, self.published, now_s)
 
     # --- what there is ----------------------------------------------------------------
 
@@ -113,6 +77,18 @@ class Repository:
                 raise
             return draft
 
+    def key_names(self) -> dict[str, str]:
+        """What people call the keys, by id, the drafted ones included."""
+        draft = self.drafts.read(roles.ROOT)
+        keys = {
+            **self.root().signed.keys,
+            **({} if draft is None else draft.signed.keys),
+        }
+        return {
+            key_id: str(key.unrecognized_fields.get("name", key_id))
+            for key_id, key in keys.items()
+        }
+
     def names(self, model: str, *, drafted: bool = True) -> list[Named]:
         """What a model's role names, the oldest epoch first.
 
@@ -125,6 +101,14 @@ class Repository:
         if metadata is None:
             metadata = self.published.targets(role)
         return [] if metadata is None else named(metadata.signed.targets)
+
+    def last_epoch(self, model: str) -> int:
+        """The highest epoch of a model that was ever drafted or signed; 0 for none."""
+        role = roles.model_role(model)
+        both = (self.drafts.read(role), self.published.targets(role))
+        return max(
+            (_last_epoch(each.signed) for each in both if each is not None), default=0
+        )
 
     def models(self) -> list[str]:
         """Every model of which something is signed or drafted."""
@@ -239,15 +223,7 @@ class Repository:
         with self.drafts.alone():
             metadata = self._edit(roles.ROOT)
             root: Root = metadata.signed
-            if role not in root.roles:
-                raise TrustRefused(f"{role!r} is no role: use {', '.join(roles.TOP)}")
-            keys = root.roles[role].keyids
-            if old_key_id is None and len(keys) == 1:
-                old_key_id = keys[0]
-            if old_key_id is None or old_key_id not in keys:
-                raise TrustRefused(
-                    f"say which key of {role} goes: {', '.join(sorted(keys))}"
-                )
+            old_key_id = _key_that_goes(root, role, old_key_id)
             if new.key_id in root.keys:
                 raise TrustRefused(f"key {new.key_id} is in use already")
             root.revoke_key(old_key_id, role)
@@ -256,6 +232,15 @@ class Repository:
             if role == roles.TARGETS:
                 self._delegate_anew()
         return old_key_id
+
+    def key_that_goes(self, role: str, old_key_id: str | None) -> str:
+        """The key that `rotate` would replace.
+
+        Raises:
+            TrustRefused: no such role or key, or it is not clear which.
+        """
+        draft = self.drafts.read(roles.ROOT)
+        return _key_that_goes((draft or self.root()).signed, role, old_key_id)
 
     def extend(self) -> list[str]:
         """Draft everything offline anew as it is, to live for another term.
@@ -307,6 +292,7 @@ class Repository:
                     target,
                     {"custom": {"back": True}} if back else None,
                 )
+            _keep_last_epoch(metadata.signed)
             _drop_old_ways_back(metadata.signed)
             self._draft(role, metadata)
 
@@ -346,249 +332,8 @@ class Repository:
     def _draft(self, role: str, metadata: AnyMetadata) -> None:
         """Write a draft; what was signed before was another text."""
         metadata.signatures.clear()
-        _date(metadata, role, self._now_s())
+        date(metadata, role, self._now_s())
         self.drafts.write(role, metadata)
-
-    # --- signing and showing ----------------------------------------------------------
-
-    def sign(self, ring: KeyRing) -> list[tuple[str, str]]:
-        """Sign each draft with the keys at hand that may.
-
-        Returns:
-            Roles and the ids of keys whose signatures were added.
-
-        Raises:
-            KeyRejected: a key cannot be used.
-        """
-        at_hand = ring.at_hand()
-        added: list[tuple[str, str]] = []
-        with self.drafts.alone():
-            for role in self.drafts.roles():
-                added += [
-                    (role, key_id)
-                    for key_id in self._may_sign(role)
-                    if key_id in at_hand
-                    and self.drafts.sign(role, ring.signer(at_hand[key_id]))
-                ]
-        return added
-
-    def settle(self, ring: KeyRing) -> Settled:
-        """Show what has its signatures, if the online keys are at hand.
-
-        Raises:
-            KeyRejected: an online key is at hand and cannot be used.
-            OSError: the registry cannot be written.
-        """
-        with self.drafts.alone():
-            show = self._complete()
-            waiting = tuple(
-                self._waits(role) for role in self.drafts.roles() if role not in show
-            )
-            if not show:
-                return Settled((), waiting)
-            missing = self._without_keys(show, ring)
-            if missing:
-                return Settled((), waiting, missing)
-            self._show(show, ring)
-        return Settled(tuple(show), waiting)
-
-    def renew(self, ring: KeyRing, *, everything: bool = False) -> tuple[str, ...]:
-        """Sign the snapshot and the timestamp anew if half of their life is over.
-
-        Args:
-            ring: holds the online keys.
-            everything: even if it is not.
-
-        Returns:
-            The roles that were renewed.
-
-        Raises:
-            KeyRejected: a key is missing or cannot be used.
-            NoTrust: nothing is published yet.
-        """
-        with self.drafts.alone():
-            snapshot, timestamp = self.published.snapshot(), self.published.timestamp()
-            if snapshot is None or timestamp is None:
-                raise NoTrust("nothing is published yet: run overspill trust status")
-            due = [
-                role
-                for role, metadata in (
-                    (roles.SNAPSHOT, snapshot),
-                    (roles.TIMESTAMP, timestamp),
-                )
-                if everything or _is_due(metadata, role, self._now_s())
-            ]
-            if not due:
-                return ()
-            if roles.SNAPSHOT in due:
-                self._show({}, ring)
-                return (roles.SNAPSHOT, roles.TIMESTAMP)
-            self._show_timestamp(snapshot.signed.version, self.published.root(), ring)
-        return (roles.TIMESTAMP,)
-
-    def waiting(self) -> list[Waiting]:
-        """Every draft, and what it needs."""
-        return [self._waits(role) for role in self.drafts.roles()]
-
-    def _complete(self) -> dict[str, AnyMetadata]:
-        """The drafts that can be shown now and leave nothing unverifiable."""
-        show: dict[str, AnyMetadata] = {}
-        root_draft = self.drafts.read(roles.ROOT)
-        if root_draft is not None and self._waits(roles.ROOT).missing == 0:
-            show[roles.ROOT] = root_draft
-        try:
-            root = show.get(roles.ROOT) or self.published.root()
-        except NoTrust:
-            return {}
-        targets = self._pick(roles.TARGETS, root, show)
-        if targets is None:
-            # New keys for targets, and too few have signed by them.
-            return {}
-        unfit = [
-            role
-            for role in (targets.signed.delegations or Delegations({}, {})).roles or {}
-            if self._pick(role, targets, show) is None
-        ]
-        if unfit and roles.TARGETS in show:
-            # Shown without them, these models could not be verified at all.
-            return {}
-        return show
-
-    def _pick(
-        self, role: str, delegator: AnyMetadata, show: dict[str, AnyMetadata]
-    ) -> AnyMetadata | None:
-        draft = self.drafts.read(role)
-        if draft is not None and _verifies(delegator, role, draft):
-            show[role] = draft
-            return draft
-        published = self.published.targets(role)
-        if published is not None and _verifies(delegator, role, published):
-            return published
-        return None
-
-    def _waits(self, role: str) -> Waiting:
-        draft = self.drafts.read(role)
-        if draft is None:
-            raise TrustRefused(f"there is no draft of {role}")
-        valid, may, missing = set(), set(), 0
-        for delegator in self._delegators(role):
-            result = delegator.signed.get_verification_result(
-                role, draft.signed_bytes, draft.signatures
-            )
-            valid |= {*result.signed}
-            may |= {*result.unsigned}
-            missing = max(missing, result.threshold - len(result.signed))
-        return Waiting(
-            role,
-            draft.signed.version,
-            tuple(sorted(valid)),
-            tuple(sorted(may - valid)),
-            max(0, missing),
-        )
-
-    def _may_sign(self, role: str) -> list[str]:
-        found: set[str] = set()
-        for delegator in self._delegators(role):
-            found.update(delegator.signed.get_delegated_role(role).keyids)
-        return sorted(found)
-
-    def _delegators(self, role: str) -> list[AnyMetadata]:
-        """Whose keys must have signed a draft of this role."""
-        if roles.model_of(role) is not None:
-            targets = self.drafts.read(roles.TARGETS) or self.published.targets(
-                roles.TARGETS
-            )
-            return [] if targets is None else [targets]
-        draft = self.drafts.read(roles.ROOT)
-        try:
-            published: AnyMetadata | None = self.published.root()
-        except NoTrust:
-            published = None
-        if role == roles.ROOT:
-            return [each for each in (published, draft) if each is not None]
-        newest = draft or published
-        return [] if newest is None else [newest]
-
-    def _without_keys(
-        self, show: Mapping[str, AnyMetadata], ring: KeyRing
-    ) -> tuple[str, ...]:
-        root = (show.get(roles.ROOT) or self.published.root()).signed
-        at_hand = ring.at_hand()
-        return tuple(
-            role for role in roles.ONLINE if not {*root.roles[role].keyids} & {*at_hand}
-        )
-
-    def _show(self, show: Mapping[str, AnyMetadata], ring: KeyRing) -> None:
-        """Write what agents will read; the timestamp last, which makes them look."""
-        root = show.get(roles.ROOT) or self.published.root()
-        before = self.published.snapshot()
-        versions = {roles.SNAPSHOT: 1 if before is None else before.signed.version + 1}
-        for role in [] if before is None else _listed(before.signed):
-            # Not as the old snapshot says: its key may have been stolen.
-            kept = self.published.targets(role) if role not in show else None
-            if kept is not None:
-                versions[role] = kept.signed.version
-        for role, metadata in show.items():
-            self._prune(role, metadata)
-            versions[role] = metadata.signed.version
-            if role != roles.ROOT:
-                self.published.write(role, metadata)
-        meta = {
-            f"{role}.json": MetaFile(version)
-            for role, version in versions.items()
-            if roles.kind(role) == roles.TARGETS
-        }
-        snapshot = Metadata(Snapshot(version=versions[roles.SNAPSHOT], meta=meta))
-        self._sign_online(snapshot, roles.SNAPSHOT, root, ring)
-        self.published.write(roles.SNAPSHOT, snapshot)
-        if roles.ROOT in show:
-            self.published.write(roles.ROOT, root)
-        self._show_timestamp(versions[roles.SNAPSHOT], root, ring)
-        self.published.shown(versions)
-        # A crash before this shows the same once more, under the same versions.
-        for role in show:
-            self.drafts.drop(role)
-
-    def _prune(self, role: str, metadata: AnyMetadata) -> None:
-        """Leave out signatures that do not count: every agent would fetch them."""
-        counting = [
-            key_id for key_id in self._may_sign(role) if key_id in metadata.signatures
-        ]
-        if role != roles.ROOT:
-            counting = counting[: roles.OFFLINE_THRESHOLD]
-        metadata.signatures = {each: metadata.signatures[each] for each in counting}
-
-    def _show_timestamp(
-        self, snapshot_version: int, root: AnyMetadata, ring: KeyRing
-    ) -> None:
-        before = self.published.timestamp()
-        timestamp = Metadata(
-            Timestamp(
-                version=1 if before is None else before.signed.version + 1,
-                snapshot_meta=MetaFile(snapshot_version),
-            )
-        )
-        self._sign_online(timestamp, roles.TIMESTAMP, root, ring)
-        self.published.write(roles.TIMESTAMP, timestamp)
-        self.published.shown({roles.TIMESTAMP: timestamp.signed.version})
-
-    def _sign_online(
-        self, metadata: AnyMetadata, role: str, root: AnyMetadata, ring: KeyRing
-    ) -> None:
-        metadata.signatures.clear()
-        _date(metadata, role, self._now_s())
-        at_hand = ring.at_hand()
-        key_ids = [each for each in root.signed.roles[role].keyids if each in at_hand]
-        if not key_ids:
-            raise TrustRefused(
-                f"the key of {role} is not at hand: run this where the fleet's online "
-                "keys are, or replace it (overspill trust rotate)"
-            )
-        metadata.sign(ring.signer(at_hand[key_ids[0]]))
-
-
-def _listed(snapshot: Snapshot) -> list[str]:
-    return [each.removesuffix(".json") for each in snapshot.meta]
 
 
 def _key_for_tuf(key: PublicKey) -> Any:  # noqa: ANN401 - securesystemslib's own
@@ -611,25 +356,29 @@ def _check_keys(
         raise TrustRefused("a key may have one place only: make another one")
 
 
-def _date(metadata: AnyMetadata, role: str, now_s: float) -> None:
-    metadata.signed.expires = roles.expiry(role, now_s)
-    metadata.signed.unrecognized_fields[roles.SIGNED_AT] = int(now_s)
+def _last_epoch(targets: Targets) -> int:
+    kept = targets.unrecognized_fields.get(roles.LAST_EPOCH, 0)
+    return max([int(kept), *(each.epoch or 0 for each in named(targets.targets))])
 
 
-def _is_due(metadata: AnyMetadata, role: str, now_s: float) -> bool:
-    left_s = metadata.signed.expires.timestamp() - now_s
-    return bool(left_s < roles.LIFE_S[role] * roles.RENEW_AT)
+def _keep_last_epoch(targets: Targets) -> None:
+    # Otherwise a version that is revoked would leave its epoch to another.
+    targets.unrecognized_fields[roles.LAST_EPOCH] = _last_epoch(targets)
 
 
-def _verifies(delegator: AnyMetadata, role: str, metadata: AnyMetadata) -> bool:
-    try:
-        return bool(
-            delegator.signed.get_verification_result(
-                role, metadata.signed_bytes, metadata.signatures
-            )
+def _key_that_goes(root: Root, role: str, old_key_id: str | None) -> str:
+    if role not in root.roles:
+        raise TrustRefused(f"{role!r} is no role: use {', '.join(roles.TOP)}")
+    keys = root.roles[role].keyids
+    if old_key_id is None and len(keys) == 1:
+        return keys[0]
+    if old_key_id is None or old_key_id not in keys:
+        names = (
+            f"{root.keys[each].unrecognized_fields.get('name', '')} {each}".strip()
+            for each in keys
         )
-    except ValueError:
-        return False
+        raise TrustRefused(f"say which key of {role} goes: {', '.join(sorted(names))}")
+    return old_key_id
 
 
 def _drop_old_ways_back(targets: Targets) -> None:

@@ -41,6 +41,9 @@ MAX_ROTATIONS: Final = 64
 SIGNED_AT: Final = "signed_at_s"
 """Our own field in what is signed: when, in whole seconds since 1970."""
 
+LAST_EPOCH: Final = "last_epoch"
+"""Our own field in a model's role: the highest epoch that it ever named."""
+
 _MODEL: Final = "model."
 
 

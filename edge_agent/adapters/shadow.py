@@ -116,6 +116,11 @@ class ShadowProcess:
     ) -> None:
         await self._end()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the child."""
+        return None if self._child is None else self._child.pid
+
     async def answer(
         self, tensors: dict[str, Tensor] | None, medium: Medium | None
     ) -> Shown:

@@ -67,7 +67,7 @@ class PullSettings:
 
 
 class Puller:
-    """Pulls bundles into one folder, one at a time.
+    """Pulls bundles into one folder; different ones may be pulled at once.
 
     Args:
         sources: where to ask, the preferred first.
@@ -125,9 +125,6 @@ class Puller:
         if await asyncio.to_thread(_is_whole, dest, seal):
             return dest
         await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
-        self._metering.limit(
-            bytes_per_s=policy.bytes_per_s, bytes_per_day=policy.bytes_per_day
-        )
         # A device that may take only so much a second cannot choose what it hears.
         shares = policy.shared and policy.bytes_per_s is None
         wanted = Chunks.of(seal)
@@ -136,12 +133,12 @@ class Puller:
             means = Means(
                 self._sources,
                 self._settings.fetch,
-                self._metering,
+                self._metering.meter(policy.bytes_per_s, policy.bytes_per_day),
                 superseded,
                 self._rng,
                 self._sharing if shares else None,
             )
-            pull = _Pull(dest, part, means, self._metering, progress)
+            pull = _Pull(dest, part, means, progress)
             try:
                 if part.missing():
                     await asyncio.sleep(self._rng.uniform(0, self._settings.jitter_s))
@@ -165,13 +162,11 @@ class _Pull:
         dest: Path,
         part: PartFile,
         means: Means,
-        metering: Metering,
         progress: Progress,
     ) -> None:
         self._dest = dest
         self._part = part
         self._means = means
-        self._metering = metering
         self._progress = progress
 
     async def run(self, wanted: Chunks, base: Path | None) -> None:
@@ -191,8 +186,9 @@ class _Pull:
         """Fill the file by a delta if there is one; what goes wrong leaves it to be."""
         try:
             await self._by_delta(wanted, base)
-        except (DeltaRejected, NoSource, ImportError) as error:
+        except (DeltaRejected, NoSource, ImportError, OSError) as error:
             # The whole file always does. ImportError: no zstd on this machine.
+            # OSError: the base; if it is the disk, the whole file will meet it too.
             log.warning("delta_refused", bundle=self._dest.name, reason=str(error))
 
     async def _by_delta(self, wanted: Chunks, base: Path) -> None:
@@ -229,7 +225,7 @@ class _Pull:
         data = await read_small(self._means.asking(), path, MAX_OFFER_BYTES)
         if data is None:
             return None
-        self._metering.charge(len(data))
+        self._means.meter.charge(len(data))
         offer = read_offer(data)
         return None if offer.kind == "full" else offer
 

@@ -178,12 +178,13 @@ class Shadowing:
         async with self._slots.lock(model):
             if self._shadows.get(model) is not shadow:
                 return
-            del self._shadows[model]
-            self._changed.set()
             slots = self._slots.of(model)
             if slots.state is State.SHADOW:
                 reason = f"its shadow ended {MAX_ENDS} times, the last time: {why}"
                 await self._slots.save(slots.refused(reason))
+            # Last: what runs the shadows ends this task then.
+            del self._shadows[model]
+            self._changed.set()
 
 
 def _count(shadow: _Shadow, asked: _Asked, shown: Shown) -> None:

@@ -14,7 +14,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -110,6 +112,12 @@ class DeclaredGate(Part):
     ] = None
 
 
+OneGate = Annotated[
+    Annotated[Literal["off"], Tag("text")] | Annotated[DeclaredGate, Tag("each")],
+    Discriminator(lambda value: "text" if isinstance(value, str) else "each"),
+]
+
+
 class DeclaredPolicy(Part):
     """How agents carry the update out."""
 
@@ -157,7 +165,8 @@ class DeclaredRollout(Part):
         None
     )
     waves: Annotated[
-        str | tuple[DeclaredWave, ...],
+        Annotated[str, Tag("text")] | Annotated[tuple[DeclaredWave, ...], Tag("list")],
+        Discriminator(lambda value: "text" if isinstance(value, str) else "list"),
         Field(
             description=f"auto: {STAGED}, or all at once up to {FEW_AGENTS} agents; "
             "all; 1%,10%,50%; 10,100; 10x2 (ten, then twice as many more each time)"
@@ -179,7 +188,9 @@ class DeclaredRollout(Part):
         ),
     ] = None
     gates: Annotated[
-        Literal["default", "off"] | dict[GateKind, Literal["off"] | DeclaredGate],
+        Annotated[Literal["default", "off"], Tag("text")]
+        | Annotated[dict[GateKind, OneGate], Tag("each")],
+        Discriminator(lambda value: "text" if isinstance(value, str) else "each"),
         Field(description="what each wave is judged by"),
     ] = "default"
     window: Annotated[

@@ -7,19 +7,17 @@ is what is new between two looks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
 from fleet.core.cohorts import cut, is_last, wave_of
-from fleet.core.devices import Device
 from fleet.core.differences import reach
-from fleet.core.following import Now, standing
 from fleet.core.gates import Decision, Verdict
+from fleet.core.progress import AgentProgress, RolloutProgress
 from fleet.core.rollouts import (
     FAILED_AGENT,
     GONE_BACK,
-    LIVE,
     MOVING,
     AgentState,
     Course,
@@ -29,6 +27,8 @@ from fleet.core.rollouts import (
 
 MAX_WAVES: Final = 100
 BACK: Final = frozenset({AgentState.BACK, AgentState.GOING_BACK})
+UNREACHED: Final = frozenset({AgentState.EXCLUDED, AgentState.SUPERSEDED})
+WORDS: Final = {"moving": "on their way", "going_back": "going back"}
 
 
 class WaveState(StrEnum):
@@ -44,17 +44,12 @@ class WaveState(StrEnum):
     TO_COME = "to come"
 
 
-@dataclass(frozen=True, slots=True)
-class AgentLine:
-    """One agent that was told, as it stands now; `last_seen_ms` is None if unknown."""
-
-    agent: str
-    wave: int
-    state: AgentState
-    version: str | None
-    reason: str | None
-    last_seen_ms: int | None
-    shadow: bool = False
+STOOD: Final = {
+    RolloutState.DONE: WaveState.PASSED,
+    RolloutState.FAILED: WaveState.PASSED,
+    RolloutState.PAUSED: WaveState.PAUSED,
+    RolloutState.AWAITING_APPROVAL: WaveState.APPROVAL,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,86 +88,81 @@ class Outlook:
     """All that is shown of one rollout.
 
     Attributes:
-        rollout: as it was ordered.
-        course: how far it is.
-        agents: every told agent, by name.
+        progress: the rollout, its course and its agents.
         waves: those begun and those to come.
-        eligible: how many agents it may reach.
-        away: how many of them were not told and are not there.
-        excluded: why others may not be told, by agent.
         now_ms: when this was.
     """
 
-    rollout: Rollout
-    course: Course
-    agents: tuple[AgentLine, ...] = ()
-    waves: tuple[WaveLine, ...] = ()
-    eligible: int = 0
-    away: int = 0
-    excluded: Mapping[str, str] = field(default_factory=dict)
-    now_ms: int = 0
+    progress: RolloutProgress
+    waves: tuple[WaveLine, ...]
+    now_ms: int
+
+    @property
+    def rollout(self) -> Rollout:
+        """As it was ordered."""
+        return self.progress.rollout
+
+    @property
+    def course(self) -> Course:
+        """How far it is."""
+        return self.progress.course
 
     @property
     def state(self) -> RolloutState:
         """That of the rollout."""
-        return self.course.state
+        return self.progress.state
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more happens by itself that a person would wait for."""
-        return self.state not in LIVE
+        """Whether nothing more happens that a person would wait for."""
+        return not self.progress.live
+
+    @property
+    def told(self) -> tuple[AgentProgress, ...]:
+        """Those that were told and that no newer rollout has taken."""
+        return tuple(
+            each
+            for each in self.progress.agents
+            if each.wave is not None and each.state is not AgentState.SUPERSEDED
+        )
+
+    @property
+    def population(self) -> int:
+        """How many agents it may reach."""
+        return sum(each.state not in UNREACHED for each in self.progress.agents)
+
+    @property
+    def away(self) -> int:
+        """How many were not told because they are not there."""
+        return sum(
+            each.wave is None and each.state is AgentState.SILENT
+            for each in self.progress.agents
+        )
+
+    @property
+    def excluded(self) -> dict[str, str]:
+        """Why agents may not be told, by name."""
+        return {
+            each.agent: each.reason or ""
+            for each in self.progress.agents
+            if each.state is AgentState.EXCLUDED
+        }
+
+    @property
+    def failed(self) -> tuple[AgentProgress, ...]:
+        """The told agents that failed, the latest wave first."""
+        bad = [each for each in self.told if each.state in FAILED_AGENT]
+        return tuple(sorted(bad, key=lambda each: (-(each.wave or 0), each.agent)))
 
     def count(self, *states: AgentState) -> int:
         """How many told agents are in one of `states`."""
-        return sum(each.state in states for each in self.agents)
-
-    @property
-    def updated(self) -> int:
-        """How many serve the version."""
-        return self.count(AgentState.UPDATED)
-
-    @property
-    def failed(self) -> tuple[AgentLine, ...]:
-        """The agents that failed, the latest wave first."""
-        bad = [each for each in self.agents if each.state in FAILED_AGENT]
-        return tuple(sorted(bad, key=lambda each: (-each.wave, each.agent)))
+        return sum(each.state in states for each in self.told)
 
 
-def outlook(
-    rollout: Rollout,
-    course: Course,
-    devices: Mapping[str, Device],
-    now: Now,
-    eligible: tuple[str, ...] | None = None,
-    excluded: Mapping[str, str] | None = None,
-) -> Outlook:
-    """The rollout as it stands.
-
-    Args:
-        rollout: as it was ordered.
-        course: how far it is.
-        devices: every known agent.
-        now: the time; silence and standing still are worked out with it.
-        eligible: who may be told; None for a rollout that tells nobody any more.
-        excluded: why others may not.
-    """
-    lines = tuple(
-        _agent(rollout, course, devices, now, each) for each in sorted(course.told)
-    )
-    may = tuple(course.told) if eligible is None else eligible
-    away = sum(
-        each not in course.told and not now.heard(devices.get(each)) for each in may
-    )
-    return Outlook(
-        rollout,
-        course,
-        agents=lines,
-        waves=tuple(_waves(rollout, course, lines, len(may), now)),
-        eligible=len(may),
-        away=away,
-        excluded=dict(excluded or {}),
-        now_ms=now.now_ms,
-    )
+def outlook(progress: RolloutProgress, now_ms: int) -> Outlook:
+    """The rollout as it stands at this moment of the fleet's clock."""
+    bare = Outlook(progress, (), now_ms)
+    return replace(bare, waves=tuple(_waves(bare)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,35 +176,45 @@ class Change:
 
 def changes(before: Outlook, after: Outlook) -> Iterator[Change]:
     """What is new since an earlier look, in the order in which it is told."""
-    was = {each.agent: each for each in before.agents}
-    waves = max(len(after.waves), after.course.wave + 1)
+    was = {each.agent: each.state for each in before.told}
     if after.course.wave > before.course.wave:
-        number = after.course.wave + 1
+        number, of = after.course.wave + 1, len(after.waves)
         yield Change(
-            "wave",
-            f"wave {number} of {waves} begins",
-            {"wave": number, "waves": waves},
+            "wave", f"wave {number} of {of} begins", {"wave": number, "waves": of}
         )
-    for each in after.agents:
-        one = was.get(each.agent)
-        if (one is None or one.state is not each.state) and each.state in FAILED_AGENT:
+    for each in after.failed:
+        reason = why(each)
+        if was.get(each.agent) is not each.state:
             yield Change(
                 "agent",
-                f"{each.agent} {each.state.value}: {each.reason or _why(each.state)}",
-                {"agent": each.agent, "state": each.state.value, "reason": each.reason},
+                f"{each.agent} {each.state.value}: {reason}",
+                {"agent": each.agent, "state": each.state.value, "reason": reason},
             )
     counts = _counts(after)
     if counts != _counts(before):
-        yield Change("agents", _counted(after), counts)
+        yield Change("agents", counted(after), counts)
     yield from _gate_changes(before, after)
     if after.state is not before.state or after.course.reason != before.course.reason:
         said = after.state.value.replace("_", " ")
-        why = f": {after.course.reason}" if after.course.reason else ""
+        because = f": {after.course.reason}" if after.course.reason else ""
         yield Change(
             "state",
-            f"{said}{why}",
+            f"{said}{because}",
             {"state": after.state.value, "reason": after.course.reason},
         )
+
+
+def why(agent: AgentProgress) -> str:
+    """Why an agent failed or waits, for people."""
+    if agent.reason:
+        return agent.reason
+    match agent.state:
+        case AgentState.SILENT:
+            return "not heard of within its lease"
+        case AgentState.STUCK:
+            return "did not move within its lease"
+        case _:
+            return "no reason given"
 
 
 def document(seen: Outlook) -> dict[str, Any]:
@@ -233,39 +233,37 @@ def document(seen: Outlook) -> dict[str, Any]:
         "where": rollout.query,
         "way_back": None if rollout.way_back is None else rollout.way_back.version,
         "wave": course.wave + 1,
-        "eligible": seen.eligible,
-        "away": seen.away,
-        "excluded": dict(seen.excluded),
-        "waves": [
-            {
-                "wave": each.index + 1,
-                "reach": each.reach,
-                "total": each.total,
-                "agents": each.agents,
-                "updated": each.updated,
-                "failed": each.failed,
-                "moving": each.moving,
-                "state": each.state.value,
-                "soaks_for_s": each.left_s,
-                "shadow": each.shadow,
-                "approve": each.approve,
-            }
-            for each in seen.waves
-        ],
+        "waves": [_wave(each) for each in seen.waves],
         "gates": [_verdict(each) for each in course.verdicts],
         "agents": [
             {
                 "agent": each.agent,
-                "wave": each.wave + 1,
                 "state": each.state.value,
                 "version": each.version,
                 "reason": each.reason,
+                "wave": None if each.wave is None else each.wave + 1,
                 "last_report_age_s": None
                 if each.last_seen_ms is None
                 else max(0, seen.now_ms - each.last_seen_ms) / 1000,
             }
-            for each in seen.agents
+            for each in seen.progress.agents
         ],
+    }
+
+
+def _wave(wave: WaveLine) -> dict[str, Any]:
+    return {
+        "wave": wave.index + 1,
+        "reach": wave.reach,
+        "total": wave.total,
+        "agents": wave.agents,
+        "updated": wave.updated,
+        "failed": wave.failed,
+        "moving": wave.moving,
+        "state": wave.state.value,
+        "soaks_for_s": wave.left_s,
+        "shadow": wave.shadow,
+        "approve": wave.approve,
     }
 
 
@@ -295,115 +293,77 @@ def _gate_changes(before: Outlook, after: Outlook) -> Iterator[Change]:
 
 def _counts(seen: Outlook) -> dict[str, int]:
     return {
-        "told": len(seen.agents),
-        "updated": seen.updated,
+        "told": len(seen.told),
+        "updated": seen.count(AgentState.UPDATED),
         "moving": seen.count(*MOVING),
         "shadow": seen.count(AgentState.SHADOW),
+        "late": seen.count(AgentState.LATE),
         "failed": len(seen.failed),
         "going_back": seen.count(AgentState.GOING_BACK),
         "back": seen.count(AgentState.BACK),
     }
 
 
-def _counted(seen: Outlook) -> str:
+def counted(seen: Outlook) -> str:
+    """How many agents are where, in one line."""
     counts = _counts(seen)
     words = [
-        f"{number} {name.replace('_', ' ')}"
+        f"{number} {WORDS.get(name, name)}"
         for name, number in counts.items()
         if number and name not in {"told", "updated"}
     ]
-    if seen.state in GONE_BACK:
-        return ", ".join([f"of {counts['told']} agents", *words]).replace(",", "", 1)
-    return ", ".join([f"{counts['updated']} of {seen.eligible} agents updated", *words])
-
-
-def _why(state: AgentState) -> str:
-    match state:
-        case AgentState.SILENT:
-            return "not heard of within its lease"
-        case AgentState.STUCK:
-            return "did not move within its lease"
-        case _:
-            return "no reason given"
-
-
-def _agent(
-    rollout: Rollout,
-    course: Course,
-    devices: Mapping[str, Device],
-    now: Now,
-    agent: str,
-) -> AgentLine:
-    told, device = course.told[agent], devices.get(agent)
-    # What has ended stays as it ended: nobody is waited for any more.
-    state = standing(rollout, told, device, now) if course.state in LIVE else told.state
-    return AgentLine(
-        agent,
-        told.wave,
-        state,
-        told.version,
-        told.reason or (_why(state) if state in {"silent", "stuck"} else None),
-        None if device is None else device.last_seen_ms,
-        told.shadow,
+    of, what = (
+        seen.population,
+        f"{counts['updated']} of {seen.population} agents updated",
     )
+    if seen.state in GONE_BACK:
+        of, what = counts["told"], f"{counts['told']} agents were told"
+    left = of - counts["told"] - seen.away
+    words += [f"{left} to come"] if left > 0 and not seen.ended else []
+    words += [f"{seen.away} away"] if seen.away else []
+    return ", ".join([what, *words])
 
 
-def _waves(
-    rollout: Rollout,
-    course: Course,
-    agents: tuple[AgentLine, ...],
-    population: int,
-    now: Now,
-) -> Iterator[WaveLine]:
-    before = 0
+def _waves(seen: Outlook) -> Iterator[WaveLine]:
+    rollout, course, population = seen.rollout, seen.course, seen.population
+    reached = 0
     for index in range(MAX_WAVES):
         wave = wave_of(rollout, index)
-        own = [each for each in agents if each.wave == index]
-        total = cut(rollout, index, population)
-        if index < course.wave:
-            total = before + len(own) if not wave.shadow else len(own)
-        total = max(total, before) if not wave.shadow else total
-        state, left_s = _state(rollout, course, index, now)
+        states = [each.state for each in seen.told if each.wave == index]
+        before = 0 if wave.shadow else reached
+        total = max(before + len(states), cut(rollout, index, population))
+        if index < course.wave or seen.ended:
+            total = before + len(states)
         good = {AgentState.UPDATED, *([AgentState.SHADOW] if wave.shadow else [])}
+        state, left_s = _state(seen, index)
         yield WaveLine(
             index,
             reach(wave) if rollout.rate is None or wave.shadow else str(total),
             total,
-            max(len(own), total - (0 if wave.shadow else before)),
-            sum(each.state in good for each in own),
-            sum(each.state in FAILED_AGENT for each in own),
-            sum(each.state in MOVING | BACK for each in own),
+            total - before,
+            sum(each in good for each in states),
+            sum(each in FAILED_AGENT for each in states),
+            sum(each in MOVING | BACK for each in states),
             state,
             left_s,
             wave.shadow,
             wave.approve,
         )
-        before = 0 if wave.shadow else total
-        if index >= course.wave and (
-            is_last(rollout, index, population) or course.state not in LIVE
-        ):
+        reached = before if wave.shadow else total
+        last = seen.ended or is_last(rollout, index, population)
+        if index >= course.wave and last:
             return
 
 
-def _state(
-    rollout: Rollout, course: Course, index: int, now: Now
-) -> tuple[WaveState, float]:
+def _state(seen: Outlook, index: int) -> tuple[WaveState, float]:
     """Where a wave is, and for how many seconds it still soaks."""
+    course = seen.course
     if index != course.wave:
         return (WaveState.PASSED if index < course.wave else WaveState.TO_COME), 0.0
-    match course.state:
-        case RolloutState.DONE | RolloutState.FAILED:
-            return WaveState.PASSED, 0.0
-        case RolloutState.PAUSED:
-            return WaveState.PAUSED, 0.0
-        case RolloutState.AWAITING_APPROVAL:
-            return WaveState.APPROVAL, 0.0
-        case RolloutState.RUNNING:
-            pass
-        case _:
-            return WaveState.STOPPED, 0.0
+    if course.state is not RolloutState.RUNNING:
+        return STOOD.get(course.state, WaveState.STOPPED), 0.0
     if course.settled_at_ms is None:
         return WaveState.MOVING, 0.0
-    soaked_s = (now.now_ms - course.settled_at_ms) / 1000
-    left_s = wave_of(rollout, index).soak_s - soaked_s
+    soaked_s = (seen.now_ms - course.settled_at_ms) / 1000
+    left_s = wave_of(seen.rollout, index).soak_s - soaked_s
     return (WaveState.SOAKING, left_s) if left_s > 0 else (WaveState.UNSURE, 0.0)

@@ -12,9 +12,9 @@ import pytest
 
 from bundle import layout
 from bundle.durable import write_file
+from bundle.folder_tree import FolderTree
 from bundle.seal import SealRejected, check_names, read_seal
 from bundle.source import Piece, SourceUnavailable
-from bundle.tree import FolderTree
 from bundle.trust import NotSigned, Stale, Untrusted, roles
 from bundle.trust.client import look, read_floor
 from tests.trust import DAY_S, START_S, Device, FleetTrust, a_seal
@@ -171,7 +171,7 @@ def test_a_freeze_is_noticed_without_a_clock_by_what_was_signed_since(
     frozen = copy_of(fleet, "frozen")
     clockless.believes(frozen)
     fleet.now_s += 8 * DAY_S
-    fleet.repository.renew(fleet.ring)
+    fleet.repository.signing.renew(fleet.ring)
     clockless.believes(fleet.tree)
     # What it knew of the newest is lost, but not what time it is.
     shutil.rmtree(clockless.folder / "metadata")
@@ -217,7 +217,7 @@ def test_one_stolen_key_with_both_online_keys_signs_no_model(
     draft = fleet.repository.drafts.read("model.fashion")
     assert draft is not None
     # The thief holds the server too, and shows it as if it were complete.
-    fleet.repository._show({"model.fashion": draft}, fleet.ring)
+    fleet.repository.signing._show({"model.fashion": draft}, fleet.ring)
     with pytest.raises(Untrusted, match="signed by 1/2"):
         device.seal([fleet.tree], seal)
 
@@ -246,7 +246,7 @@ def fast_forward(
     if snapshot_version is not None:
         timestamp.signed.snapshot_meta.version = snapshot_version
     fleet.now_s = at_s or now_s
-    repository._sign_online(
+    repository.signing._sign_online(
         timestamp, roles.TIMESTAMP, repository.published.root(), fleet.ring
     )
     fleet.now_s = now_s
@@ -261,7 +261,7 @@ def test_a_fast_forwarded_timestamp_is_recovered_from_by_rotation(
     device.believes(fleet.tree)
     with pytest.raises(Untrusted, match="must be >="):
         device.believes(honest)
-    shutil.copytree(honest._root, fleet.registry, dirs_exist_ok=True)
+    shutil.copytree(honest.root, fleet.registry, dirs_exist_ok=True)
     (fleet.registry.parent / "trust" / "seen.json").unlink()
     fleet.repository.rotate(roles.TIMESTAMP, None, fleet.key("timestamp-2"))
     assert fleet.sign().shown == (roles.ROOT,)
@@ -277,7 +277,7 @@ def test_a_fast_forwarded_snapshot_is_recovered_from_by_rotation(
     assert snapshot is not None
     snapshot.signed.version = 2**31
     snapshot.signed.meta["model.fashion.json"].version = 2**31
-    fleet.repository._sign_online(
+    fleet.repository.signing._sign_online(
         snapshot, roles.SNAPSHOT, fleet.repository.published.root(), fleet.ring
     )
     fleet.tree.write(
@@ -356,7 +356,7 @@ def test_an_expired_root_is_refused_until_it_is_signed_anew(
 ) -> None:
     device.believes(fleet.tree)
     fleet.now_s += 2 * 365 * DAY_S
-    fleet.repository.renew(fleet.ring)
+    fleet.repository.signing.renew(fleet.ring)
     with pytest.raises(Stale, match=r"root\.json is expired"):
         device.believes(fleet.tree)
     fleet.repository.extend()

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from bundle import layout
+from bundle.folder_tree import FolderTree
 from bundle.source import NotThere, Piece, Source, SourceUnavailable
-from bundle.tree import FolderTree
 from bundle.trust import NotSigned, Stale
 from bundle.trust.client import read_floor
 from edge_agent.adapters.trusted_seals import TrustedSeals
@@ -28,6 +29,7 @@ class FleetClock(SystemClock):
     def __init__(self, fleet: FleetTrust) -> None:
         self._fleet = fleet
 
+    @override
     def wall_ms(self) -> int:
         return int(self._fleet.now_s * 1000)
 

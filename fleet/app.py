@@ -63,7 +63,7 @@ class Fleet:
     ) -> None:
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
-        tree = open_tree(settings.registry)
+        self.tree = tree = open_tree(settings.registry)
         self.trust = TrustHome(
             Repository(tree, settings.trust, lambda: self.clock.wall_ms() / 1000.0),
             settings.trust,

@@ -41,6 +41,7 @@ FAULTS: Final = (
 )
 _MEGABYTE: Final = 1024 * 1024
 _PR_SET_PDEATHSIG: Final = 1
+_NICE: Final = 10
 
 
 class TrialFailed(Exception):
@@ -263,6 +264,8 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=0)
     given = parser.parse_args()
     die_with(given.parent)
+    # Devices are answered meanwhile; what is timed here is timed by turns.
+    os.nice(_NICE)
     # Where the parent cannot end a hang, the kernel does; the default action of this
     # signal needs no Python to run.
     signal.setitimer(signal.ITIMER_REAL, given.timeout_s + 1.0)

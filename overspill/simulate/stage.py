@@ -64,7 +64,7 @@ class Stage:
     @property
     def root(self) -> Path:
         """The metadata that agents trust from the start."""
-        return self.home / "registry" / "metadata" / "1.root.json"
+        return self.home / "trust" / "root.json"
 
     @property
     def operator_variables(self) -> dict[str, str]:
@@ -113,12 +113,13 @@ class Stage:
         await to_the_end(self._stop())
 
     async def publish(self, bundles: Sequence[Path]) -> None:
-        """Put bundles into the registry, one after the other.
+        """Make the fleet's keys and publish bundles, one after the other.
 
         Raises:
             CommandFailed: one was refused.
         """
         self._changed("registry", "starting")
+        await self.operate("trust", "init", "--dev")
         for bundle in bundles:
             await self.operate("model", "publish", str(bundle))
         self._changed("registry", "ready")

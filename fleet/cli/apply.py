@@ -115,23 +115,25 @@ def _show(found: Differences, *, as_json: bool, done: Applied | None) -> None:
         terminal.print_json(document(found, done))
         return
     console = terminal.tables()
-    for label in found.labels[:LABELS_SHOWN]:
-        console.print(_label(label), highlight=False, soft_wrap=True)
+    lines = [*map(_label, found.labels[:LABELS_SHOWN]), *map(_rollout, found.rollouts)]
     if len(found.labels) > LABELS_SHOWN:
-        terminal.note(f"and {len(found.labels) - LABELS_SHOWN} more labels")
-    for each in found.rollouts:
-        console.print(_rollout(each), highlight=False, soft_wrap=True)
+        lines.append(Text(f"and {len(found.labels) - LABELS_SHOWN} more labels"))
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
     if found.unheard:
         names = ", ".join(found.unheard[:LABELS_SHOWN])
         terminal.warn(f"labelled, but never heard of: {names}")
     if not found.any:
         terminal.note("the fleet is as declared")
-    elif done is not None:
-        terminal.note(
-            f"{len(found.labels)} labels changed, {len(done.started)} rollouts begun"
-        )
-        for begun in done.started:
-            say_begun(begun)
+    if done is not None and found.any:
+        _say_done(done)
+
+
+def _say_done(done: Applied) -> None:
+    labels = len(done.differences.labels)
+    terminal.note(f"{labels} labels changed, {len(done.started)} rollouts begun")
+    for begun in done.started:
+        say_begun(begun)
 
 
 def document(found: Differences, done: Applied | None) -> dict[str, Any]:

@@ -250,6 +250,7 @@ def test_status_tells_state_reason_version_and_age_of_each_agent(
     assert status["state"] == "running"
     told = {each.pop("agent"): each for each in status["agents"]}
     assert all(0 <= each.pop("last_report_age_s") < 15 for each in told.values())
+    assert {each.pop("wave") for each in told.values()} == {1}
     assert told == {
         "a": {"state": "updated", "version": "2", "reason": None},
         "b": {

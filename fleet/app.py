@@ -32,6 +32,7 @@ from fleet.core.declared import DeclaredRollout
 from fleet.core.devices import Device
 from fleet.core.following import Now
 from fleet.core.plan import Plan
+from fleet.core.rollouts import RolloutState
 from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
 from fleet.loops.renewal import Renewal
@@ -62,7 +63,7 @@ class Fleet:
     ) -> None:
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
-        tree = open_tree(settings.registry)
+        self.tree = tree = open_tree(settings.registry)
         self.trust = TrustHome(
             Repository(tree, settings.trust, lambda: self.clock.wall_ms() / 1000.0),
             settings.trust,
@@ -97,7 +98,8 @@ class Fleet:
 
         Args:
             source_dir: the bundle's folder.
-            back_to: what an automatic way back leads to; the version before by default.
+            back_to: what an automatic way back leads to; by default what the last
+                rollout brought that did not fail, or else the version before.
 
         Raises:
             BundleRejected: the folder is no bundle.
@@ -107,7 +109,9 @@ class Fleet:
             DatabaseUnavailable: stored, but not remembered; publish again.
             OSError: the disk is full, or a folder cannot be written.
         """
-        publication = self.registry.publish(source_dir, back_to=back_to)
+        publication = self.registry.publish(
+            source_dir, lambda model: back_to or self._served(model)
+        )
         seal = publication.seal
         with self.database.writing() as ledger:
             self._keep_versions(ledger, [seal], signed=publication.signed)
@@ -120,6 +124,18 @@ class Fleet:
                     at_ms=self.clock.wall_ms(),
                 )
         return publication
+
+    def _served(self, model: str) -> str | None:
+        """What the last rollout of a model brought that agents kept."""
+        with self.database.reading() as ledger:
+            states = ledger.rollout_states()
+            brought = [
+                each.version
+                for each in ledger.rollouts()
+                if each.model == model and states[each.generation] is RolloutState.DONE
+            ]
+        signed = {each.version for each in self.registry.signed_versions(model)}
+        return next((each for each in reversed(brought) if each in signed), None)
 
     def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
         """Draft and sign a version of the pool's models where it lies.
@@ -144,15 +160,16 @@ class Fleet:
             OSError: the registry cannot be written.
         """
         done = self.trust.sign(keys)
-        models = [roles.model_of(role) for role in done.settled.shown]
+        shown = (roles.model_of(role) for role in done.settled.shown)
+        models = [each for each in shown if each is not None]
         seals = [
             self.registry.seal(model, each.version)
             for model in models
-            if model is not None
             for each in self.registry.signed_versions(model)
         ]
         with self.database.writing() as ledger:
             self._keep_versions(ledger, seals, signed=True)
+            self._drop_revoked(ledger, models)
             self.record_trust(
                 ledger, "trust.sign", *(f"{r} by {k}" for r, k in done.signed.added)
             )
@@ -162,6 +179,12 @@ class Fleet:
         """Write into the audit log what was done to the fleet's trust."""
         for subject in subjects:
             ledger.record(self.who, what, subject, at_ms=self.clock.wall_ms())
+
+    def _drop_revoked(self, ledger: Ledger, models: Sequence[str]) -> None:
+        known = {model: self.registry.known_versions(model) for model in models}
+        for each in ledger.versions():
+            if each.model in known and each.version not in known[each.model]:
+                ledger.drop_version(each.model, each.version)
 
     def _keep_versions(
         self, ledger: Ledger, seals: Sequence[Seal], *, signed: bool

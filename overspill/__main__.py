@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "up": "overspill.commands.up:up",
     "doctor": "overspill.commands.doctor:doctor",
     "broker": "overspill.commands.broker:app",
+    "simulate": "overspill.commands.simulate:simulate",
     "load": "overspill.commands.load:load",
     "model": "overspill.commands.model:app",
     "explain": "builder.cli.explain:explain",

@@ -14,12 +14,16 @@ from fleet.adapters.registry import Publication
 from fleet.adapters.trust_home import TrustHome
 from fleet.app import Fleet
 from fleet.cli import terminal
+from fleet.cli.collection import gc
 from fleet.cli.signing import signature_json, tell_signature
 from fleet.cli.terminal import AsJson, Home
 
 app = typer.Typer(
     help="Publish model versions into the fleet's registry.", no_args_is_help=True
 )
+
+
+app.command()(gc)
 
 
 @app.callback()
@@ -39,8 +43,8 @@ def publish(
     back_to: Annotated[
         str | None,
         typer.Option(
-            help="The version that an automatic way back leads to. Default: the one "
-            "that was published before."
+            help="The version that an automatic way back leads to. Default: what the "
+            "last good rollout brought, or else the one that was published before."
         ),
     ] = None,
     home: Home = None,

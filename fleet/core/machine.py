@@ -293,6 +293,7 @@ class _Look:
         if chosen:
             self.decisions.append(Tell(tuple(chosen), wave, shadow))
             self.course = replace(self.course, settled_at_ms=None)
+            self._judge()
 
     def mend(self) -> None:
         """A rollout that failed is done once no agent fails any more."""
@@ -315,12 +316,15 @@ class _Look:
                 reason += f" ({len(lost)} not heard of yet: they go back when they are)"
             self._move(E.ALL_BACK, reason)
 
-    def _stopped_by_a_gate(self) -> bool:
+    def _judge(self) -> None:
         verdicts = judge(self.rollout, self._counted(), self.view.devices, self.told)
         self.course = replace(self.course, verdicts=verdicts)
+
+    def _stopped_by_a_gate(self) -> bool:
+        self._judge()
         failed = [
             each
-            for each in verdicts
+            for each in self.course.verdicts
             if each.decision is Decision.FAIL and each.kind not in self.course.waived
         ]
         if not failed:
@@ -372,7 +376,7 @@ class _Look:
 
     def _finish(self) -> None:
         failed = self._failed()
-        if failed and not self.rollout.gates:
+        if failed and (not self.rollout.gates or self.course.waived):
             self._move(E.FAIL, f"{_agents(failed)} did not take it")
         else:
             self._move(E.FINISH, f"{_agents(failed)} did not take it" if failed else "")
@@ -384,7 +388,6 @@ class _Look:
             wave=self.course.wave + 1,
             wave_since_ms=self.now_ms,
             settled_at_ms=None,
-            waived=frozenset(),
         )
 
     def _unsure(self) -> list[Verdict]:

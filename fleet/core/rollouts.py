@@ -280,7 +280,7 @@ class Course:
         settled_at_ms: when its last agent settled: the soak time runs from here.
         reason: why it is in this state, one sentence.
         approved: the last wave after which a person agreed to go on.
-        waived: failed gates that a person has overruled for this wave.
+        waived: failed gates that a person has overruled, by resuming.
         verdicts: what the gates said at the last look.
         told: every agent that was told, by name.
     """

@@ -250,10 +250,9 @@ class _Look:
         """Take in what every told agent reports."""
         after = follow_back if self.course.state in GONE_BACK else follow
         for agent, told in self.told.items():
-            if agent not in self.view.taken:
-                came = after(self.rollout, told, self.view.devices.get(agent))
-                if came is not told:
-                    self.changed[agent] = came
+            came = after(self.rollout, told, self.view.devices.get(agent))
+            if came is not told:
+                self.changed[agent] = came
         self.told.update(self.changed)
 
     def last_wave(self) -> int:
@@ -279,8 +278,9 @@ class _Look:
             each.shadow == shadow and agent not in self.view.taken
             for agent, each in self.told.items()
         )
+        # Also those that a newer rollout will have: until it tells them they pull on.
         places = self.rollout.max_parallel - sum(
-            self._at(agent) in PULLS for agent in self.told
+            self._alone(agent) in PULLS for agent in self.told
         )
         chosen: list[str] = []
         for agent in self.eligible:
@@ -457,6 +457,10 @@ class _Look:
     def _at(self, agent: str) -> AgentState:
         if agent in self.view.taken:
             return AgentState.SUPERSEDED
+        return self._alone(agent)
+
+    def _alone(self, agent: str) -> AgentState:
+        """How it stands, whatever other rollouts want of it."""
         known = self._standing.get(agent)
         if known is None:
             device = self.view.devices.get(agent)

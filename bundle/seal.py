@@ -23,6 +23,7 @@ from bundle.manifest import Digest, Name, Requires, Version
 from bundle.trust import (
     TrustedKeys,
     Untrusted,
+    canonical,
     open_document,
     read_document,
     sign_document,
@@ -106,6 +107,39 @@ class Seal(BaseModel):
             raise SealRejected(
                 f"chunk {index} of {self.name} {self.version} is not what was sealed"
             )
+
+
+def write_seal(seal: Seal) -> bytes:
+    """The seal as the file whose digest is signed."""
+    return canonical(seal.model_dump(mode="json"))
+
+
+def read_seal(data: bytes) -> Seal:
+    """The seal in a file, **whose digest the caller has verified**.
+
+    Raises:
+        SealRejected: too long or malformed.
+    """
+    if len(data) > MAX_SEAL_BYTES:
+        raise SealRejected(f"a seal of {len(data)} bytes is over {MAX_SEAL_BYTES}")
+    try:
+        return Seal.model_validate_json(data)
+    except ValidationError as error:
+        raise SealRejected(f"seal refused: {_first_fault(error)}") from error
+
+
+def check_names(seal: Seal, model: str, version: str, epoch: int) -> Seal:
+    """The seal, if it is the one that was asked for.
+
+    Raises:
+        SealRejected: it seals another model, version or epoch.
+    """
+    if (seal.name, seal.version, seal.epoch) != (model, version, epoch):
+        raise SealRejected(
+            f"asked for {model} {version} in epoch {epoch}, sealed is {seal.name} "
+            f"{seal.version} in epoch {seal.epoch}"
+        )
+    return seal
 
 
 def make_seal(

@@ -184,3 +184,38 @@ def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:
     while view:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written
+
+
+def make_by_delta(
+    part: PartFile, wanted: Chunks, base: Path, base_sha256: str, delta: Path
+) -> None:
+    """Fill an unfinished file with what a delta makes of a base, each chunk checked.
+
+    Args:
+        part: of the wanted file.
+        wanted: what its seal states.
+        base: a packed bundle that is here.
+        base_sha256: its digest.
+        delta: the blob that was offered.
+
+    Raises:
+        DeltaRejected: something else would come of it; the chunks before are kept.
+        ImportError: this machine has not what the delta needs.
+        OSError: the disk.
+    """
+    # Imported here: an agent at rest needs no decoders.
+    from bundle.delta.apply import apply_delta  # noqa: PLC0415
+    from bundle.delta.offer import DeltaRejected  # noqa: PLC0415
+
+    held = bytearray()
+    index = 0
+    for block in apply_delta(base, base_sha256, delta, size_bytes=wanted.size_bytes):
+        held += block
+        while index < len(wanted) and len(held) >= wanted.span(index)[1]:
+            _, length = wanted.span(index)
+            if not part.put(index, bytes(held[:length])):
+                raise DeltaRejected(f"chunk {index} of it is not what was sealed")
+            del held[:length]
+            index += 1
+    if index < len(wanted):
+        raise DeltaRejected(f"it ends before chunk {index} of {len(wanted)}")

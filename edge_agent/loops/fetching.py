@@ -17,39 +17,18 @@ from typing import Final, Protocol
 
 import structlog
 
-from bundle.source import NotThere, Piece, Source, SourceUnavailable
+from bundle.source import Piece, Source, SourceUnavailable
 from edge_agent.adapters.part_file import PartFile
 from edge_agent.core.chunks import Chunks
-from edge_agent.core.source_order import Ask, Exhausted, Rest, SourceOrder
+from edge_agent.loops.asking import Asking
 
 log = structlog.get_logger(__name__)
 
-# No source may take longer than this for one question, whatever its own deadline.
-READ_S: Final = 60.0
 # Chunks heard and not yet written: a wave's transfer does not wait for a slow disk.
 MAX_HEARD: Final = 16
 # So many chunks in a row that were asked for on the shared topic and not heard: the
 # rest is asked for alone, and what is heard is still taken.
 MAX_MISSES: Final = 3
-
-
-class PullInterrupted(Exception):
-    """The pull cannot go on now; what it has is kept, and it is tried again later.
-
-    `retry_after_s` is when there is a point in that, or None for soon.
-    """
-
-    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-
-
-class Superseded(PullInterrupted):
-    """Something else may be desired by now."""
-
-
-class BudgetSpent(PullInterrupted):
-    """The day's bytes are used up; `retry_after_s` is the rest of the day."""
 
 
 class Sharing(Protocol):
@@ -98,42 +77,59 @@ class FetchSettings:
     shared_wait_s: float = 2.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Means:
+    """What one pull is made with.
+
+    Attributes:
+        sources: whom to ask, the preferred first.
+        superseded: whether to leave off between two chunks.
+        sharing: where to hear what the wave asks for; None: alone.
+    """
+
+    sources: Sequence[Source]
+    settings: FetchSettings
+    meter: Meter
+    superseded: Callable[[], bool]
+    rng: random.Random
+    sharing: Sharing | None = None
+
+    def asking(self) -> Asking:
+        """The sources, before anything is known of them."""
+        return Asking(
+            self.sources,
+            stall_s=self.settings.stall_s,
+            superseded=self.superseded,
+            rng=self.rng,
+        )
+
+
 class Fetch:
     """One blob on its way into its unfinished file. `run` is called once.
 
     Args:
-        superseded: whether to leave off between two chunks.
-        sharing: where to hear what the wave asks for; None: alone.
         arrived: told after each chunk that was written.
     """
 
-    def __init__(  # noqa: PLR0913 - wiring
+    def __init__(
         self,
         chunks: Chunks,
         part: PartFile,
+        means: Means,
         *,
-        sources: Sequence[Source],
-        settings: FetchSettings,
-        meter: Meter,
-        superseded: Callable[[], bool],
-        rng: random.Random,
-        sharing: Sharing | None = None,
         arrived: Callable[[], None] = lambda: None,
     ) -> None:
         self._chunks = chunks
         self._part = part
-        self._sources = sources
-        self._order = SourceOrder([each.name for each in sources])
-        self._settings = settings
-        self._meter = meter
-        self._superseded = superseded
-        self._rng = rng
-        self._sharing = sharing
+        self._asking = means.asking()
+        self._settings = means.settings
+        self._meter = means.meter
+        self._rng = means.rng
+        self._sharing = means.sharing
         self._arrived = arrived
         self._left: deque[int] = deque()
         self._came: dict[int, asyncio.Event] = {}
         self._heard: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue(MAX_HEARD)
-        self._progress_s = 0.0
         self._misses = 0
 
     async def run(self) -> None:
@@ -150,7 +146,6 @@ class Fetch:
             # Each agent of a wave begins elsewhere, so that they divide the work.
             self._rng.shuffle(missing)
         self._left = deque(missing)
-        self._progress_s = self._now_s()
         try:
             async with AsyncExitStack() as stack:
                 await self._listen(stack)
@@ -178,8 +173,7 @@ class Fetch:
             index = self._left.popleft()
             if self._part.has(index):
                 continue
-            if self._superseded():
-                raise Superseded("the desired state may have changed")
+            self._asking.check_wanted()
             if self._sharing is not None and await self._share(index):
                 continue
             await self._fetch(index)
@@ -187,84 +181,39 @@ class Fetch:
     async def _fetch(self, index: int) -> None:
         offset, length = self._chunks.span(index)
         while not self._part.has(index):
-            source = await self._next_source()
+            source = await self._asking.next()
             await self._pay(length)
-            try:
-                async with asyncio.timeout(READ_S):
-                    piece = await self._sources[source].read(
-                        self._chunks.path, offset, length
-                    )
-            except NotThere as error:
+            piece = await self._asking.read(source, self._chunks.path, offset, length)
+            if piece is None:
                 self._meter.give_back(length)
-                self._order.lacks(source, reason=str(error))
-            except SourceUnavailable as error:
-                self._meter.give_back(length)
-                self._rest(source, str(error), error.retry_after_s)
-            except TimeoutError:
-                self._meter.give_back(length)
-                self._rest(source, f"no answer within {READ_S:g} s", None)
             else:
                 await self._take(source, index, piece)
 
     async def _pay(self, length: int) -> None:
         began_s = self._now_s()
         await self._meter.take(length)
-        # What the rate makes us wait for is nobody's silence.
-        now_s = self._now_s()
-        self._progress_s = min(now_s, self._progress_s + (now_s - began_s))
+        self._asking.held_back(self._now_s() - began_s)
 
     async def _take(self, source: int, index: int, piece: Piece) -> None:
-        if piece.total_bytes != self._chunks.size_bytes:
-            why = (
-                f"says that {self._chunks.path} has {piece.total_bytes} bytes, "
-                f"sealed were {self._chunks.size_bytes}"
-            )
+        path, size_bytes = self._chunks.path, self._chunks.size_bytes
+        if piece.total_bytes != size_bytes:
+            why = f"says that {path} has {piece.total_bytes} bytes, not {size_bytes}"
+            self._asking.lied(source, why)
         elif await self._keep(index, piece.data):
-            self._order.worked(source)
-            return
+            self._asking.worked(source)
         else:
-            why = f"gave something else than chunk {index} of {self._chunks.path}"
-        log.warning("source_lied", source=self._sources[source].name, reason=why)
-        self._order.lied(source, self._now_s(), reason=why, chance=self._rng.random())
+            self._asking.lied(
+                source, f"gave something else than chunk {index} of {path}"
+            )
 
     async def _keep(self, index: int, data: bytes) -> bool:
         kept = await asyncio.to_thread(self._part.put, index, data)
         if kept:
-            self._progress_s = self._now_s()
+            self._asking.progressed()
             if (event := self._came.get(index)) is not None:
                 event.set()
             self._arrived()
         return kept
-
-    def _rest(self, source: int, reason: str, retry_after_s: float | None) -> None:
-        log.info("source_rests", source=self._sources[source].name, reason=reason)
-        self._order.failed(
-            source,
-            self._now_s(),
-            reason=reason,
-            retry_after_s=retry_after_s,
-            chance=self._rng.random(),
-        )
-
-    async def _next_source(self) -> int:
-        while True:
-            now_s = self._now_s()
-            silent_s = now_s - self._progress_s
-            if silent_s > self._settings.stall_s:
-                raise PullInterrupted(
-                    f"no chunk came for {silent_s:.0f} s ({self._order.why()})"
-                )
-            match self._order.next(now_s):
-                case Ask(index):
-                    return index
-                case Rest(until_s):
-                    if self._superseded():
-                        raise Superseded("the desired state may have changed")
-                    await asyncio.sleep(min(until_s - now_s, 1.0))
-                case Exhausted(reason):
-                    raise PullInterrupted(
-                        f"no source has {self._chunks.path} ({reason})"
-                    )
 
     # --- what the wave hears ------------------------------------------------------
 

@@ -9,10 +9,11 @@ from typing import Final
 
 from edge_agent.adapters.day_file import DayFile
 from edge_agent.core.pull_budget import DaySpent, Rate
-from edge_agent.loops.fetching import BudgetSpent
+from edge_agent.loops.asking import BudgetSpent
 
 # What a killed process may forget that it spent.
 SAVE_EVERY_BYTES: Final = 512 * 1024
+MAX_RATES: Final = 64
 
 
 class Metering:
@@ -28,46 +29,22 @@ class Metering:
         self._local_now_s = local_now_s
         self._spent: DaySpent | None = None
         self._unsaved = 0
-        self._rate: Rate | None = None
-        self._bytes_per_day: int | None = None
-
-    def limit(self, *, bytes_per_s: int | None, bytes_per_day: int | None) -> None:
-        """What holds from now on; None: no limit."""
-        if bytes_per_s is None:
-            self._rate = None
-        elif self._rate is None or self._rate.bytes_per_s != bytes_per_s:
-            self._rate = Rate.full(bytes_per_s, self._now_s())
-        self._bytes_per_day = bytes_per_day
+        self._rates: dict[int, Rate] = {}
 
     @property
     def spent_bytes(self) -> int:
         """Pulled today."""
         return self._today().spent_bytes
 
-    async def take(self, size: int) -> None:
-        """Wait until `size` bytes may be asked for, and count them.
+    def meter(self, bytes_per_s: int | None, bytes_per_day: int | None) -> PullMeter:
+        """What one pull is held to; None: no limit.
 
-        Raises:
-            BudgetSpent: they are more than is left of the day's budget.
+        Pulls that may take the same number of bytes a second share it, and all share
+        the day.
         """
-        today = self._today()
-        if not today.has_room(size, self._bytes_per_day):
-            raise BudgetSpent(
-                f"{today.spent_bytes} of {self._bytes_per_day} bytes of today's budget "
-                "are used; the rest is pulled tomorrow",
-                retry_after_s=today.ends_in_s(self._local_now_s()),
-            )
-        self.charge(size)
-        if self._rate is not None:
-            await asyncio.sleep(self._rate.wait_s(self._now_s()))
-
-    def give_back(self, size: int) -> None:
-        """So many bytes that were taken did not come."""
-        self._count(-size)
-
-    def charge(self, size: int) -> None:
-        """So many bytes came that nobody had taken."""
-        self._count(size)
+        if len(self._rates) >= MAX_RATES:
+            self._rates.clear()
+        return PullMeter(self, bytes_per_s, bytes_per_day)
 
     def save(self) -> None:
         """Keep the day's sum; blocking, and as good as the disk allows."""
@@ -75,18 +52,63 @@ class Metering:
             self._file.save(self._today())
             self._unsaved = 0
 
-    def _count(self, size: int) -> None:
+    def check_day(self, size: int, bytes_per_day: int | None) -> None:
+        """Return if `size` bytes more are within a day's budget.
+
+        Raises:
+            BudgetSpent: they are not.
+        """
+        today = self._today()
+        if today.has_room(size, bytes_per_day):
+            return
+        raise BudgetSpent(
+            f"{today.spent_bytes} of {bytes_per_day} bytes of today's budget are used; "
+            "the rest is pulled tomorrow",
+            retry_after_s=today.ends_in_s(self._local_now_s()),
+        )
+
+    def count(self, size: int, bytes_per_s: int | None) -> float:
+        """Count bytes, or take some back; says how long to wait for the rate."""
         self._spent = self._today().adding(size)
-        if self._rate is not None:
-            self._rate = self._rate.taking(size, self._now_s())
         self._unsaved += abs(size)
         if self._unsaved >= SAVE_EVERY_BYTES:
             self.save()
+        if bytes_per_s is None:
+            return 0.0
+        now_s = asyncio.get_running_loop().time()
+        rate = self._rates.get(bytes_per_s) or Rate.full(bytes_per_s, now_s)
+        self._rates[bytes_per_s] = rate.taking(size, now_s)
+        return self._rates[bytes_per_s].wait_s(now_s)
 
     def _today(self) -> DaySpent:
         spent = self._file.load() if self._spent is None else self._spent
         self._spent = spent.on(self._local_now_s())
         return self._spent
 
-    def _now_s(self) -> float:
-        return asyncio.get_running_loop().time()
+
+class PullMeter:
+    """One pull's share of an agent's bytes."""
+
+    def __init__(
+        self, metering: Metering, bytes_per_s: int | None, bytes_per_day: int | None
+    ) -> None:
+        self._metering = metering
+        self._bytes_per_s = bytes_per_s
+        self._bytes_per_day = bytes_per_day
+
+    async def take(self, size: int) -> None:
+        """Wait until `size` bytes may be asked for, and count them.
+
+        Raises:
+            BudgetSpent: they are more than is left of the day's budget.
+        """
+        self._metering.check_day(size, self._bytes_per_day)
+        await asyncio.sleep(self._metering.count(size, self._bytes_per_s))
+
+    def give_back(self, size: int) -> None:
+        """So many bytes that were taken did not come."""
+        self._metering.count(-size, self._bytes_per_s)
+
+    def charge(self, size: int) -> None:
+        """So many bytes came that nobody had taken."""
+        self._metering.count(size, self._bytes_per_s)

@@ -41,13 +41,8 @@ class Terms:
     seed: int = 0
 
 
-class Published(Protocol):
-    """What is needed here of a published version."""
-
-    @property
-    def model(self) -> str:
-        """Its model."""
-        ...
+class Signed(Protocol):
+    """What is needed here of a signed version."""
 
     @property
     def version(self) -> str:
@@ -56,12 +51,12 @@ class Published(Protocol):
 
     @property
     def epoch(self) -> int:
-        """The one it was published in; 0 is from before there were epochs."""
+        """The one it was published in."""
         ...
 
     @property
-    def published_at_ms(self) -> int:
-        """When, by the fleet's clock."""
+    def way_back(self) -> WayBack | None:
+        """What was signed with it: the version to go back to, in a later epoch."""
         ...
 
 
@@ -77,26 +72,19 @@ class Ordered:
     by: str
 
 
-def rollout_on(
-    terms: Terms, ordered: Ordered, published: Iterable[Published], serving: str | None
-) -> Rollout:
+def rollout_on(terms: Terms, ordered: Ordered, signed: Iterable[Signed]) -> Rollout:
     """The rollout that was ordered.
 
     Args:
         terms: how.
         ordered: what.
-        published: every signed version, of any model.
-        serving: the version that the last rollout of the model brought, if any.
+        signed: the signed versions of its model.
 
     Raises:
         BadOrder: the terms cannot be kept; says why.
     """
     check_terms(terms)
-    epoch, way_back = epochs_for(
-        ordered.version,
-        [each for each in published if each.model == ordered.model],
-        serving,
-    )
+    epoch, way_back = epochs_for(ordered.version, signed)
     return Rollout(
         generation=ordered.generation,
         model=ordered.model,
@@ -143,32 +131,23 @@ def check_terms(terms: Terms) -> None:
         raise BadOrder("a gate is named twice")
 
 
-def epochs_for(
-    version: str, published: Iterable[Published], serving: str | None
-) -> tuple[int, WayBack | None]:
+def epochs_for(version: str, signed: Iterable[Signed]) -> tuple[int, WayBack | None]:
     """The epoch to desire a version in, and the way back that was signed with it.
 
-    A publish takes an epoch, and signs the version of before for the epoch after it. So the
-    newest version has a way back; the one before it is desired in its later epoch; an
-    older one has only its own, which agents that went on refuse.
+    A publish takes an epoch, and signs a version to go back to for the epoch after it.
+    So the newest version has a way back; what that leads to is desired in its later
+    epoch; any other has only its own, which agents that went on refuse.
 
     Args:
         version: to be rolled out.
-        published: the signed versions of its model.
-        serving: what the last rollout of the model brought; the way back among
-            versions from before there were epochs.
+        signed: the signed versions of its model.
     """
-    versions = sorted(published, key=lambda one: (one.epoch, one.published_at_ms))
-    newest = versions[-1] if versions else None
-    before = versions[-2] if len(versions) > 1 else None
-    own = next((each.epoch for each in versions if each.version == version), 0)
-    if newest is None or newest.epoch == 0:
-        known = {each.version for each in versions}
-        back = serving if serving in known and serving != version else None
-        return own, None if back is None else WayBack(back)
+    by_epoch = sorted(signed, key=lambda each: each.epoch)
+    if not by_epoch:
+        return 0, None
+    newest = by_epoch[-1]
     if newest.version == version:
-        back_epoch = newest.epoch + 1
-        return own, None if before is None else WayBack(before.version, back_epoch)
-    if before is not None and before.version == version:
-        return newest.epoch + 1, None
-    return own, None
+        return newest.epoch, newest.way_back
+    if newest.way_back is not None and newest.way_back.version == version:
+        return newest.way_back.epoch, None
+    return next((each.epoch for each in by_epoch if each.version == version), 0), None

@@ -9,7 +9,6 @@ from fleet.adapters.registry import Registry
 from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.state.ledger import Ledger
 from fleet.adapters.state.rollouts import RolloutEvent
-from fleet.adapters.state.versions import VersionState
 from fleet.core.following import Now
 from fleet.core.machine import Event, WrongMove
 from fleet.core.orders import BadOrder, check_version, read_agents
@@ -255,13 +254,6 @@ class Rollouts:
         terms: Terms,
     ) -> Rollout:
         devices, rollouts = ledger.devices(), ledger.rollouts()
-        states = ledger.rollout_states()
-        brought = {RolloutState.DONE, RolloutState.FAILED}
-        served = [
-            each.version
-            for each in rollouts
-            if each.model == model and states[each.generation] in brought
-        ]
         ordered = Ordered(
             model=model,
             version=version,
@@ -270,10 +262,7 @@ class Rollouts:
             at_ms=self._now().now_ms,
             by=self._by,
         )
-        signed = [
-            each for each in ledger.versions() if each.state is VersionState.SIGNED
-        ]
-        return rollout_on(terms, ordered, signed, served[-1] if served else None)
+        return rollout_on(terms, ordered, self._registry.signed_versions(model))
 
 
 def _needs(ledger: Ledger) -> Mapping[tuple[str, str], Needs]:

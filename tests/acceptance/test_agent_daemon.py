@@ -238,7 +238,7 @@ def test_what_keeps_it_from_starting_is_told_in_one_line(
         (("--bundle", absent), "no bundle"),
         (("--bundle", garbage), "not a packed bundle"),
         (("--log-level", "loud"), "log level"),
-        (("--trusted-keys", absent), str(absent)),
+        (("--trusted-root", absent), str(absent)),
         (("--state-dir", short_tmp / "file" / "x"), "Not a directory"),
     ]
 

@@ -19,7 +19,13 @@ import pytest
 from bundle.manifest import Manifest, parse_manifest
 from edge_agent.adapters.golden import GoldenMismatch
 from edge_agent.adapters.litert import ModelUnsupported
-from edge_agent.adapters.trial import TrialFailed, TrialReport, run_trial, try_bundle
+from edge_agent.adapters.trial import (
+    TrialFailed,
+    TrialLimits,
+    TrialReport,
+    run_trial,
+    try_bundle,
+)
 from edge_agent.core.tensors import BadInput
 
 MODELS = Path(__file__).parent / "models"
@@ -197,7 +203,7 @@ async def test_a_model_that_crashes_its_trial_fails_by_the_name_of_the_signal(
 async def test_a_model_that_hangs_is_ended_in_time(tmp_path: Path) -> None:
     manifest = bundle(tmp_path)
     make_hang(tmp_path)
-    said = await failure(tmp_path, manifest, timeout_s=2)
+    said = await failure(tmp_path, manifest, limits=TrialLimits(timeout_s=2))
     assert said == "toy 7 was not done in 2 s"
     assert not trials_of(tmp_path)
 
@@ -208,7 +214,7 @@ async def test_a_model_that_needs_too_much_memory_fails(tmp_path: Path) -> None:
     )
     wide = np.zeros((1, 30_000_000), np.float32)
     np.savez_compressed(tmp_path / "golden.npz", in_x=wide, out_y=wide)
-    said = await failure(tmp_path, manifest, memory_mb=64)
+    said = await failure(tmp_path, manifest, limits=TrialLimits(memory_mb=64))
     assert "more than 64 MB of memory" in said or "crashed" in said
 
 

@@ -64,7 +64,7 @@ class RecordPages:
 
     def audit(self) -> Iterator[Entry]:
         """Every entry, by sequence, in bounded memory."""
-        after = 0
+        after = -(2**63)  # One that was put before the first is found as well.
         while True:
             query = select(AUDIT).where(AUDIT.c.sequence > after)
             some = self._connection.execute(

@@ -29,9 +29,7 @@ from broker.messages import (
 )
 from broker.node import Node
 from broker.topics import requests
-from bundle.seal import make_seal, sign_seal
-from bundle.store import BundleStore
-from bundle.trust import generate_key
+from bundle.folder_tree import FolderTree
 from fleet.adapters.dead_store import DeadStore, with_dead_store
 from fleet.core.letters import Filter, Letter
 from tests.integration.cloud_worker.pool import (
@@ -312,33 +310,26 @@ async def test_a_model_update_is_served_from_the_registry(
     rabbit: Node, tmp_path: Path
 ) -> None:
     models = repository(tmp_path / "models", it_update="line_lite")
-    store = BundleStore(tmp_path / "registry")
-    packed = tmp_path / "packed"
-    packed.write_bytes(np.random.default_rng(0).bytes(300_000))
-    signed = sign_seal(make_seal(packed, "fashion", "2"), generate_key())
-    store.publish(packed, signed)
-    store.write_desired("agent-1", b"desired of agent-1")
+    packed = np.random.default_rng(0).bytes(300_000)
+    tree = FolderTree(tmp_path / "registry")
+    tree.write("blobs/abc", packed)
+    tree.write("desired/agent-1", b"desired of agent-1")
     async with (
         worker(rabbit, models, registry=tmp_path / "registry"),
         Agent(rabbit) as agent,
     ):
-        desired = await agent.get(Get(want="desired"))
+        desired = await agent.get(Get(want="file", path="desired/agent-1"))
         assert desired.data == b"desired of agent-1"
-        seal = await agent.get(Get(want="seal", model="fashion", version="2"))
-        assert seal.data == signed
         chunks = [
             await agent.get(
-                Get(want="chunk", model="fashion", version="2", index=index)
+                Get(want="file", path="blobs/abc", offset=offset, length=131_072)
             )
-            for index in range(3)
+            for offset in range(0, 300_000, 131_072)
         ]
-        assert b"".join(each.data for each in chunks) == packed.read_bytes()
-        for nowhere in (
-            Get(want="chunk", model="fashion", version="2", index=3),
-            Get(want="seal", model="fashion", version="9"),
-            Get(want="seal"),
-        ):
-            blob = await agent.get(nowhere)
+        assert b"".join(each.data for each in chunks) == packed
+        assert {each.total_bytes for each in chunks} == {300_000}
+        for nowhere in ("blobs/other", "blobs", "metadata/timestamp.json"):
+            blob = await agent.get(Get(want="file", path=nowhere))
             assert blob.status == "not_found"
             assert blob.reason
 
@@ -348,12 +339,14 @@ async def test_nothing_desired_is_said_and_another_agent_is_not_overheard(
 ) -> None:
     models = repository(tmp_path / "models", it_none="line_lite")
     registry = tmp_path / "registry"
-    BundleStore(registry).write_desired("agent-1", b"for agent-1 only")
+    FolderTree(registry).write("desired/agent-1", b"for agent-1 only")
     async with (
         worker(rabbit, models, registry=registry),
         Agent(rabbit, "agent-2") as agent,
     ):
-        blob = await agent.get(Get(want="desired"))
+        blob = await agent.get(Get(want="file", path="desired/agent-2"))
+        assert (blob.status, blob.data) == ("not_found", b"")
+        blob = await agent.get(Get(want="file", path="desired/agent-1"))
         assert (blob.status, blob.data) == ("not_found", b"")
 
 

@@ -14,9 +14,13 @@ from typing_extensions import override
 from broker.backoff import Backoff
 from broker.codec import decode, encode, seal_envelope
 from broker.messages import Desired, Report, SlotReport
-from bundle.store import BundleStore
+from bundle import layout
+from bundle.folder_tree import FolderTree
+from bundle.source import NotThere
+from bundle.trust.repository import Repository
 from fleet.adapters.registry import Registry
 from fleet.adapters.state.database import FleetDatabase
+from fleet.adapters.trust_home import TrustHome
 from fleet.core.devices import Device
 from fleet.core.rollouts import Rollout, RolloutState, next_generation
 from fleet.loops.conductor import Conductor
@@ -43,8 +47,11 @@ class Home:
         self.path = folder / "f.db"
         self.database = database
         self.clock = FakeClock()
-        self.store = BundleStore(folder / "registry")
-        self.registry = Registry(folder / "registry", folder / "k", folder / "p")
+        self.tree = FolderTree(folder / "registry")
+        repository = Repository(self.tree, folder / "trust", lambda: 0.0)
+        self.registry = Registry(
+            self.tree, TrustHome(repository, folder / "trust", lambda _: None)
+        )
         self.told: list[str] = []
         self.conductor: Conductor
 
@@ -80,8 +87,9 @@ class Home:
         return new
 
     def desired(self, agent: str) -> list[tuple[str, str, int]] | None:
-        data = self.store.read_desired(agent)
-        if data is None:
+        try:
+            data = self.tree.read(layout.desired(agent), max_bytes=10**6)
+        except NotThere:
             return None
         (desired,) = decode(data, Desired).items
         assert desired.agent == agent

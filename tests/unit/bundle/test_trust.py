@@ -146,7 +146,7 @@ def test_bad_key_files_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_importing_trust_and_seal_does_not_import_cryptography() -> None:
     code = (
-        "import sys, bundle.trust, bundle.seal, bundle.pack, bundle.store;"
+        "import sys, bundle.trust, bundle.seal, bundle.pack, bundle.tree;"
         "sys.exit('cryptography' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -59,7 +59,7 @@ def test_a_variable_left_empty_counts_as_not_set(
     assert settings.bundles == []
     assert settings.cloud_url is None
     assert settings.local_url is None
-    assert settings.trusted_keys is None
+    assert settings.trusted_root is None
     assert settings.agent_id
 
 
@@ -76,11 +76,11 @@ def test_a_tilde_is_the_home_where_no_shell_reads_it(
 ) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("OVERSPILL_AGENT_STATE_DIR", "~/agent")
-    monkeypatch.setenv("OVERSPILL_AGENT_TRUSTED_KEYS", "~/keys")
+    monkeypatch.setenv("OVERSPILL_AGENT_TRUSTED_ROOT", "~/keys")
     monkeypatch.setenv("OVERSPILL_AGENT_BUNDLES", "~/tiny:/b")
     settings = AgentSettings()
     assert settings.state_dir == Path("/home/somebody/agent")
-    assert settings.trusted_keys == Path("/home/somebody/keys")
+    assert settings.trusted_root == Path("/home/somebody/keys")
     assert settings.bundles == [Path("/home/somebody/tiny"), Path("/b")]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bundle.durable import write_file
+from bundle.trust.errors import KeyRejected, Untrusted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -25,14 +26,6 @@ MAX_SIGNATURES: Final = 16
 OTHERS: Final = 0o007
 
 TrustedKeys = Mapping[str, bytes]
-
-
-class KeyRejected(ValueError):
-    """A key file cannot be used; says which and why."""
-
-
-class Untrusted(ValueError):
-    """A document carries no valid signature of a trusted key."""
 
 
 def key_id(public_key: bytes) -> str:

@@ -159,10 +159,11 @@ class Decoded:
         assert decoder is not None  # noqa: S101 - `some` has looked
         try:
             while not decoder.eof:
-                fed = self._packed(READ_BYTES) if decoder.needs_input else b""
+                hungry = decoder.needs_input
+                fed = self._packed(READ_BYTES) if hungry else b""
                 if data := decoder.decompress(fed, max_length=count):
                     return data
-                if not fed and decoder.needs_input:
+                if hungry and not fed:
                     break
         except (zstd.ZstdError, lzma.LZMAError, EOFError) as error:
             raise DeltaRejected(f"its bytes are damaged: {error}") from error

@@ -245,7 +245,8 @@ class HealthReport(Message):
     `requests` were put to it; `errors` of them it failed; `spilled` went to the cloud;
     of `compared` with the cloud's answer it `agreed` on so many. `chosen` and
     `chosen_agreed` are those of them that were audited: drawn by chance, so that their
-    share is without bias. Latencies are of its own run, in milliseconds.
+    share is without bias. A shadow was compared `with_active` too, with the answers of
+    the version that serves. Latencies are of its own run, in milliseconds.
     """
 
     for_s: Annotated[float, Field(ge=0)] = 0.0
@@ -256,6 +257,8 @@ class HealthReport(Message):
     agreed: MonotonicCount = 0
     chosen: MonotonicCount = 0
     chosen_agreed: MonotonicCount = 0
+    with_active: MonotonicCount = 0
+    with_active_agreed: MonotonicCount = 0
     p50_ms: Milliseconds | None = None
     p99_ms: Milliseconds | None = None
 

@@ -36,6 +36,11 @@ def seal_target(model: str, version: str, epoch: int) -> str:
     return f"{model}/{version}.{epoch}.json"
 
 
+def cloud_target(model: str, version: str) -> str:
+    """What TUF calls the seal of a folder that the worker pool loads."""
+    return f"cloud/{model}/{version}.json"
+
+
 def target_file(target: str, sha256: str) -> str:
     """Where a target's file lies (a consistent snapshot)."""
     folder, _, name = target.rpartition("/")

@@ -15,10 +15,9 @@ import typer
 
 from broker.link import BadUrl
 from bundle.pack import BundleRejected
-from bundle.seal import SealRejected
-from bundle.trust import KeyRejected
 from edge_agent.adapters.control import ControlError, ask
 from edge_agent.adapters.embedded_broker import PortTaken
+from edge_agent.adapters.https_source import BadRegistryUrl
 from edge_agent.adapters.outbox import OutboxUnusable
 from edge_agent.cli import outbox
 from edge_agent.cli.terminal import AsJson, StateDir, UserError, read_settings
@@ -38,13 +37,12 @@ app = typer.Typer(
 app.add_typer(outbox.app, name="outbox")
 
 USER_ERRORS = (
+    BadRegistryUrl,
     BadUrl,
     BundleRejected,
     ControlError,
-    KeyRejected,
     OutboxUnusable,
     PortTaken,
-    SealRejected,
     TelemetryMissing,
     OSError,
 )
@@ -71,8 +69,11 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         list[Path] | None,
         typer.Option(help="A bundle to serve from the first start. Repeatable."),
     ] = None,
-    trusted_keys: Annotated[
-        Path | None, typer.Option(help="Public keys that may sign bundles.")
+    trusted_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="The fleet's root.json, that came with the device: who may sign models."
+        ),
     ] = None,
     state_dir: StateDir = None,
     http_port: Annotated[
@@ -93,7 +94,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         local_url=local_url,
         embedded_port=embedded_port,
         bundles=bundle,
-        trusted_keys=trusted_keys,
+        trusted_root=trusted_root,
         state_dir=state_dir,
         http_port=http_port,
     )

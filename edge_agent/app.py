@@ -11,7 +11,7 @@ import contextlib
 import errno
 import functools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
@@ -23,35 +23,47 @@ from broker.messages import Priority
 from broker.mqtt.link import MqttLink
 from broker.mqtt.target import MqttTarget
 from broker.traceparent import read_traceparent
-from bundle.trust import load_public_keys
+from bundle.source import Source
 from cascade.allowance import bytes_allowance, parse_share
 from edge_agent.adapters.control import ControlServer, only_agent_of
+from edge_agent.adapters.day_file import DayFile
 from edge_agent.adapters.embedded_broker import EmbeddedBroker
+from edge_agent.adapters.machine import Machine
 from edge_agent.adapters.model_store import ModelStore
+from edge_agent.adapters.mqtt_source import MqttSource
 from edge_agent.adapters.outbox import (
     Outbox,
     OutboxFailed,
 )
+from edge_agent.adapters.sources import sources_of
 from edge_agent.adapters.time_stamp import TimeStampFile, this_boot
+from edge_agent.adapters.trusted_seals import TrustedSeals
 from edge_agent.adapters.watch_file import WatchFile
+from edge_agent.core.accounts import Accounts
 from edge_agent.core.answers import Answer
 from edge_agent.core.calls import Call, Inputs, read_call
+from edge_agent.core.delivery import Ending, Spill
 from edge_agent.core.payload import (
     PayloadLimits,
 )
 from edge_agent.core.quotas import QuotaLimits
-from edge_agent.core.slots import Slots
 from edge_agent.core.watch import WatchOptions
 from edge_agent.loops.calls import Calls
 from edge_agent.loops.cascading import Cascading
+from edge_agent.loops.fetching import FetchSettings
 from edge_agent.loops.ingress import REQUEST_FILTER, Ingress
 from edge_agent.loops.loading import Loading, LoadingSettings
+from edge_agent.loops.metering import Metering
 from edge_agent.loops.outcomes import Outcomes
+from edge_agent.loops.probation import Probation
+from edge_agent.loops.pulling import Puller, PullSettings
 from edge_agent.loops.reporting import Reporting
 from edge_agent.loops.serving import Serving
+from edge_agent.loops.shadowing import Shadowing
+from edge_agent.loops.slot_book import SlotBook
 from edge_agent.loops.spans import RequestSpans
 from edge_agent.loops.timekeeping import Timekeeping
-from edge_agent.loops.updates import Updates, UpdateSettings
+from edge_agent.loops.updates import Here, NoTrustRoot, Trust, Updates, UpdateSettings
 from edge_agent.loops.uplink import Link, NoLink, Uplink, UplinkLimits
 from edge_agent.operator import Operator
 from edge_agent.settings import AgentSettings
@@ -117,9 +129,7 @@ class Agent:
         log.info(
             "ready",
             agent=self.settings.agent_id,
-            models={
-                name: slots.active for name, slots in self._current_slots().items()
-            },
+            models={name: slots.active for name, slots in self._book.all.items()},
         )
         on_ready()
         await stop.wait()
@@ -199,18 +209,14 @@ class Agent:
 
     async def _open(self) -> None:
         settings = self.settings
-        self._slots: Mapping[str, Slots] = {}
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.enter_context(only_agent_of(settings.state_dir))
         stamps = TimeStampFile(settings.state_dir / "time.json", self._boot_id)
         self._timekeeping = Timekeeping(stamps, self._clock)
         self._time = self._timekeeping.time
         self._store = ModelStore(settings.state_dir / "models")
-        self._trusted = (
-            {}
-            if settings.trusted_keys is None
-            else load_public_keys(settings.trusted_keys)
-        )
+        self._book = SlotBook(self._store)
+        self._accounts = Accounts()
         self._outbox = await self._stack.enter_async_context(
             Outbox(
                 settings.outbox_path,
@@ -236,9 +242,9 @@ class Agent:
         with contextlib.suppress(OutboxFailed):  # the status says so
             await self._status.count()
         self._stack.push_async_callback(self._serving.close)
-        self._slots = await self._loading.restore(settings.bundles)
-        if self._updates is not None:
-            self._updates.start_with(self._slots)
+        self._book.start_with(await self._loading.restore(settings.bundles))
+        await self._probation.restore()
+        self._stack.push_async_callback(self._probation.close)
         await self._open_control()
         await self._serve_health()
         await self._stack.enter_async_context(self._loops)
@@ -336,7 +342,7 @@ class Agent:
         )
         self._uplink.on_bytes = self._cascading.sent
         self._outcomes.on_result = self._cascading.heard
-        self._outcomes.on_outcome = self._cascading.ended
+        self._outcomes.on_outcome = self._on_outcome
 
     def _make_parts(self) -> None:
         settings = self.settings
@@ -378,6 +384,7 @@ class Agent:
             default_deadline_s=settings.default_deadline_s,
             agent=settings.agent_id,
             cascading=self._cascading,
+            accounts=self._accounts,
             spans=self._spans,
             forbid_capture=settings.forbid_capture,
         )
@@ -386,7 +393,7 @@ class Agent:
         )
         self._loading = Loading(
             store=self._store,
-            trusted=self._trusted,
+            accounts=self._accounts,
             settings=LoadingSettings(
                 threads=settings.threads,
                 infer_queue=settings.infer_queue,
@@ -405,8 +412,49 @@ class Agent:
             answers=settings.answers,
             now_ms=self._time.now_ms,
         )
+        self._make_model_side()
         self._make_status()
         self._make_fleet_side(link)
+
+    def _now_s(self) -> float:
+        return self._time.now_ms() / 1000.0
+
+    def _make_model_side(self) -> None:
+        settings = self.settings
+        self._machine = Machine(
+            settings.state_dir,
+            board=settings.board,
+            utc_offset_min=settings.utc_offset_min,
+            wall_s=lambda: self._clock.wall_ms() / 1000.0,
+            pool_s=self._pool_s,
+        )
+        self._probation = Probation(
+            slots=self._book,
+            store=self._store,
+            accounts=self._accounts,
+            load=self._loading.load,
+            swap=self._serving.swap,
+            remove=self._serving.remove,
+            now_s=self._now_s,
+        )
+        self._shadowing = Shadowing(
+            slots=self._book,
+            accounts=self._accounts,
+            threads=settings.threads,
+            memory_mb=settings.trial_memory_mb,
+            now_s=self._now_s,
+        )
+        self._serving.on_answer = self._shadowing.offer
+
+    def _pool_s(self) -> float | None:
+        if not self._outcomes.knows_pool_time:
+            return None
+        return self._now_s() + self._uplink.pool_offset_ms / 1000.0
+
+    def _on_outcome(self, spill: Spill, ending: Ending) -> None:
+        self._cascading.ended(spill, ending)
+        self._accounts.ended(spill, ending)
+        self._shadowing.ended(spill, ending)
 
     def _make_status(self) -> None:
         self._loops = Supervisor(Backoff)
@@ -423,17 +471,18 @@ class Agent:
                 self._outbox,
                 self._cascading,
             ),
-            slots=self._current_slots,
+            slots=lambda: self._book.all,
+            accounts=self._accounts,
+            progress=lambda: {} if self._updates is None else self._updates.progress,
+            machine=self._machine,
             now_ms=self._time.now_ms,
         )
-
-    def _current_slots(self) -> Mapping[str, Slots]:
-        return self._slots if self._updates is None else self._updates.slots
 
     def _make_fleet_side(self, link: Link) -> None:
         settings = self.settings
         self._updates: Updates | None = None
         self._reporting: Reporting | None = None
+        self._source: MqttSource | None = None
         if self._cloud is None:
             return
         self._reporting = Reporting(
@@ -443,21 +492,67 @@ class Agent:
             every_s=settings.report_every_s,
             rng=self._rng,
         )
+        self._book.changed = self._reporting.report_now
+        self._source = MqttSource(
+            agent=settings.agent_id, link=self._cloud, timeout_s=settings.pull_timeout_s
+        )
+        sources = sources_of(
+            settings.pull_sources,
+            self._source,
+            registry_url=settings.registry_url,
+            ca_file=settings.registry_ca_file,
+            timeout_s=settings.pull_timeout_s,
+            connections=settings.pull_window,
+        )
         self._updates = Updates(
             agent=settings.agent_id,
-            link=link,
+            # Over HTTPS nobody knows who asks: what is desired comes from the pool.
+            sources=[self._source],
             store=self._store,
-            trusted=self._trusted,
+            slots=self._book,
+            trust=self._make_trust(sources),
+            pulls=self._make_puller(sources),
+            probation=self._probation,
+            shadows=self._shadowing,
+            here=Here(lambda: self._machine.device, self._machine.local_now),
             settings=UpdateSettings(
-                window=settings.pull_window,
-                timeout_s=settings.pull_timeout_s,
                 poll_every_s=settings.poll_desired_every_s,
+                spread_s=settings.look_spread_s,
+                disk_reserve_bytes=settings.disk_reserve_bytes,
             ),
             try_out=self._loading.try_out,
-            load=self._loading.load,
-            swap=self._serving.swap,
-            changed=self._reporting.report_now,
+            serve=self._loading.serve,
             rng=self._rng,
+        )
+
+    def _make_trust(self, sources: Sequence[Source]) -> Trust:
+        settings = self.settings
+        if settings.trusted_root is None:
+            return NoTrustRoot()
+        # Told at the start, not when the first update comes.
+        settings.trusted_root.read_bytes()
+        return TrustedSeals(
+            settings.trusted_root,
+            settings.state_dir / "trust",
+            sources,
+            clock=self._clock,
+        )
+
+    def _make_puller(self, sources: Sequence[Source]) -> Puller:
+        settings = self.settings
+        return Puller(
+            sources,
+            self._store.parts,
+            metering=Metering(
+                DayFile(settings.state_dir / "pulled.json"),
+                local_now_s=self._machine.local_now_s,
+            ),
+            rng=self._rng,
+            settings=PullSettings(
+                FetchSettings(window=settings.pull_window),
+                jitter_s=settings.pull_jitter_s,
+            ),
+            sharing=self._source,
         )
 
     def _start(self, loops: Supervisor) -> None:
@@ -473,6 +568,8 @@ class Agent:
         if self._cloud is not None:
             loops.start("cloud link", self._cloud.run)
             loops.start("uplink", self._uplink.run)
+        loops.start("probation", self._probation.run)
+        loops.start("shadows", self._shadowing.run)
         if self._updates is not None:
             loops.start("updates", self._updates.run)
         if self._reporting is not None:
@@ -484,11 +581,11 @@ class Agent:
     # --- links ------------------------------------------------------------------------
 
     def _on_cloud_message(self, topic: str, payload: bytes) -> None:
+        if self._source is not None and self._source.on_message(topic, payload):
+            return
         match topic.rsplit("/", 1)[-1]:
             case "res":
                 self._outcomes.on_results(payload)
-            case "blob" if self._updates is not None:
-                self._updates.on_blob(payload)
             case "cmd" if self._updates is not None:
                 # Any command is a reason to look; losing one costs a poll.
                 self._updates.look_now()

@@ -79,8 +79,18 @@ class AgentSettings(BaseSettings):
     bundles: Annotated[list[Path], NoDecode] = Field(
         default_factory=list, description="bundles to serve from the first start"
     )
-    trusted_keys: Path | None = Field(
-        None, description="public keys that may sign bundles: a .pub file or a folder"
+    trusted_root: Path | None = Field(
+        None,
+        description="the root.json that came with the device: who may sign models. "
+        "Unset, the agent takes no updates",
+    )
+    board: Annotated[str, StringConstraints(pattern=ID_PATTERN)] | None = Field(
+        None, description="the kind of device, as bundles may ask for it"
+    )
+    utc_offset_min: Annotated[int, Field(ge=-840, le=840)] | None = Field(
+        None,
+        description="minutes from UTC to the device's own time, in which maintenance "
+        "windows are; unset: as the system says",
     )
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     infer_queue: Annotated[int, Field(ge=1)] = Field(
@@ -161,6 +171,11 @@ class AgentSettings(BaseSettings):
 
     report_every_s: Annotated[float, Field(gt=0)] = 30.0
     poll_desired_every_s: Annotated[float, Field(gt=0)] = 60.0
+    look_spread_s: Annotated[float, Field(ge=0)] = Field(
+        3.0,
+        description="when the link comes back, the agent looks for updates within "
+        "this, at a moment drawn by chance",
+    )
     pull_window: Annotated[int, Field(ge=1, le=64)] = 4
     pull_timeout_s: Annotated[float, Field(gt=0)] = 10.0
     pull_jitter_s: Annotated[float, Field(ge=0, le=3600)] = Field(
@@ -221,7 +236,7 @@ class AgentSettings(BaseSettings):
                 check_id("model", name)
         return names
 
-    @field_validator("state_dir", "cloud_ca_file", "trusted_keys", "registry_ca_file")
+    @field_validator("state_dir", "cloud_ca_file", "trusted_root", "registry_ca_file")
     @classmethod
     def _at_home(cls, path: Path | None) -> Path | None:
         # A unit file or a .env has no shell to read the tilde.

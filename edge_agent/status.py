@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal
 
 import structlog
 
-from broker.messages import Report
+from broker.messages import Report, SlotReport
 from broker.mqtt.link import MqttLink
 from cascade.promise import Standing
+from edge_agent.adapters.machine import Machine
 from edge_agent.adapters.outbox import Counts, Outbox, OutboxFailed, enduring
+from edge_agent.core.accounts import Accounts
 from edge_agent.core.ledger import Ledger
 from edge_agent.core.slots import Slots
 from edge_agent.loops.cascading import Cascading
@@ -223,6 +224,9 @@ class AgentStatus:
         local: MqttLink | None,
         parts: Counted,
         slots: Callable[[], Mapping[str, Slots]],
+        accounts: Accounts,
+        progress: Callable[[], Mapping[str, tuple[int, int]]],
+        machine: Machine,
         now_ms: Callable[[], float],
     ) -> None:
         self._settings = settings
@@ -231,6 +235,9 @@ class AgentStatus:
         self._local = local
         self._parts = parts
         self._slots = slots
+        self._accounts = accounts
+        self._progress = progress
+        self._machine = machine
         self._now_ms = now_ms
         self._counts: Counts | None = None
         self._missing = 0
@@ -290,8 +297,8 @@ class AgentStatus:
             "local": self._local_side(),
             "models": {
                 name: {
-                    **asdict(slots),
-                    "state": slots.state.value,
+                    **slots.shown(),
+                    "health": self._health(slots),
                     "serving": None
                     if (served := self._parts.serving.model(name)) is None
                     else served.manifest.version,
@@ -418,16 +425,25 @@ class AgentStatus:
         return Report(
             agent=self._settings.agent_id,
             at_ms=round(self._now_ms()),
-            slots=[
-                each.report().model_copy(
-                    update={"cascade": self._parts.cascading.report(name, each.active)}
-                )
-                for name, each in self._slots().items()
-            ],
+            slots=[self._slot_report(each) for each in self._slots().values()],
             counters=counters,
-            facts={
-                "machine": platform.machine(),
-                "system": platform.system(),
-                "python": platform.python_version(),
-            },
+            facts=self._machine.facts(),
         )
+
+    def _slot_report(self, slots: Slots) -> SlotReport:
+        name = slots.model
+        health, before = self._accounts.report(slots, self._now_ms() / 1000.0)
+        done, total = self._progress().get(name, (0, 0))
+        return slots.report().model_copy(
+            update={
+                "cascade": self._parts.cascading.report(name, slots.active),
+                "health": health,
+                "before": before,
+                "pulled_bytes": done,
+                "total_bytes": total,
+            }
+        )
+
+    def _health(self, slots: Slots) -> dict[str, Any] | None:
+        health, _ = self._accounts.report(slots, self._now_ms() / 1000.0)
+        return None if health is None else health.model_dump()

@@ -5,46 +5,44 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 import structlog
 
 from broker.amqp.link import AmqpLink
 from broker.link import LinkDown
 from broker.topology import TELEMETRY_QUEUE, standing_queues
+from bundle.folder_seal import FolderSeal
+from bundle.open_tree import open_tree
+from bundle.seal import Seal
+from bundle.trust import roles
+from bundle.trust.keys import Passphrase
+from bundle.trust.repository import Repository
 from fleet.adapters.actor import person
 from fleet.adapters.audit_head import AuditHead
 from fleet.adapters.hints import hint_once, send_hints
 from fleet.adapters.registry import Publication, Registry
 from fleet.adapters.state.database import FleetDatabase
-from fleet.adapters.state.versions import PublishedVersion
+from fleet.adapters.state.ledger import Ledger
+from fleet.adapters.state.versions import PublishedVersion, VersionState
+from fleet.adapters.trust_home import Signature, TrustHome, passphrase_from
+from fleet.core.declared import DeclaredRollout
 from fleet.core.devices import Device
-from fleet.core.orders import check_version, read_agents
-from fleet.core.rollouts import (
-    Rollout,
-    RolloutProgress,
-    current,
-    next_generation,
-    progress,
-)
-from fleet.loops.convergence import converge
+from fleet.core.following import Now
+from fleet.core.plan import Plan
+from fleet.core.rollouts import RolloutState
+from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
+from fleet.loops.renewal import Renewal
+from fleet.operator.costs import costs_of
+from fleet.operator.declaring import Declaring
+from fleet.operator.rollouts import Rollouts
 from fleet.settings import FleetSettings
 from lifecycle.clock import Clock, SystemClock
 
 log = structlog.get_logger(__name__)
-
-DESIRED_AT_ONCE: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A rollout that began, and the agents it changes something for now."""
-
-    rollout: Rollout
-    agents: tuple[str, ...]
 
 
 class Fleet:
@@ -53,15 +51,26 @@ class Fleet:
     Args:
         settings: where the fleet's state lies.
         clock: gives the times that are written.
+        ask: asks a person for the passphrase of a key, when no setting has it.
     """
 
-    def __init__(self, settings: FleetSettings, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        settings: FleetSettings,
+        clock: Clock | None = None,
+        *,
+        ask: Passphrase = lambda _: None,
+    ) -> None:
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
-        self.registry = Registry(
-            settings.registry, settings.signing_key, settings.public_key
+        self.tree = tree = open_tree(settings.registry)
+        self.trust = TrustHome(
+            Repository(tree, settings.trust, lambda: self.clock.wall_ms() / 1000.0),
+            settings.trust,
+            _passphrase(settings, ask),
         )
         self.audit_head = AuditHead(settings.audit_head)
+        self.registry = Registry(tree, self.trust)
         self.database = FleetDatabase(
             settings.database,
             timeout_s=settings.database_timeout_s,
@@ -84,84 +93,157 @@ class Fleet:
         """Close the database."""
         self.database.close()
 
-    def publish(self, source_dir: Path) -> Publication:
-        """Pack, sign and store a bundle, and remember when.
+    def publish(self, source_dir: Path, *, back_to: str | None = None) -> Publication:
+        """Pack, store, draft and sign a bundle, and remember when.
+
+        Args:
+            source_dir: the bundle's folder.
+            back_to: what an automatic way back leads to; by default what the last
+                rollout brought that did not fail, or else the version before.
 
         Raises:
             BundleRejected: the folder is no bundle.
             AlreadyPublished: its name and version are taken by other bytes.
-            KeyRejected: the signing key cannot be used.
+            NoTrust, TrustRefused: it cannot be drafted; says what to do.
+            KeyRejected: a key at hand cannot be used.
             DatabaseUnavailable: stored, but not remembered; publish again.
             OSError: the disk is full, or a folder cannot be written.
         """
-        publication = self.registry.publish(source_dir)
+        publication = self.registry.publish(
+            source_dir, lambda model: back_to or self._served(model)
+        )
         seal = publication.seal
         with self.database.writing() as ledger:
+            self._keep_versions(ledger, [seal], signed=publication.signed)
+            if publication.new:
+                ledger.record(
+                    self.who,
+                    "model.publish",
+                    f"{seal.name} {seal.version}",
+                    {"epoch": seal.epoch, "sha256": seal.sha256},
+                    at_ms=self.clock.wall_ms(),
+                )
+        return publication
+
+    def _served(self, model: str) -> str | None:
+        """What the last rollout of a model brought that agents kept."""
+        with self.database.reading() as ledger:
+            states = ledger.rollout_states()
+            brought = [
+                each.version
+                for each in ledger.rollouts()
+                if each.model == model and states[each.generation] is RolloutState.DONE
+            ]
+        signed = {each.version for each in self.registry.signed_versions(model)}
+        return next((each for each in reversed(brought) if each in signed), None)
+
+    def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
+        """Draft and sign a version of the pool's models where it lies.
+
+        Raises:
+            SealRejected, NoTrust, KeyRejected, OSError: as `Registry.publish_folder`.
+            DatabaseUnavailable: signed, but not recorded.
+        """
+        seal, signature = self.registry.publish_folder(folder)
+        with self.database.writing() as ledger:
+            self.record_trust(
+                ledger, "model.publish_cloud", f"{seal.name} {seal.version}"
+            )
+        return seal, signature
+
+    def sign(self, keys: Sequence[Path] = ()) -> Signature:
+        """Sign what waits with the keys at hand, and show what is complete.
+
+        Raises:
+            KeyRejected: a key at hand cannot be used.
+            DatabaseUnavailable: signed, but not remembered; sign again.
+            OSError: the registry cannot be written.
+        """
+        done = self.trust.sign(keys)
+        shown = (roles.model_of(role) for role in done.settled.shown)
+        models = [each for each in shown if each is not None]
+        seals = [
+            self.registry.seal(model, each.version)
+            for model in models
+            for each in self.registry.signed_versions(model)
+        ]
+        with self.database.writing() as ledger:
+            self._keep_versions(ledger, seals, signed=True)
+            self._drop_revoked(ledger, models)
+            self.record_trust(
+                ledger, "trust.sign", *(f"{r} by {k}" for r, k in done.signed.added)
+            )
+        return done
+
+    def record_trust(self, ledger: Ledger, what: str, *subjects: str) -> None:
+        """Write into the audit log what was done to the fleet's trust."""
+        for subject in subjects:
+            ledger.record(self.who, what, subject, at_ms=self.clock.wall_ms())
+
+    def _drop_revoked(self, ledger: Ledger, models: Sequence[str]) -> None:
+        known = {model: self.registry.known_versions(model) for model in models}
+        for each in ledger.versions():
+            if each.model in known and each.version not in known[each.model]:
+                ledger.drop_version(each.model, each.version)
+
+    def _keep_versions(
+        self, ledger: Ledger, seals: Sequence[Seal], *, signed: bool
+    ) -> None:
+        for seal in seals:
             ledger.keep_version(
                 PublishedVersion(
                     model=seal.name,
                     version=seal.version,
                     sha256=seal.sha256,
                     size_bytes=seal.size_bytes,
-                    key_id=publication.key_id,
+                    key_id="",
                     published_at_ms=self.clock.wall_ms(),
+                    epoch=seal.epoch,
+                    state=VersionState.SIGNED if signed else VersionState.DRAFT,
+                    requires=seal.requires.model_dump(mode="json"),
                 )
             )
-        return publication
 
     def versions(self) -> list[PublishedVersion]:
-        """Every version that workers can serve, by model and time of publishing."""
-        served = {(each.name, each.version) for each in self.registry.published()}
+        """Every version that was published, by model and time; drafts as well."""
+        signed = {(each.name, each.version) for each in self.registry.published()}
         with self.database.reading() as ledger:
             return [
-                each
+                replace(
+                    each,
+                    state=VersionState.SIGNED
+                    if (each.model, each.version) in signed
+                    else VersionState.DRAFT,
+                )
                 for each in ledger.versions()
-                if (each.model, each.version) in served
             ]
 
-    def start_rollout(
-        self,
-        model: str,
-        version: str,
-        agents: str | None = None,
-        *,
-        written: Callable[[int, int], None] = lambda _done, _of: None,
-    ) -> Started:
-        """Make a version the desired one.
+    @property
+    def rollouts(self) -> Rollouts:
+        """What can be done to rollouts."""
+        return Rollouts(self.database, self.registry, self.now, self.who)
 
-        Args:
-            model: a published model.
-            version: one of its published versions.
-            agents: `a,b,c`; None means every agent, also those that come later.
-            written: called with how many of how many agents are done.
+    @property
+    def declaring(self) -> Declaring:
+        """What can be done with what was declared."""
+        return Declaring(self.database, self.rollouts, self.now, self.who)
+
+    def plan(self, declared: DeclaredRollout) -> Plan:
+        """What a rollout would do if it began now, and what that costs.
 
         Raises:
-            BadOrder: unknown model, version or agent.
-            DatabaseUnavailable: nothing was changed.
-            OSError: the registry cannot be written; the daemon completes it later.
+            BadOrder: the version or an agent is not known.
+            DatabaseUnavailable: the state cannot be read.
+            OSError: the registry cannot be read.
         """
-        published: dict[str, list[str]] = {}
-        for each in self.registry.published():
-            published.setdefault(each.name, []).append(each.version)
-        check_version(model, version, published)
-        with self.database.writing() as ledger:
-            known = ledger.devices()
-            rollout = Rollout(
-                generation=next_generation(ledger.rollouts(), known.values()),
-                model=model,
-                version=version,
-                started_at_ms=self.clock.wall_ms(),
-                targets=read_agents(agents, known),
-            )
-            ledger.keep_rollout(rollout)
-        # After the commit: a document must never name a generation that a crash
-        # takes back and the next rollout would be given again.
-        reached = [agent for agent in known if rollout.reaches(agent)]
-        for start in range(0, len(reached), DESIRED_AT_ONCE):
-            some = reached[start : start + DESIRED_AT_ONCE]
-            converge(self.database, self.registry, some)
-            written(start + len(some), len(reached))
-        return Started(rollout, tuple(reached))
+        with self.database.reading() as ledger:
+            tree = open_tree(self.settings.registry)
+            costs = costs_of(ledger, tree, declared.model, declared.version)
+        return self.declaring.plan(declared, costs)
+
+    def now(self) -> Now:
+        """The time; every agent heard of lately counts as being there."""
+        return Now(self.clock.wall_ms(), silent_after_s=self.settings.silent_after_s)
 
     def tell(
         self, agents: Sequence[str], told: Callable[[int], None] = lambda _: None
@@ -188,38 +270,19 @@ class Fleet:
             return str(error)
         return None
 
-    def progress(self, *, every: bool = False) -> list[RolloutProgress]:
-        """How far rollouts are, newest first.
-
-        Args:
-            every: also those that newer ones have superseded.
-        """
-        with self.database.reading() as ledger:
-            rollouts, devices = ledger.rollouts(), ledger.devices()
-        now_ms, silent_s = self.clock.wall_ms(), self.settings.silent_after_s
-        if not every:
-            return current(rollouts, devices, now_ms=now_ms, silent_after_s=silent_s)
-        return [
-            progress(each, rollouts, devices, now_ms=now_ms, silent_after_s=silent_s)
-            for each in reversed(rollouts)
-        ]
-
-    def progress_of(self, rollout: Rollout) -> RolloutProgress:
-        """How far one rollout is."""
-        with self.database.reading() as ledger:
-            rollouts, devices = ledger.rollouts(), ledger.devices()
-        return progress(
-            rollout,
-            rollouts,
-            devices,
-            now_ms=self.clock.wall_ms(),
-            silent_after_s=self.settings.silent_after_s,
-        )
-
     def devices(self) -> list[Device]:
         """Every agent that ever reported, by name."""
         with self.database.reading() as ledger:
             return list(ledger.devices().values())
+
+
+def _passphrase(settings: FleetSettings, ask: Passphrase) -> Passphrase:
+    def passphrase(path: Path) -> bytes | None:
+        said = settings.passphrase
+        text = None if said is None else said.get_secret_value()
+        return passphrase_from(text, settings.passphrase_file) or ask(path)
+
+    return passphrase
 
 
 async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
@@ -236,13 +299,18 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
         except LinkDown as error:
             log.info("agents were not told", agents=len(agents), reason=str(error))
 
-    inventory = Inventory(
+    conductor = Conductor(
         fleet.database,
         fleet.registry,
         clock=fleet.clock,
         hint=hint,
-        prefetch=settings.telemetry_prefetch,
         silent_after_s=settings.silent_after_s,
+    )
+    inventory = Inventory(
+        fleet.database,
+        clock=fleet.clock,
+        heard=conductor.heard,
+        prefetch=settings.telemetry_prefetch,
     )
     link = AmqpLink(
         amqp_url,
@@ -251,10 +319,17 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
         consume={TELEMETRY_QUEUE: settings.telemetry_prefetch},
         on_delivery=inventory.take,
     )
-    # A `rollout start` that died half way left documents behind its rollout.
-    await asyncio.to_thread(_heal, fleet)
+    await asyncio.to_thread(conductor.heal)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(link.run()), group.create_task(inventory.run())]
+        tasks = [
+            group.create_task(each)
+            for each in (
+                link.run(),
+                inventory.run(),
+                conductor.run(),
+                Renewal(fleet.trust).run(),
+            )
+        ]
         await stop.wait()
         log.info("stopping")
         with suppress(TimeoutError):
@@ -263,8 +338,3 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
                 await inventory.settled()
         for task in tasks:
             task.cancel()
-
-
-def _heal(fleet: Fleet) -> None:
-    agents = [each.agent for each in fleet.devices()]
-    converge(fleet.database, fleet.registry, agents, anew=True)

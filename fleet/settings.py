@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -28,7 +28,7 @@ class FleetSettings(BaseSettings):
 
     home: Path = Field(
         default_factory=default_home,
-        description="folder of fleet.db, registry/ and keys/; workers serve registry/",
+        description="folder of fleet.db, registry/ and trust/; workers serve registry/",
     )
     database: str = Field(
         default_factory=lambda known: str(known["home"] / "fleet.db"),
@@ -51,6 +51,14 @@ class FleetSettings(BaseSettings):
         max_length=200,
         description="who the audit log says it was; by default the user of the "
         "operating system and the machine",
+    )
+    passphrase: SecretStr | None = Field(
+        default=None,
+        description="opens the fleet's encrypted keys; asked for on a terminal when "
+        "it is not set",
+    )
+    passphrase_file: Path | None = Field(
+        default=None, description="a file (0600) that holds the passphrase"
     )
     amqp_url: str | None = Field(
         default=None,
@@ -85,11 +93,6 @@ class FleetSettings(BaseSettings):
         return path.expanduser()
 
     @property
-    def signing_key(self) -> Path:
-        """The private key, 0600, made by the first publish."""
-        return self.home / "keys" / "signing.key"
-
-    @property
-    def public_key(self) -> Path:
-        """What agents must trust."""
-        return self.home / "keys" / "signing.pub"
+    def trust(self) -> Path:
+        """Keys, drafts, and what this machine has seen of the fleet's trust."""
+        return self.home / "trust"

@@ -1,1 +1,1 @@
-"""The parts of `python -m benchmarks.update`, each measured by a `measure()`."""
+"""What pushing a model costs: bytes, memory, time, and what devices notice of it."""

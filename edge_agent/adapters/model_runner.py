@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -63,6 +63,8 @@ class ModelRunner:
         self._pending = 0
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="litert")
+        # Told how long each request's run took, in ms; from whichever thread ran it.
+        self.on_run: Callable[[float], None] = lambda _: None
 
     @classmethod
     async def open(
@@ -166,6 +168,7 @@ class ModelRunner:
 
     def _run(self, model: LiteRtModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
         outputs, taken_ms = self._timed(model, inputs)
+        self.on_run(taken_ms)
         if self._run_ms is None:
             self._run_ms = taken_ms
         else:

@@ -6,26 +6,33 @@ leaves a verified version named there. Blocking: callers use a thread.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
-from bundle.durable import write_file
+from bundle.durable import part_beside, write_file
 from bundle.manifest import MANIFEST_FILE, Manifest, ManifestError, parse_manifest
 from bundle.pack import BundleRejected, pack, read_manifest, unpack
-from bundle.seal import Seal, SealRejected, open_seal, verify_packed
-from bundle.trust import TrustedKeys
+from bundle.seal import Seal, SealRejected, verify_packed
 from edge_agent.core.slots import BadSlots, Slots, State
 
 log = structlog.get_logger(__name__)
 
 SLOTS_FILE: Final = "slots.json"
-SEAL_SUFFIX: Final = ".seal"
+ACCOUNT_FILE: Final = "probation.json"
+MAX_ACCOUNT_BYTES: Final = 1024 * 1024
+PROVISIONED: Final = "provision-"
+REPACKED: Final = "repacked-"
+# A refusal or a return leaves the name of what will not serve, and none of its files.
+_GONE: Final = (State.REFUSED, State.RETURNED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,11 @@ class ModelStore:
         """Make the folder and clear what a crash left half done."""
         self._root.mkdir(parents=True, exist_ok=True)
         self.parts.mkdir(exist_ok=True)
-        for left in (*self._root.glob("*/.*"), *self.parts.glob("provision-*")):
+        for left in (
+            *self._root.glob("*/.*"),
+            *self.parts.glob(f"{PROVISIONED}*"),
+            *self.parts.glob(f"{REPACKED}*"),
+        ):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             else:
@@ -89,6 +100,70 @@ class ModelStore:
         folder = self._root / slots.model
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / SLOTS_FILE, slots.to_json().encode())
+
+    def account(self, model: str) -> dict[str, Any]:
+        """What was counted of a probation; nothing when it cannot be read."""
+        try:
+            with (self._root / model / ACCOUNT_FILE).open("rb") as file:
+                found = json.loads(file.read(MAX_ACCOUNT_BYTES))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            log.warning("probation_counts_unreadable", model=model, error=str(error))
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def save_account(self, model: str, state: Mapping[str, Any]) -> None:
+        """Note what is counted of a probation.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written.
+        """
+        data = json.dumps(state, allow_nan=False).encode()
+        write_file(self._root / model / ACCOUNT_FILE, data)
+
+    def forget_account(self, model: str) -> None:
+        """The probation is over."""
+        with contextlib.suppress(OSError):
+            (self._root / model / ACCOUNT_FILE).unlink(missing_ok=True)
+
+    def holds(self, seal: Seal) -> StoredBundle | None:
+        """The sealed bundle, if it is on the disk already: to the byte, as sealed.
+
+        Raises:
+            OSError: there is no room to find out.
+        """
+        packed = self.repacked(seal.name, seal.version)
+        if packed is None:
+            return None
+        try:
+            verify_packed(packed, seal)
+            return self.bundle(seal.name, seal.version)
+        except (SealRejected, BundleRejected):
+            return None
+        finally:
+            packed.unlink(missing_ok=True)
+
+    def repacked(self, model: str, version: str | None) -> Path | None:
+        """A stored version as it was when it came: packing is the same every time.
+
+        Returns:
+            A file that the caller deletes; None when the version is not there, or is
+            damaged.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        if version is None or not (self._root / model / version).is_dir():
+            return None
+        packed = self.parts / f"{REPACKED}{model}+{version}+{os.getpid()}"
+        try:
+            self.bundle(model, version)
+            pack(self._root / model / version, packed)
+        except BundleRejected as error:
+            log.warning("stored_bundle_damaged", model=model, reason=str(error))
+            return None
+        return packed
 
     def bundle(self, model: str, version: str) -> StoredBundle:
         """A stored bundle, checked against its own manifest.
@@ -141,55 +216,59 @@ class ModelStore:
         except (OSError, ManifestError) as error:
             raise BundleRejected(f"no bundle in {path}: {error}") from error
 
-    def provision(self, path: Path, trusted: TrustedKeys) -> StoredBundle:
+    def provision(self, path: Path) -> StoredBundle:
         """Take in a bundle that came with the agent: a folder, or a packed file.
 
-        A packed file needs its seal beside it (`NAME.seal`) once there are trusted
-        keys; a folder is as trusted as the agent's own configuration.
+        Either is as trusted as the agent's own configuration, which names it.
 
         Raises:
-            SealRejected, BundleRejected: it cannot be used; says why.
+            BundleRejected: it cannot be used; says why.
         """
-        if path.is_dir():
-            packed = self.parts / f"provision-{os.getpid()}"
-            try:
-                manifest = pack(path, packed)
-                return self._unpack(packed, manifest.name, manifest.version, None)
-            finally:
-                packed.unlink(missing_ok=True)
-        seal_path = path.with_name(path.name + SEAL_SUFFIX)
+        packed = self.parts / f"{PROVISIONED}{os.getpid()}"
         try:
-            seal = open_seal(seal_path.read_bytes(), trusted)
-        except OSError as error:
-            raise SealRejected(
-                f"bundle {path} has no readable seal {seal_path.name} beside it"
-            ) from error
-        return self.install(path, seal)
+            if path.is_dir():
+                manifest = pack(path, packed)
+            else:
+                manifest, packed = self.peek(path), path
+            return self._unpack(packed, manifest.name, manifest.version, None)
+        finally:
+            if packed is not path:
+                packed.unlink(missing_ok=True)
 
     def _unpack(
         self, packed: Path, name: str, version: str, seal: Seal | None
     ) -> StoredBundle:
         dest = self._root / name / version
-        if version == SLOTS_FILE:
+        if version in (SLOTS_FILE, ACCOUNT_FILE):
             raise BundleRejected(f"a version cannot be named {version}")
         dest.parent.mkdir(parents=True, exist_ok=True)
         if dest.exists():
-            shutil.rmtree(dest)
+            _discard(dest)
         return StoredBundle(dest, unpack(packed, dest, seal=seal))
 
     def collect(self, slots: Slots) -> None:
         """Delete the versions of a model that no slot names."""
         keep = {slots.active, slots.previous}
-        if slots.state is not State.REFUSED:
+        if slots.state not in _GONE:
             keep.add(slots.staged)
         folder = self._root / slots.model
-        for each in folder.iterdir():
+        if not folder.is_dir():
+            return
+        for each in list(folder.iterdir()):
             if each.is_dir() and each.name not in keep:
-                shutil.rmtree(each, ignore_errors=True)
+                with contextlib.suppress(OSError):  # The next one finds it again.
+                    _discard(each)
 
     def free_bytes(self) -> int:
         """Free space on the disk."""
         return shutil.disk_usage(self._root).free
+
+
+def _discard(folder: Path) -> None:
+    """Delete a version's folder, so that no crash leaves half of it under its name."""
+    gone = part_beside(folder)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

@@ -1,29 +1,46 @@
 """What an agent's slots hold of one model, and what to do about the desired version.
 
 The states are a table; an event that has no entry is an error. The active version
-serves in every state: a pull, a trial and a refusal never touch it.
+serves in every state: a pull, a trial, a shadow and a refusal never touch it. A new
+version is active from its probation on, but nothing is settled before it is committed:
+until then the floor stays where it was and the version before is the way back.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from pydantic import ValidationError
 
 from broker.codec import explain
-from broker.messages import DesiredModel, SlotReport
+from broker.messages import (
+    DesiredModel,
+    Id,
+    Message,
+    ModelVersion,
+    MonotonicCount,
+    ShortText,
+    SlotReport,
+    UpdatePolicy,
+)
+
+MAX_REASON: Final = 1024
 
 
 class State(StrEnum):
     """How far the last update has come; the words of `SlotReport.state`."""
 
     IDLE = "idle"
+    WAITING = "waiting"
     PULLING = "pulling"
     TESTING = "testing"
+    SHADOW = "shadow"
+    PROBATION = "probation"
     SWAPPED = "swapped"
+    RETURNED = "returned"
     REFUSED = "refused"
 
 
@@ -31,40 +48,50 @@ class Event(StrEnum):
     """What can happen to an update."""
 
     PULL = "pull"
+    WAIT = "wait"
     PULLED = "pulled"
     PASSED = "passed"
+    SHADOWED = "shadowed"
+    STARTED = "started"
+    COMMITTED = "committed"
+    RETURNED = "returned"
     REFUSED = "refused"
     WENT_BACK = "went_back"
     ADOPTED = "adopted"
     INTERRUPTED = "interrupted"
 
 
+# From where an update may begin, be put off or be refused; and a desired version that
+# is on the disk already be taken.
+_AT_REST: Final = (
+    State.IDLE,
+    State.WAITING,
+    State.SHADOW,
+    State.SWAPPED,
+    State.RETURNED,
+    State.REFUSED,
+)
+# A newer wish replaces a pull at once; a trial of seconds is waited for.
+_OPEN: Final = (*_AT_REST, State.PULLING)
+
 NEXT: Final[dict[tuple[State, Event], State]] = {
-    (State.IDLE, Event.PULL): State.PULLING,
-    (State.IDLE, Event.REFUSED): State.REFUSED,
-    (State.IDLE, Event.WENT_BACK): State.SWAPPED,
-    (State.IDLE, Event.ADOPTED): State.IDLE,
-    (State.IDLE, Event.INTERRUPTED): State.IDLE,
-    # Another version may be desired while one is pulled: the newer one wins.
-    (State.PULLING, Event.PULL): State.PULLING,
-    (State.PULLING, Event.PULLED): State.TESTING,
-    (State.PULLING, Event.REFUSED): State.REFUSED,
-    (State.PULLING, Event.WENT_BACK): State.SWAPPED,
-    (State.PULLING, Event.ADOPTED): State.IDLE,
-    (State.PULLING, Event.INTERRUPTED): State.IDLE,
-    (State.TESTING, Event.PASSED): State.SWAPPED,
-    (State.TESTING, Event.REFUSED): State.REFUSED,
-    (State.TESTING, Event.INTERRUPTED): State.IDLE,
-    (State.SWAPPED, Event.PULL): State.PULLING,
-    (State.SWAPPED, Event.REFUSED): State.REFUSED,
-    (State.SWAPPED, Event.WENT_BACK): State.SWAPPED,
+    **{(state, Event.PULL): State.PULLING for state in _OPEN},
+    **{(state, Event.WAIT): State.WAITING for state in (*_OPEN, State.TESTING)},
+    **{(state, Event.REFUSED): State.REFUSED for state in (*_OPEN, State.TESTING)},
+    **{(state, Event.WENT_BACK): State.SWAPPED for state in (*_OPEN, State.PROBATION)},
+    **{(state, Event.ADOPTED): State.IDLE for state in _OPEN},
     (State.SWAPPED, Event.ADOPTED): State.SWAPPED,
-    (State.SWAPPED, Event.INTERRUPTED): State.SWAPPED,
-    (State.REFUSED, Event.PULL): State.PULLING,
-    (State.REFUSED, Event.REFUSED): State.REFUSED,
-    (State.REFUSED, Event.WENT_BACK): State.SWAPPED,
-    (State.REFUSED, Event.ADOPTED): State.IDLE,
-    (State.REFUSED, Event.INTERRUPTED): State.REFUSED,
+    (State.PROBATION, Event.ADOPTED): State.PROBATION,
+    (State.PULLING, Event.PULLED): State.TESTING,
+    (State.TESTING, Event.PASSED): State.PROBATION,
+    (State.TESTING, Event.SHADOWED): State.SHADOW,
+    (State.PROBATION, Event.STARTED): State.PROBATION,
+    (State.PROBATION, Event.COMMITTED): State.SWAPPED,
+    (State.PROBATION, Event.RETURNED): State.RETURNED,
+    # A stop of the agent: pulls and trials are forgotten, all else goes on.
+    **{(state, Event.INTERRUPTED): state for state in (*_AT_REST, State.PROBATION)},
+    (State.PULLING, Event.INTERRUPTED): State.IDLE,
+    (State.TESTING, Event.INTERRUPTED): State.IDLE,
 }
 
 
@@ -84,11 +111,18 @@ class Slots:
         model: its name.
         active: the version that serves; None until the first has passed its trial.
         previous: the version that served before it and is still on the disk.
-        staged: the version being pulled or tested; after a refusal, the version
-            that was refused, whose files are gone.
+        staged: the version being pulled, tested or shadowing; after a refusal or a
+            return, the version that will not serve, whose files are gone.
         state: how far the last update has come.
-        reason: why the last update was refused; None otherwise.
+        reason: why the last update was refused, returned or waits; None otherwise.
         generation: of the desired state that this answers.
+        epoch: in which the active version was desired.
+        previous_epoch: the same of the previous version.
+        staged_epoch: the same of the staged one.
+        floor: the epoch that was committed last; nothing below it is taken.
+        starts: how often a process has begun to serve the version on probation and
+            was not seen to stop; 0 when nothing is on probation.
+        policy: of the probation, so that it goes on over a restart without a link.
     """
 
     model: str
@@ -98,14 +132,34 @@ class Slots:
     state: State = State.IDLE
     reason: str | None = None
     generation: int = 0
+    epoch: int = 0
+    previous_epoch: int = 0
+    staged_epoch: int = 0
+    floor: int = 0
+    starts: int = 0
+    policy: UpdatePolicy | None = None
 
-    def pulling(self, version: str, generation: int) -> Self:
+    def pulling(self, version: str, generation: int, epoch: int = 0) -> Self:
         """A pull of `version` begins."""
         return replace(
             self,
             state=self._after(Event.PULL),
             staged=version,
+            staged_epoch=epoch,
             reason=None,
+            generation=generation,
+        )
+
+    def waiting(
+        self, reason: str, version: str, generation: int, epoch: int = 0
+    ) -> Self:
+        """The update is put off, and why; it is decided anew at the next look."""
+        return replace(
+            self,
+            state=self._after(Event.WAIT),
+            staged=version,
+            staged_epoch=epoch,
+            reason=reason[:MAX_REASON],
             generation=generation,
         )
 
@@ -113,19 +167,79 @@ class Slots:
         """The staged version is on the disk and verified; its trial begins."""
         return replace(self, state=self._after(Event.PULLED))
 
-    def passed(self) -> Self:
-        """The staged version passed its trial: it serves, the active one is kept."""
+    def without_previous(self) -> Self:
+        """The way back beyond the active version is given up, for its room."""
+        if self.state is State.PROBATION:
+            raise WrongMove(f"model {self.model!r} needs its way back: on probation")
+        return replace(self, previous=None, previous_epoch=0)
+
+    def shadowed(self) -> Self:
+        """The staged version passed its trial and runs beside the active one."""
+        return replace(self, state=self._after(Event.SHADOWED), reason=None)
+
+    def passed(self, policy: UpdatePolicy | None = None) -> Self:
+        """The staged version passed its trial: it serves, on probation."""
         return replace(
             self,
             state=self._after(Event.PASSED),
             active=self.staged,
+            epoch=self.staged_epoch,
             previous=self.active,
+            previous_epoch=self.epoch,
             staged=None,
+            staged_epoch=0,
             reason=None,
+            starts=1,
+            policy=policy or UpdatePolicy(),
+        )
+
+    def started(self) -> Self:
+        """A process begins that will serve the version on probation."""
+        return replace(
+            self, state=self._after(Event.STARTED), starts=min(self.starts + 1, 1000)
+        )
+
+    def stopped(self) -> Self:
+        """The process that serves it ends in good order."""
+        return replace(
+            self, state=self._after(Event.STARTED), starts=max(0, self.starts - 1)
+        )
+
+    def committed(self) -> Self:
+        """The version on probation is proved: it is the one to go back to from now on."""
+        return replace(
+            self,
+            state=self._after(Event.COMMITTED),
+            floor=max(self.floor, self.epoch),
+            starts=0,
+            policy=None,
+        )
+
+    def returned(self, reason: str) -> Self:
+        """The version on probation failed it: the one before serves again, if any.
+
+        The floor stays: nothing was committed, so this is no downgrade.
+        """
+        return replace(
+            self,
+            state=self._after(Event.RETURNED),
+            active=self.previous,
+            epoch=self.previous_epoch,
+            previous=None,
+            previous_epoch=0,
+            staged=self.active,
+            staged_epoch=self.epoch,
+            reason=reason[:MAX_REASON],
+            starts=0,
+            policy=None,
         )
 
     def refused(
-        self, reason: str, version: str | None = None, generation: int | None = None
+        self,
+        reason: str,
+        version: str | None = None,
+        generation: int | None = None,
+        epoch: int | None = None,
     ) -> Self:
         """The staged version will not serve; the active one goes on.
 
@@ -133,41 +247,68 @@ class Slots:
             reason: for the operator, one sentence.
             version: when none was staged, the version that was refused.
             generation: when none was staged, that of the desired state.
+            epoch: when none was staged, the desired one.
         """
         refused = version or self.staged
+        # A previous version that would not serve again is no way back.
+        lost = refused == self.previous
         return replace(
             self,
             state=self._after(Event.REFUSED),
             staged=refused,
-            # A previous version that would not serve again is no way back.
-            previous=None if refused == self.previous else self.previous,
-            reason=reason[:1024],
+            staged_epoch=self.staged_epoch if epoch is None else epoch,
+            previous=None if lost else self.previous,
+            previous_epoch=0 if lost else self.previous_epoch,
+            reason=reason[:MAX_REASON],
             generation=self.generation if generation is None else generation,
         )
 
-    def went_back(self, generation: int) -> Self:
-        """The previous version serves again; the two have changed places."""
+    def went_back(self, generation: int, epoch: int | None = None) -> Self:
+        """The previous version serves again, as desired; the two have changed places.
+
+        It was committed here once, so it needs no probation. A version that was on
+        probation is no way back.
+        """
         state = self._after(Event.WENT_BACK)
         if self.previous is None:
             raise WrongMove(f"model {self.model!r} has no previous version")
+        unproved = self.state is State.PROBATION
+        now = self.previous_epoch if epoch is None else epoch
         return replace(
             self,
             state=state,
             active=self.previous,
-            previous=self.active,
+            epoch=now,
+            floor=max(self.floor, now),
+            previous=None if unproved else self.active,
+            previous_epoch=0 if unproved else self.epoch,
             staged=None,
+            staged_epoch=0,
             reason=None,
             generation=generation,
+            starts=0,
+            policy=None,
         )
 
-    def adopted(self, generation: int) -> Self:
-        """The active version is the desired one: only the generation is new."""
+    def adopted(
+        self,
+        generation: int,
+        epoch: int | None = None,
+        policy: UpdatePolicy | None = None,
+    ) -> Self:
+        """The active version is the desired one: generation, epoch and policy are new."""
+        proved = self.state is not State.PROBATION
+        now = self.epoch if epoch is None else epoch
         return replace(
             self,
             state=self._after(Event.ADOPTED),
             staged=None,
+            staged_epoch=0,
             reason=None,
             generation=generation,
+            epoch=now,
+            floor=max(self.floor, now) if proved else self.floor,
+            policy=None if proved else policy or self.policy,
         )
 
     def interrupted(self) -> Self:
@@ -175,7 +316,7 @@ class Slots:
         state = self._after(Event.INTERRUPTED)
         if state is self.state:
             return self
-        return replace(self, state=state, staged=None)
+        return replace(self, state=state, staged=None, staged_epoch=0)
 
     def _after(self, event: Event) -> State:
         try:
@@ -187,32 +328,50 @@ class Slots:
 
     def report(self) -> SlotReport:
         """What the fleet hears of these slots."""
-        return SlotReport(**{**asdict(self), "state": self.state.value})
+        told = SlotReport.model_fields
+        return SlotReport(
+            **{name: value for name, value in self.shown().items() if name in told}
+        )
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON would hold it."""
+        policy = None if self.policy is None else self.policy.model_dump()
+        return {**asdict(self), "state": self.state.value, "policy": policy}
 
     def to_json(self) -> str:
         """These slots as they are stored."""
-        return json.dumps({**asdict(self), "state": self.state.value}, sort_keys=True)
+        return json.dumps(self.shown(), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read stored slots.
+        """Read stored slots, those of an earlier release too.
 
         Raises:
             BadSlots: it is not JSON, or a field is missing or wrong.
         """
         try:
-            read = SlotReport.model_validate_json(text)
+            read = _Stored.model_validate_json(text)
         except ValidationError as error:
             raise BadSlots(f"stored slots: {explain(error)}") from error
-        return cls(
-            read.model,
-            read.active,
-            read.previous,
-            read.staged,
-            State(read.state),
-            read.reason,
-            read.generation,
-        )
+        return cls(**{each.name: getattr(read, each.name) for each in fields(cls)})
+
+
+class _Stored(Message):
+    """The file of one model's slots; what an earlier release did not know has a default."""
+
+    model: Id
+    active: ModelVersion | None = None
+    previous: ModelVersion | None = None
+    staged: ModelVersion | None = None
+    state: State = State.IDLE
+    reason: ShortText | None = None
+    generation: MonotonicCount = 0
+    epoch: MonotonicCount = 0
+    previous_epoch: MonotonicCount = 0
+    staged_epoch: MonotonicCount = 0
+    floor: MonotonicCount = 0
+    starts: MonotonicCount = 0
+    policy: UpdatePolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +381,19 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Pull this version, try it and swap; drop any other pull of this model."""
+    """Pull this version, try it and swap; drop any other pull of this model.
+
+    Attributes:
+        version: to be pulled.
+        generation: of the desired state.
+        epoch: in which it must be signed.
+        shadow: it only runs beside the active version.
+    """
 
     version: str
     generation: int
+    epoch: int = 0
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +402,7 @@ class GoBack:
 
     version: str
     generation: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,37 +410,89 @@ class Adopt:
     """The active version is the desired one: record the generation and report it."""
 
     generation: int
+    epoch: int = 0
 
 
-def decide(
-    desired: DesiredModel | None, slots: Slots
-) -> Nothing | Pull | GoBack | Adopt:
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The wish must not be followed; say why."""
+
+    version: str
+    generation: int
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """End the probation: what serves is not proved, and another version is desired."""
+
+    reason: str
+
+
+Decision = Nothing | Pull | GoBack | Adopt | Refuse | Return
+
+
+def decide(desired: DesiredModel | None, slots: Slots) -> Decision:
     """What brings the slots to the desired version.
 
-    A version that was refused is not tried again in the same generation; a newer
-    generation tries it once more. An older generation than the slots' is a late
-    message and changes nothing. A model that is no longer desired goes on serving.
+    A version that was refused or has returned is not tried again in the same
+    generation; a newer generation tries it once more. An older generation than the
+    slots' is a late message and changes nothing. A model that is no longer desired
+    goes on serving.
     """
     if desired is None or desired.generation < slots.generation:
         return Nothing()
     if slots.state is State.TESTING or _tried(desired, slots):
         # A trial takes seconds; what is desired is looked at again when it ends.
         return Nothing()
-    if desired.version == slots.active:
+    if slots.state is State.PROBATION:
+        return _on_probation(desired, slots)
+    if desired.version == slots.active and desired.epoch >= slots.floor:
         return _settle(desired, slots)
-    if desired.version == slots.previous:
-        return GoBack(desired.version, desired.generation)
-    return Pull(desired.version, desired.generation)
+    return _take(desired, slots)
+
+
+def _take(desired: DesiredModel, slots: Slots) -> Refuse | GoBack | Pull:
+    version, generation, epoch = desired.version, desired.generation, desired.epoch
+    if epoch < slots.floor:
+        return Refuse(version, generation, epoch, _below_floor(desired, slots))
+    if version == slots.previous and not desired.shadow:
+        return GoBack(version, generation, epoch)
+    return Pull(version, generation, epoch, shadow=desired.shadow)
+
+
+_TRIED: Final = (State.PULLING, State.REFUSED, State.RETURNED, State.SHADOW)
 
 
 def _tried(desired: DesiredModel, slots: Slots) -> bool:
-    """Whether this very wish is under way or was refused."""
-    return slots.state in (State.PULLING, State.REFUSED) and (
+    """Whether this very wish is under way, is done, was refused or has returned."""
+    if slots.state is State.SHADOW and not desired.shadow:
+        return False
+    return slots.state in _TRIED and (
         (desired.version, desired.generation) == (slots.staged, slots.generation)
     )
 
 
 def _settle(desired: DesiredModel, slots: Slots) -> Nothing | Adopt:
-    if slots.staged is None and desired.generation == slots.generation:
+    known = (slots.staged, slots.generation, slots.epoch)
+    if known == (None, desired.generation, desired.epoch):
         return Nothing()
-    return Adopt(desired.generation)
+    return Adopt(desired.generation, desired.epoch)
+
+
+def _on_probation(desired: DesiredModel, slots: Slots) -> Decision:
+    if desired.version == slots.active and not desired.shadow:
+        return _settle(desired, slots)
+    if desired.epoch < slots.floor:
+        return Nothing()  # It is refused once the probation has ended.
+    if desired.version == slots.previous and not desired.shadow:
+        return GoBack(desired.version, desired.generation, desired.epoch)
+    return Return(f"not proved yet, and {desired.version} is desired instead")
+
+
+def _below_floor(desired: DesiredModel, slots: Slots) -> str:
+    return (
+        f"{desired.model} {desired.version} is desired in epoch {desired.epoch}, but "
+        f"epoch {slots.floor} was committed here: publish it in a new epoch to go back"
+    )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import structlog
 
+from broker.messages import UpdatePolicy
 from bundle.pack import BundleRejected
-from bundle.trust import TrustedKeys
 from edge_agent.adapters.litert import ModelUnsupported
 from edge_agent.adapters.model_runner import ModelRunner
 from edge_agent.adapters.model_store import ModelStore, StoredBundle
-from edge_agent.adapters.trial import try_bundle
+from edge_agent.adapters.trial import TrialLimits, try_bundle
+from edge_agent.core.accounts import Accounts
+from edge_agent.core.fit import ModelRefused
+from edge_agent.core.probation import ended_too_often
 from edge_agent.core.served import Served, rule_of
 from edge_agent.core.slots import Slots, State
-from edge_agent.loops.updates import ModelRefused
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +41,8 @@ class Loading:
 
     Args:
         store: of the agent's bundles.
-        trusted: keys of which one must have sealed a bundle.
         settings: how models run.
+        accounts: told how long each run takes.
         swap: puts a loaded model in service.
     """
 
@@ -46,13 +50,13 @@ class Loading:
         self,
         *,
         store: ModelStore,
-        trusted: TrustedKeys,
         settings: LoadingSettings,
+        accounts: Accounts,
         swap: Callable[[Served], Awaitable[None]],
     ) -> None:
         self._store = store
-        self._trusted = trusted
         self._settings = settings
+        self._accounts = accounts
         self._swap = swap
 
     async def restore(self, bundles: Sequence[Path]) -> Mapping[str, Slots]:
@@ -74,13 +78,14 @@ class Loading:
                 if active != brought.version:
                     log.info("bundle_passed_over", bundle=str(path), active=active)
                 continue
-            stored = await asyncio.to_thread(self._store.provision, path, self._trusted)
+            stored = await asyncio.to_thread(self._store.provision, path)
             slots[name] = Slots(name, active=stored.manifest.version)
             await asyncio.to_thread(self._store.save, slots[name])
         return {name: await self._restore(each) for name, each in slots.items()}
 
     async def _restore(self, slots: Slots) -> Slots:
         """Serve the active version or else the previous; gives what came of it."""
+        slots = await self._count_start(slots)
         why = ""
         for version in (slots.active, slots.previous):
             if version is None:
@@ -99,19 +104,72 @@ class Loading:
                 )
                 why = why or str(error)
             else:
-                return slots if version == slots.active else _fell_back(slots, why)
+                if version == slots.active:
+                    return slots
+                return await self._fell_back(slots, why)
+        if why and slots.state is State.PROBATION:
+            return await self._fell_back(slots, why)
         return _fell_back(replace(slots, previous=None), why) if why else slots
 
-    async def try_out(self, stored: StoredBundle) -> object:
-        """Run a stored bundle in a child process; see `try_bundle`."""
+    async def _count_start(self, slots: Slots) -> Slots:
+        """Note that a version on probation is about to be loaded, before it is.
+
+        It may end this process, and then only the disk knows. One that has done so
+        too often is not loaded any more.
+        """
+        if slots.state is not State.PROBATION:
+            return slots
+        why = ended_too_often(slots.starts)
+        after = slots.started() if why is None else slots.returned(why)
+        if why is not None:
+            log.error("update_returns", model=slots.model, reason=why)
+        try:
+            await asyncio.to_thread(self._store.save, after)
+        except OSError as error:
+            # What cannot be counted might end the agent for ever: the proved one serves.
+            log.error("slots_not_written", model=slots.model, error=str(error))
+            return slots.returned(f"its start could not be counted: {error}")
+        return after
+
+    async def _fell_back(self, slots: Slots, why: str) -> Slots:
+        if slots.state is not State.PROBATION:
+            return _fell_back(slots, why)
+        after = slots.returned(f"it cannot be loaded any more: {why}")
+        with contextlib.suppress(OSError):  # It is found out anew at the next start.
+            await asyncio.to_thread(self._store.save, after)
+        return after
+
+    async def try_out(
+        self,
+        stored: StoredBundle,
+        before: StoredBundle | None,
+        policy: UpdatePolicy,
+    ) -> object:
+        """Run a stored bundle in a child process; see `try_bundle`.
+
+        Args:
+            stored: the candidate.
+            before: what it is to replace; it is timed beside it.
+            policy: says how much slower the candidate may be.
+        """
         settings = self._settings
-        return await try_bundle(
+        report = await try_bundle(
             stored.folder,
             stored.manifest,
             threads=settings.threads,
-            timeout_s=settings.trial_timeout_s,
-            memory_mb=settings.trial_memory_mb,
+            limits=TrialLimits(
+                timeout_s=settings.trial_timeout_s,
+                memory_mb=settings.trial_memory_mb,
+                max_slowdown=policy.max_slowdown,
+            ),
+            before=None if before is None else before.folder,
         )
+        log.info("trial_passed", model=stored.manifest.name, **asdict(report))
+        return report
+
+    async def serve(self, stored: StoredBundle) -> None:
+        """Put a stored bundle in service."""
+        await self._swap(await self.load(stored))
 
     async def load(self, stored: StoredBundle) -> Served:
         """Make a stored bundle ready to serve in this process.
@@ -128,6 +186,8 @@ class Loading:
             )
         except ModelUnsupported as error:
             raise ModelRefused(str(error)) from error
+        name, version = stored.manifest.name, stored.manifest.version
+        runner.on_run = functools.partial(self._accounts.ran, name, version)
         return Served(
             manifest=stored.manifest,
             runner=runner,

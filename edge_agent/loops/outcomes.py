@@ -110,6 +110,11 @@ class Outcomes:
         self.on_outcome: Callable[[Spill, Ending], None] = lambda _, __: None
         self.counters = OutcomeCounters()
 
+    @property
+    def knows_pool_time(self) -> bool:
+        """Whether the pool has told its time since the start."""
+        return self._offset_known
+
     # --- called by those who spill -------------------------------------------------
 
     def expect(self, spill: Spill) -> None:

@@ -23,6 +23,7 @@ from bundle.recipe import UnreadableImage, decode_image, image_size
 from edge_agent.adapters.litert import RunFailed
 from edge_agent.adapters.model_runner import RunnerClosed, RunnerFull
 from edge_agent.adapters.outbox import Accepted, Outbox, OutboxFull
+from edge_agent.core.accounts import Accounts
 from edge_agent.core.answers import Answer, AnswerStatus, Array, Source
 from edge_agent.core.arrays import NotAnArray
 from edge_agent.core.delivery import Channel
@@ -106,6 +107,7 @@ class Serving:
         default_deadline_s: float,
         agent: str,
         cascading: Cascading,
+        accounts: Accounts,
         spans: RequestSpans | None = None,
         forbid_capture: Collection[str] = (),
     ) -> None:
@@ -117,6 +119,9 @@ class Serving:
         self._default_deadline_ms = default_deadline_s * 1000.0
         self._agent = agent
         self._cascading = cascading
+        self._accounts = accounts
+        # Told of each answer of the edge, before the cloud is asked: for shadows.
+        self.on_answer: Callable[[DeviceRequest, Answer], None] = lambda _, __: None
         self._spans = spans
         self._forbid_capture = frozenset(forbid_capture)
         self._models: dict[str, Served] = {}
@@ -134,6 +139,12 @@ class Serving:
         old = self._models.get(served.manifest.name)
         self._models[served.manifest.name] = served
         self._cascading.watch(served.manifest)
+        if old is not None:
+            await old.runner.close()
+
+    async def remove(self, name: str) -> None:
+        """Take a model out of service: its requests spill from now on."""
+        old = self._models.pop(name, None)
         if old is not None:
             await old.runner.close()
 
@@ -208,9 +219,16 @@ class Serving:
             # Swapped between the look-up and the run: the new model answers.
             return await self._decide(request, began_ms)
         except RunFailed as error:
+            version = served.manifest.version
+            self._accounts.asked(request.model, version, failed=True)
             log.error("edge_model_failed", model=request.model, error=str(error))
             return _Doubt(Spill(Reason.HARD, str(error)), None)
         judgement = served.judge(outputs, self._cascading.thresholds(served))
+        self._accounts.asked(
+            request.model,
+            served.manifest.version,
+            failed=judgement is not None and judgement.unusable,
+        )
         held_back = self._cascading.held_back(served, judgement)
         answer = Answer(
             id=request.id or self._new_id(),
@@ -225,6 +243,7 @@ class Serving:
             ms=self._now_ms() - began_ms,
             outputs=outputs,
         )
+        self.on_answer(request, answer)
         stands = after(judgement)
         draw = self._cascading.judged(
             served,
@@ -299,6 +318,8 @@ class Serving:
                 request, doubt, str(error), error.full, error.retry_after_s
             )
         self.spilled[doubt.route.reason] += 1
+        if doubt.edge is not None:
+            self._accounts.spilled(request.model, doubt.edge.version)
         return OnItsWay(spill, accepted)
 
     def _send(self, spill: StoredSpill) -> Accepted:

@@ -1,357 +1,551 @@
 """Converge from what the slots hold to what the fleet desires. The active model serves on.
 
-Pull over the uplink's own connection, verify, try in a child process, swap. A pull
-that cannot be finished is left for the next look, and a newer desired state replaces
-an older one at once, so that one deployment never blocks the next.
+Look at what is desired, learn who has signed it, check that it may be taken here and
+now, pull, verify, try in a child process, and let it serve on probation or beside the
+active one. Each model goes its own way: a pull that is stuck blocks no other, and a
+newer desired state replaces an older one at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
-from broker import topics
-from broker.codec import WireError, decode, encode
+from broker.codec import WireError, decode
 from broker.link import LinkDown
-from broker.messages import Blob, Desired, DesiredModel, Get
+from broker.messages import MAX_READ_BYTES, Desired, DesiredModel, UpdatePolicy
+from bundle import layout
 from bundle.pack import BundleRejected
-from bundle.seal import Seal, SealRejected, open_seal
-from bundle.trust import TrustedKeys
+from bundle.seal import Seal, SealRejected
+from bundle.source import NotThere, Source, SourceUnavailable
+from bundle.trust.errors import NotSigned, Untrusted
 from edge_agent.adapters.model_store import ModelStore, StoredBundle
 from edge_agent.adapters.trial import TrialFailed
-from edge_agent.core.served import Served
-from edge_agent.core.slots import Adopt, GoBack, Nothing, Pull, Slots, decide
-from edge_agent.loops.uplink import Link
+from edge_agent.core.fit import Device, ModelRefused, PutOff, check_fits, put_off_until
+from edge_agent.core.slots import (
+    Adopt,
+    Decision,
+    GoBack,
+    Nothing,
+    Pull,
+    Refuse,
+    Return,
+    Slots,
+    State,
+    decide,
+)
+from edge_agent.loops.asking import PullInterrupted
+from edge_agent.loops.probation import Probation
+from edge_agent.loops.slot_book import SlotBook
 
 log = structlog.get_logger(__name__)
 
-TRIES: Final = 6
 RETRY_S: Final = 5.0
+MAX_DESIRED_BYTES: Final = 4 * 1024 * 1024
+MAX_MODELS_AT_ONCE: Final = 4
 # The packed bundle, the unpacked one, and room to breathe.
 SPACE_FACTOR: Final = 3
+# What says nothing of a version: it is tried again later. Metadata that is not what the
+# keys signed is the source's fault, and another may come; a version that they do not
+# name is refused.
+WAITS: Final = (
+    LinkDown,
+    SourceUnavailable,
+    PullInterrupted,
+    PutOff,
+    Untrusted,
+    OSError,
+)
+REFUSALS: Final = (SealRejected, BundleRejected, ModelRefused, NotSigned, TrialFailed)
 
-_Asked = tuple[str, str | None, str | None, int]
+
+class Trust(Protocol):
+    """Who says which bundles are good."""
+
+    async def refresh(self) -> None:
+        """Learn what is signed by now."""
+        ...
+
+    async def seal_for(self, model: str, version: str, epoch: int) -> Seal:
+        """The seal of a version in an epoch; refuses one that nobody signed."""
+        ...
 
 
-class PullInterrupted(Exception):
-    """The pull cannot go on now: the pool is silent, or something newer is desired."""
+class NoTrustRoot:
+    """The trust of an agent that was given no root: it takes nothing."""
+
+    async def refresh(self) -> None:
+        """There is nothing to learn."""
+
+    async def seal_for(self, model: str, version: str, epoch: int) -> Seal:
+        """Refuses.
+
+        Raises:
+            ModelRefused: always.
+        """
+        raise ModelRefused(
+            f"{model} {version} in epoch {epoch}: this agent does not know who may "
+            "sign models; give it the fleet's root.json (OVERSPILL_AGENT_TRUSTED_ROOT)"
+        )
 
 
-class ModelRefused(Exception):
-    """The version must not serve here; the reason is reported to the fleet."""
+class Pulls(Protocol):
+    """How bundles get here."""
+
+    async def pull(
+        self,
+        seal: Seal,
+        base: Path | None,
+        *,
+        policy: UpdatePolicy,
+        superseded: Callable[[], bool],
+        progress: Callable[[int, int], None],
+    ) -> Path:
+        """A file that has the seal's digest; the caller takes it away."""
+        ...
 
 
-# What says nothing of a version: it is tried again later.
-WAITS: Final = (LinkDown, PullInterrupted, OSError)
-REFUSALS: Final = (SealRejected, BundleRejected, ModelRefused, TrialFailed)
+class Shadows(Protocol):
+    """Where candidates run beside the active versions."""
+
+    async def start(self, stored: StoredBundle) -> None:
+        """Run one; it replaces the model's last."""
+        ...
+
+    async def stop(self, model: str) -> None:
+        """End a model's, if there is one."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateSettings:
-    """How pulls are made."""
+    """How the agent looks for updates.
 
-    window: int
-    timeout_s: float
+    Attributes:
+        poll_every_s: between two looks, give or take a fifth.
+        spread_s: after an outage all agents look within so long, not at once.
+        disk_reserve_bytes: that an update leaves free, for accepted requests.
+    """
+
     poll_every_s: float
+    spread_s: float = 0.0
+    disk_reserve_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What an update asks of the machine.
+
+    Attributes:
+        device: what it is.
+        local_now: the device's own time; None when it does not know the time.
+    """
+
+    device: Callable[[], Device]
+    local_now: Callable[[], datetime | None]
 
 
 class Updates:
     """Keeps the models of one agent as desired.
 
     Args:
-        try_out: runs a stored bundle in a child process; raises TrialFailed.
-        load: makes a bundle ready to serve in this process.
-        swap: puts it in service.
-        changed: called after each change of the slots.
+        sources: where the desired state is read.
+        try_out: runs a stored bundle in a child process, perhaps beside the one that
+            serves; raises TrialFailed.
+        serve: puts a bundle in service that was proved here before.
     """
 
     def __init__(  # noqa: PLR0913 - wiring
         self,
         *,
         agent: str,
-        link: Link,
+        sources: Sequence[Source],
         store: ModelStore,
-        trusted: TrustedKeys,
+        slots: SlotBook,
+        trust: Trust,
+        pulls: Pulls,
+        probation: Probation,
+        shadows: Shadows,
+        here: Here,
         settings: UpdateSettings,
-        try_out: Callable[[StoredBundle], Awaitable[object]],
-        load: Callable[[StoredBundle], Awaitable[Served]],
-        swap: Callable[[Served], Awaitable[None]],
-        changed: Callable[[], None],
+        try_out: Callable[
+            [StoredBundle, StoredBundle | None, UpdatePolicy], Awaitable[object]
+        ],
+        serve: Callable[[StoredBundle], Awaitable[None]],
         rng: random.Random,
     ) -> None:
         self._agent = agent
-        self._link = link
+        self._sources = sources
         self._store = store
-        self._trusted = trusted
+        self._slots = slots
+        self._trust = trust
+        self._pulls = pulls
+        self._probation = probation
+        self._shadows = shadows
+        self._here = here
         self._settings = settings
         self._try_out = try_out
-        self._load = load
-        self._swap = swap
-        self._changed = changed
+        self._serve = serve
         self._rng = rng
-        self._slots: dict[str, Slots] = {}
         self._desired: dict[str, DesiredModel] = {}
-        self._asked: dict[_Asked, asyncio.Future[Blob]] = {}
+        # Of the pulls under way: bytes that are here, and of all.
+        self.progress: dict[str, tuple[int, int]] = {}
+        self._busy: set[str] = set()
+        self._at_once = asyncio.Semaphore(MAX_MODELS_AT_ONCE)
+        self._trusting = asyncio.Lock()
         self._look = asyncio.Event()
         self._unfinished = False
+        self._retry_after_s = RETRY_S
 
     @property
     def slots(self) -> Mapping[str, Slots]:
         """What is active, previous and staged, by model."""
-        return self._slots
-
-    def start_with(self, slots: Mapping[str, Slots]) -> None:
-        """Begin from what is on the disk."""
-        self._slots = dict(slots)
+        return self._slots.all
 
     def look_now(self) -> None:
         """The desired state may have changed."""
         self._look.set()
 
     def link_changed(self, up: bool) -> None:
-        """Look as soon as the pool can be asked."""
+        """Look when the pool can be asked again; a thousand agents not all at once."""
         if up:
-            self.look_now()
-
-    def on_blob(self, payload: bytes) -> None:
-        """Take answers to what was asked; anything else is ignored."""
-        try:
-            envelope = decode(payload, Blob)
-        except WireError as error:
-            log.warning("blob_unreadable", error=str(error))
-            return
-        for blob in envelope.items:
-            asked = (blob.want, blob.model, blob.version, blob.index)
-            future = self._asked.get(asked)
-            if future is not None and not future.done():
-                future.set_result(blob)
+            delay_s = self._rng.uniform(0.0, self._settings.spread_s)
+            asyncio.get_running_loop().call_later(delay_s, self._look.set)
 
     async def run(self) -> None:
         """Converge whenever something may have changed, until cancelled."""
-        # A run that failed may have left a pull or a trial that nobody would finish.
-        self._slots = {name: each.interrupted() for name, each in self._slots.items()}
-        self._look.set()
-        while True:
-            every_s = RETRY_S if self._unfinished else self._settings.poll_every_s
-            poll_s = every_s * self._rng.uniform(0.8, 1.2)
-            try:
-                async with asyncio.timeout(poll_s):
-                    await self._look.wait()
-            except TimeoutError:
-                pass
-            self._look.clear()
-            if not self._link.up:
-                continue
-            self._unfinished = False
-            try:
-                await self._converge()
-            except WAITS as error:
-                # OSError: not even the slots can be written, because the disk is full.
-                self._unfinished = True
-                log.info("update_waits", reason=str(error))
+        await self._begin_anew()
+        async with asyncio.TaskGroup() as models:
+            while True:
+                await self._wait()
+                try:
+                    await self._learn_desired()
+                except WAITS as error:
+                    self._put_off(error)
+                    log.info("update_waits", reason=str(error))
+                for model in self._desired:
+                    # One that is under way sees for itself that it was replaced.
+                    if model not in self._busy:
+                        self._busy.add(model)
+                        models.create_task(self._bring(model))
 
-    async def _converge(self) -> None:
-        await self._learn_desired()
-        for desired in list(self._desired.values()):
-            slots = self._slots.get(desired.model, Slots(desired.model))
-            try:
-                match decide(desired, slots):
-                    case Pull(version, generation):
-                        await self._pull(slots.pulling(version, generation))
-                    case GoBack(version, generation):
-                        await self._go_back(slots, version, generation)
-                    case Adopt(generation):
-                        await self._save(slots.adopted(generation))
-                    case Nothing():
-                        pass
-            except WAITS as error:
-                # The other models go on; this one is looked at again soon.
-                self._unfinished = True
-                log.info("update_waits", model=desired.model, reason=str(error))
-                slots = self._slots.get(desired.model, slots)
-                await self._save(slots.interrupted())
+    async def _begin_anew(self) -> None:
+        # A run that failed may have left a pull or a trial that nobody would finish.
+        self._busy.clear()
+        for slots in list(self._slots.all.values()):
+            self._slots.put(slots.interrupted())
+            if slots.state is State.SHADOW and slots.staged is not None:
+                await self._shadow_again(slots, slots.staged)
+
+    async def _shadow_again(self, slots: Slots, version: str) -> None:
+        try:
+            stored = await asyncio.to_thread(self._store.bundle, slots.model, version)
+            await self._shadows.start(stored)
+        except (BundleRejected, OSError) as error:
+            log.warning("shadow_not_restored", model=slots.model, reason=str(error))
+
+    async def _wait(self) -> None:
+        every_s = (
+            self._retry_after_s if self._unfinished else self._settings.poll_every_s
+        )
+        self._unfinished, self._retry_after_s = False, RETRY_S
+        try:
+            async with asyncio.timeout(every_s * self._rng.uniform(0.8, 1.2)):
+                await self._look.wait()
+        except TimeoutError:
+            pass
+        self._look.clear()
+
+    def _put_off(self, error: BaseException) -> None:
+        self._unfinished = True
+        asked_s = getattr(error, "retry_after_s", None)
+        if asked_s is not None:
+            # Other models may be desired before a budget is full again.
+            most_s = self._settings.poll_every_s
+            self._retry_after_s = min(most_s, max(self._retry_after_s, asked_s))
 
     async def _learn_desired(self) -> None:
-        blob = await self._ask(Get(want="desired"))
-        if blob.status == "not_found":
+        data = await read_whole(
+            self._sources, f"{layout.DESIRED}/{self._agent}", MAX_DESIRED_BYTES
+        )
+        if data is None:
             return  # Nobody has ever desired anything of this agent.
         try:
-            envelope = decode(blob.data, Desired)
+            envelope = decode(data, Desired)
         except WireError as error:
-            raise PullInterrupted(
-                f"the desired state is unreadable: {error}"
-            ) from error
+            raise PutOff(f"the desired state is unreadable: {error}") from error
         for desired in envelope.items:
             if desired.agent == self._agent:
                 self._desired = {each.model: each for each in desired.models}
 
-    async def _pull(self, slots: Slots) -> None:
-        version = slots.staged or ""
-        await self._save(slots)
-        log.info("update_begins", model=slots.model, version=version)
+    # --- one model ------------------------------------------------------------------
+
+    async def _bring(self, model: str) -> None:
+        """Go on until there is nothing left to do for what is desired of it by now."""
         try:
-            seal = await self._fetch_seal(slots.model, version)
-            packed = await self._fetch_chunks(seal)
-            stored = await asyncio.to_thread(self._store.install, packed, seal)
-            packed.unlink(missing_ok=True)
-            slots = slots.pulled()
-            await self._save(slots)
-            await self._put_in_service(stored)
-        except WAITS:
-            raise
-        except Exception as error:  # noqa: BLE001 - no bundle ends the agent
-            await self._save(slots.refused(_why_refused(slots.model, version, error)))
-            await asyncio.to_thread(self._store.collect, self._slots[slots.model])
-            await asyncio.to_thread(self._store.drop_parts, slots.model, version)
-            return
-        await self._save(slots.passed())
-        await asyncio.to_thread(self._store.collect, self._slots[slots.model])
-        log.info("update_done", model=slots.model, version=version)
+            async with self._at_once, self._slots.lock(model):
+                again = True
+                while again:
+                    desired = self._desired.get(model)
+                    again = await self._step(model)
+                    # It may have changed while the step came to its end.
+                    again |= self._desired.get(model) != desired
+        finally:
+            self._busy.discard(model)
 
-    async def _go_back(self, slots: Slots, version: str, generation: int) -> None:
+    async def _step(self, model: str) -> bool:
+        """Do what is to be done next; False when that is nothing, for now."""
+        desired, slots = self._desired.get(model), self._slots.of(model)
+        decision = decide(desired, slots)
+        if desired is None or decision == Nothing():
+            return False
         try:
-            stored = await asyncio.to_thread(self._store.bundle, slots.model, version)
-            await self._put_in_service(stored)
-        except WAITS:
-            raise
+            return await self._do(desired, slots, decision)
+        except NotSigned as error:
+            await self._refuse(desired, _why_refused(desired, error))
+        except WAITS as error:
+            # The other models go on; this one is looked at again soon.
+            if self._desired.get(model) != desired:
+                return True  # Something newer came in between.
+            self._put_off(error)
+            await self._say_it_waits(desired, str(error))
         except Exception as error:  # noqa: BLE001 - no bundle ends the agent
-            reason = _why_refused(slots.model, version, error)
-            await self._save(slots.refused(reason, version, generation))
+            await self._refuse(desired, _why_refused(desired, error))
+        return False
+
+    async def _do(
+        self, desired: DesiredModel, slots: Slots, decision: Decision
+    ) -> bool:
+        match decision:
+            case Return(reason):
+                return await self._probation.give_up(slots, reason)
+            case Refuse(_, _, _, reason):
+                await self._refuse(desired, reason)
+            case Adopt(generation, epoch):
+                await self._adopt(desired, slots, generation, epoch)
+            case GoBack():
+                await self._go_back(desired, slots)
+            case Pull():
+                await self._pull(desired, slots)
+            case Nothing():
+                return False
+        return True
+
+    async def _say_it_waits(self, desired: DesiredModel, why: str) -> None:
+        slots = self._slots.of(desired.model)
+        log.info("update_waits", model=desired.model, reason=why)
+        if slots.state is State.PROBATION:
             return
-        await self._save(slots.went_back(generation))
-        log.info("update_went_back", model=slots.model, version=version)
+        waits = slots.waiting(why, desired.version, desired.generation, desired.epoch)
+        try:
+            await self._slots.save(waits)
+        except OSError:
+            # The disk may be what it waits for.
+            self._slots.put(waits)
 
-    async def _put_in_service(self, stored: StoredBundle) -> None:
-        await self._try_out(stored)
-        await self._swap(await self._load(stored))
+    async def _refuse(self, desired: DesiredModel, reason: str) -> None:
+        slots = self._slots.of(desired.model)
+        if slots.state is State.PROBATION:
+            log.error("update_refused", model=slots.model, reason=reason)
+            return
+        refused = slots.refused(
+            reason, desired.version, desired.generation, desired.epoch
+        )
+        try:
+            await self._slots.save(refused)
+        except OSError:
+            self._slots.put(refused)
+        await self._shadows.stop(desired.model)
+        await asyncio.to_thread(self._store.collect, refused)
+        await asyncio.to_thread(self._store.drop_parts, slots.model, desired.version)
 
-    async def _fetch_seal(self, model: str, version: str) -> Seal:
-        blob = await self._ask(Get(want="seal", model=model, version=version))
-        if blob.status != "ok":
-            raise ModelRefused(
-                f"the pool has no bundle {model} {version}: "
-                f"{blob.reason or blob.status}"
+    async def _seal(self, desired: DesiredModel) -> Seal:
+        """What was signed of the desired version, if it may be taken here."""
+        async with self._trusting:
+            await self._trust.refresh()
+            seal = await self._trust.seal_for(
+                desired.model, desired.version, desired.epoch
             )
-        seal = open_seal(blob.data, self._trusted)
-        if (seal.name, seal.version) != (model, version):
+        signed = (seal.name, seal.version, seal.epoch)
+        if signed != (desired.model, desired.version, desired.epoch):
             raise SealRejected(
-                f"asked for {model} {version}, sealed is {seal.name} {seal.version}"
+                f"asked for {desired.model} {desired.version} in epoch {desired.epoch}, "
+                f"sealed is {seal.name} {seal.version} in epoch {seal.epoch}"
             )
-        free = await asyncio.to_thread(self._store.free_bytes)
-        if free < SPACE_FACTOR * seal.size_bytes:
-            raise ModelRefused(
-                f"the disk has {free} bytes free; {model} {version} needs "
-                f"{SPACE_FACTOR * seal.size_bytes}"
-            )
+        name = f"{seal.name} {seal.version}"
+        check_fits(name, seal.requires, self._here.device())
         return seal
 
-    async def _fetch_chunks(self, seal: Seal) -> Path:
-        """The packed bundle, each chunk checked; what an earlier try has is kept."""
-        path = self._store.part(seal)
-        missing = await asyncio.to_thread(_missing_chunks, path, seal)
-        window = asyncio.Semaphore(self._settings.window)
+    def _check_time(self, desired: DesiredModel) -> None:
+        why = put_off_until(desired.policy.window, self._here.local_now())
+        if why is not None:
+            raise PutOff(why)
 
-        async def fetch(index: int) -> None:
-            async with window:
-                if self._look.is_set():
-                    # Perhaps something else is desired by now. What was fetched is
-                    # kept, so looking costs one question.
-                    raise PullInterrupted("the desired state may have changed")
-                data = await self._fetch_chunk(seal, index)
-                await asyncio.to_thread(_write_chunk, path, seal, index, data)
-
-        try:
-            async with asyncio.TaskGroup() as fetches:
-                for index in missing:
-                    fetches.create_task(fetch(index))
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
-        return path
-
-    async def _fetch_chunk(self, seal: Seal, index: int) -> bytes:
-        get = Get(want="chunk", model=seal.name, version=seal.version, index=index)
-        rejected: SealRejected | None = None
-        for _ in range(2):
-            blob = await self._ask(get)
-            if blob.status != "ok":
+    async def _adopt(
+        self, desired: DesiredModel, slots: Slots, generation: int, epoch: int
+    ) -> None:
+        if epoch != slots.epoch:
+            # An epoch raises the floor: only one that was signed, of these very bytes.
+            seal = await self._seal(desired)
+            if await asyncio.to_thread(self._store.holds, seal) is None:
                 raise ModelRefused(
-                    f"chunk {index} of {seal.name} {seal.version}: "
-                    f"{blob.reason or blob.status}"
+                    f"{slots.model} {seal.version} serves, but what was signed for "
+                    f"epoch {epoch} under that name is something else"
                 )
-            try:
-                seal.check_chunk(index, blob.data)
-            except SealRejected as error:
-                rejected = error
-            else:
-                return blob.data
-        raise rejected or SealRejected(f"chunk {index} was never right")
+        if slots.state is State.SHADOW:
+            await self._shadows.stop(slots.model)
+        adopted = slots.adopted(generation, epoch, desired.policy)
+        await self._slots.save(adopted)
+        await asyncio.to_thread(self._store.collect, adopted)
 
-    async def _ask(self, get: Get) -> Blob:
-        """Ask the pool until it answers.
-
-        Raises:
-            PullInterrupted: `TRIES` questions were not answered in time.
-            LinkDown: there is no link.
-        """
-        asked = (get.want, get.model, get.version, get.index)
-        topic = topics.gets(self._agent)
-        question = encode(get)
-        for _ in range(TRIES):
-            future: asyncio.Future[Blob] = asyncio.get_running_loop().create_future()
-            self._asked[asked] = future
-            try:
-                await self._link.publish(topic, question)
-                async with asyncio.timeout(self._settings.timeout_s):
-                    return await future
-            except TimeoutError:
-                continue
-            finally:
-                self._asked.pop(asked, None)
-        raise PullInterrupted(
-            f"the pool did not answer {get.want} after {TRIES} tries; is a worker "
-            "with a registry running?"
-        )
-
-    async def _save(self, slots: Slots) -> None:
-        if self._slots.get(slots.model) == slots:
+    async def _go_back(self, desired: DesiredModel, slots: Slots) -> None:
+        """Serve the previous version: signed anew, and on the disk already."""
+        seal = await self._seal(desired)
+        self._check_time(desired)
+        stored = await asyncio.to_thread(self._store.holds, seal)
+        if stored is None:
+            # Damaged, or another bundle under that name: it comes like any other.
+            if slots.state is State.PROBATION:
+                await self._probation.give_up(slots, "another version is desired")
+                return
+            await self._slots.save(slots.without_previous())
             return
-        await asyncio.to_thread(self._store.save, slots)
-        self._slots[slots.model] = slots
-        self._changed()
+        await self._try_out(stored, None, desired.policy)
+        await self._serve(stored)
+        await self._shadows.stop(slots.model)
+        after = slots.went_back(desired.generation, desired.epoch)
+        await self._slots.save(after)
+        await asyncio.to_thread(self._store.collect, after)
+        log.info("update_went_back", model=slots.model, version=desired.version)
+
+    async def _pull(self, desired: DesiredModel, slots: Slots) -> None:
+        seal = await self._seal(desired)
+        self._check_time(desired)
+        if slots.state is State.SHADOW and slots.staged != desired.version:
+            await self._shadows.stop(slots.model)
+        slots = slots.pulling(desired.version, desired.generation, desired.epoch)
+        await self._slots.save(slots)
+        log.info("update_begins", model=slots.model, version=desired.version)
+        stored = await asyncio.to_thread(self._store.holds, seal)
+        if stored is None:
+            slots = await self._make_room(slots, seal)
+            stored = await self._fetch(desired, slots, seal)
+            # It may have taken hours.
+            self._check_time(desired)
+        slots = slots.pulled()
+        await self._slots.save(slots)
+        await self._try_out(stored, await self._active(slots), desired.policy)
+        await self._shadows.stop(slots.model)
+        if desired.shadow:
+            await self._slots.save(slots.shadowed())
+            await self._shadows.start(stored)
+        else:
+            await self._probation.begin(slots, stored, desired.policy)
+
+    async def _active(self, slots: Slots) -> StoredBundle | None:
+        """What the candidate's latency is compared with."""
+        if slots.active is None:
+            return None
+        try:
+            return await asyncio.to_thread(
+                self._store.bundle, slots.model, slots.active
+            )
+        except BundleRejected:
+            return None
+
+    async def _make_room(self, slots: Slots, seal: Seal) -> Slots:
+        """See that the disk can take it; what nobody needs any more goes first."""
+        await asyncio.to_thread(self._store.collect, slots)
+        need = SPACE_FACTOR * seal.size_bytes + self._settings.disk_reserve_bytes
+        if await asyncio.to_thread(self._store.free_bytes) >= need:
+            return slots
+        if slots.previous is not None:
+            slots = slots.without_previous()
+            await self._slots.save(slots)
+            await asyncio.to_thread(self._store.collect, slots)
+        free = await asyncio.to_thread(self._store.free_bytes)
+        if free < need:
+            raise PutOff(
+                f"the disk has {free} bytes free; {seal.name} {seal.version} needs "
+                f"{need}: make room"
+            )
+        return slots
+
+    async def _fetch(
+        self, desired: DesiredModel, slots: Slots, seal: Seal
+    ) -> StoredBundle:
+        base = await asyncio.to_thread(self._store.repacked, slots.model, slots.active)
+        try:
+            packed = await self._pulls.pull(
+                seal,
+                base,
+                policy=desired.policy,
+                superseded=lambda: self._desired.get(desired.model) != desired,
+                progress=functools.partial(self._came, desired.model),
+            )
+        finally:
+            self.progress.pop(desired.model, None)
+            if base is not None:
+                await asyncio.to_thread(base.unlink, missing_ok=True)
+        stored = await asyncio.to_thread(self._store.install, packed, seal)
+        await asyncio.to_thread(packed.unlink, missing_ok=True)
+        return stored
+
+    def _came(self, model: str, done: int, total: int) -> None:
+        self.progress[model] = (done, total)
 
 
-def _why_refused(model: str, version: str, error: Exception) -> str:
+async def read_whole(
+    sources: Collection[Source], path: str, max_bytes: int
+) -> bytes | None:
+    """A small file of the registry, from the first source that has it.
+
+    Returns:
+        None when every source says that there is no such file.
+
+    Raises:
+        SourceUnavailable: one that might have it cannot be asked.
+        PutOff: it is too long, or changed while it was read.
+    """
+    unavailable: SourceUnavailable | None = None
+    for source in sources:
+        try:
+            return await _read(source, path, max_bytes)
+        except NotThere:
+            continue
+        except SourceUnavailable as error:
+            unavailable = error
+    if unavailable is not None:
+        raise unavailable
+    return None
+
+
+async def _read(source: Source, path: str, max_bytes: int) -> bytes:
+    data = b""
+    while True:
+        piece = await source.read(path, len(data), MAX_READ_BYTES)
+        data += piece.data
+        if piece.total_bytes > max_bytes:
+            raise PutOff(f"{path} of {source.name} is over {max_bytes} bytes")
+        if len(data) >= piece.total_bytes or not piece.data:
+            break
+    if len(data) != piece.total_bytes:
+        raise PutOff(f"{path} of {source.name} changed while it was read")
+    return data
+
+
+def _why_refused(desired: DesiredModel, error: Exception) -> str:
+    model, version = desired.model, desired.version
     if isinstance(error, REFUSALS):
         log.error("update_refused", model=model, version=version, reason=str(error))
         return str(error)
     log.error("update_crashed", model=model, version=version, exc_info=error)
     return f"the agent failed on {model} {version}: {error!r}"
-
-
-def _missing_chunks(path: Path, seal: Seal) -> list[int]:
-    """The chunks that the unfinished file at `path` does not hold yet."""
-    if not path.exists():
-        with path.open("wb") as file:
-            file.truncate(seal.size_bytes)
-        return list(range(len(seal.chunks)))
-    missing = []
-    with path.open("rb") as file:
-        for index in range(len(seal.chunks)):
-            try:
-                seal.check_chunk(index, file.read(seal.chunk_bytes))
-            except SealRejected:
-                missing.append(index)
-    return missing
-
-
-def _write_chunk(path: Path, seal: Seal, index: int, data: bytes) -> None:
-    offset, _ = seal.chunk_span(index)
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
@@ -20,13 +20,16 @@ from rich.console import Console
 from broker.link import BadUrl
 from bundle.pack import BundleRejected
 from bundle.seal import SealRejected
-from bundle.store import AlreadyPublished
 from bundle.tree import BadPlace
-from bundle.trust import KeyRejected
+from bundle.trust.errors import KeyRejected, NoTrust, TrustRefused
+from bundle.trust.keys import Passphrase
 from fleet.adapters.audit_head import HeadUnreadable
 from fleet.adapters.dead_store import StoreUnavailable
+from fleet.adapters.fleet_file import BadFile
+from fleet.adapters.registry import AlreadyPublished
 from fleet.adapters.state.database import DatabaseUnavailable
 from fleet.adapters.state.engines import BadDatabaseUrl
+from fleet.adapters.trust_home import passphrase_from
 from fleet.app import Fleet
 from fleet.core.letters import BadChoice
 from fleet.core.orders import BadOrder
@@ -35,6 +38,7 @@ from fleet.settings import FleetSettings
 EXPECTED: Final = (
     AlreadyPublished,
     BadChoice,
+    BadFile,
     BadDatabaseUrl,
     BadOrder,
     BadPlace,
@@ -43,9 +47,11 @@ EXPECTED: Final = (
     DatabaseUnavailable,
     HeadUnreadable,
     KeyRejected,
+    NoTrust,
     OSError,
     SealRejected,
     StoreUnavailable,
+    TrustRefused,
 )
 
 Home = Annotated[
@@ -59,6 +65,9 @@ Home = Annotated[
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document, for scripts.")
+]
+AsJsonLines = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document a line, for scripts.")
 ]
 AmqpUrl = Annotated[
     str | None,
@@ -86,8 +95,30 @@ def read_settings(home: Path | None, amqp_url: str | None = None) -> FleetSettin
 @contextmanager
 def opened(settings: FleetSettings) -> Iterator[Fleet]:
     """The fleet, with every expected failure told in one line."""
-    with telling_failures(), Fleet(settings) as fleet:
+    with telling_failures(), Fleet(settings, ask=ask_passphrase) as fleet:
         yield fleet
+
+
+def ask_passphrase(key: Path, *, new: bool = False) -> bytes | None:
+    """Ask whoever is at the terminal for a key's passphrase; None when nobody is."""
+    if not sys.stdin.isatty():
+        return None
+    said: str = typer.prompt(
+        f"passphrase of {key}", hide_input=True, confirmation_prompt=new, err=True
+    )
+    return said.encode() or None
+
+
+def passphrases() -> Passphrase:
+    """The passphrase of the settings, or of whoever is at the terminal."""
+    settings = read_settings(None)
+
+    def passphrase(key: Path) -> bytes | None:
+        said = settings.passphrase
+        text = None if said is None else said.get_secret_value()
+        return passphrase_from(text, settings.passphrase_file) or ask_passphrase(key)
+
+    return passphrase
 
 
 @contextmanager
@@ -112,6 +143,17 @@ def fail(reason: str) -> NoReturn:
 def complain(reason: str) -> None:
     """Say what is wrong; the command goes on, and ends with exit code 1."""
     sys.stderr.write(f"error: {' '.join(reason.split())}\n")
+
+
+def fail_with(reasons: Sequence[str]) -> NoReturn:
+    """Say several reasons, a line each, and end the command with exit code 1.
+
+    Raises:
+        typer.Exit: always.
+    """
+    for each in reasons:
+        sys.stderr.write(f"error: {each}\n")
+    raise typer.Exit(1)
 
 
 def warn(text: str) -> None:
@@ -143,11 +185,15 @@ def age(now_ms: int, then_ms: int | None) -> str:
     """How long ago, for a person."""
     if then_ms is None:
         return "never"
-    seconds = max(0, now_ms - then_ms) / 1000
+    return lasts(max(0, now_ms - then_ms) / 1000)
+
+
+def lasts(seconds: float) -> str:
+    """A length of time, for a person."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def size(size_bytes: int) -> str:

@@ -19,7 +19,14 @@ import pytest
 from bundle.manifest import Manifest, parse_manifest
 from edge_agent.adapters.golden import GoldenMismatch
 from edge_agent.adapters.litert import ModelUnsupported
-from edge_agent.adapters.trial import TrialFailed, TrialReport, run_trial, try_bundle
+from edge_agent.adapters.trial import (
+    TrialFailed,
+    TrialLimits,
+    TrialReport,
+    check_speed,
+    run_trial,
+    try_bundle,
+)
 from edge_agent.core.tensors import BadInput
 
 MODELS = Path(__file__).parent / "models"
@@ -197,7 +204,7 @@ async def test_a_model_that_crashes_its_trial_fails_by_the_name_of_the_signal(
 async def test_a_model_that_hangs_is_ended_in_time(tmp_path: Path) -> None:
     manifest = bundle(tmp_path)
     make_hang(tmp_path)
-    said = await failure(tmp_path, manifest, timeout_s=2)
+    said = await failure(tmp_path, manifest, limits=TrialLimits(timeout_s=2))
     assert said == "toy 7 was not done in 2 s"
     assert not trials_of(tmp_path)
 
@@ -208,7 +215,7 @@ async def test_a_model_that_needs_too_much_memory_fails(tmp_path: Path) -> None:
     )
     wide = np.zeros((1, 30_000_000), np.float32)
     np.savez_compressed(tmp_path / "golden.npz", in_x=wide, out_y=wide)
-    said = await failure(tmp_path, manifest, memory_mb=64)
+    said = await failure(tmp_path, manifest, limits=TrialLimits(memory_mb=64))
     assert "more than 64 MB of memory" in said or "crashed" in said
 
 
@@ -271,3 +278,34 @@ def has_runtime(process: Path) -> bool:
         return "litert" in (process / "maps").read_text()
     except OSError:
         return False
+
+
+async def test_a_candidate_is_timed_beside_what_it_would_replace(
+    tmp_path: Path,
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    for folder in (before, after):
+        folder.mkdir()
+    bundle(before)
+    report = await try_bundle(after, bundle(after), before=before)
+    assert report.before_ms is not None
+    assert report.before_ms > 0
+    assert report.memory_mb >= 0
+    # A damaged one says nothing of the candidate.
+    (before / "model.tflite").write_bytes(b"")
+    assert (await try_bundle(after, bundle(after), before=before)).before_ms is None
+
+
+@pytest.mark.parametrize(
+    ("ms", "before_ms", "passes"),
+    [(3.0, 1.0, True), (3.1, 1.0, False), (0.4, 0.01, True), (900.0, None, True)],
+)
+def test_how_much_slower_a_candidate_may_be(
+    ms: float, before_ms: float | None, passes: bool
+) -> None:
+    report = TrialReport(1, 0.0, ms, before_ms)
+    if passes:
+        check_speed("toy 8", report, 3.0)
+    else:
+        with pytest.raises(TrialFailed, match="3 times that is allowed"):
+            check_speed("toy 8", report, 3.0)

@@ -48,7 +48,7 @@ class Wire:
         topic: str,
         payload: bytes,
         *,
-        timeout_s: float = 10.0,  # noqa: ARG002 - the port's
+        timeout_s: float = 10.0,
     ) -> None:
         await asyncio.sleep(0)
         if not self.up:

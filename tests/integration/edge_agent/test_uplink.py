@@ -41,7 +41,7 @@ class Wire:
         topic: str,
         payload: bytes,
         *,
-        timeout_s: float = 10.0,  # noqa: ARG002 - the port's
+        timeout_s: float = 10.0,
     ) -> Awaitable[None]:
         if not self.up:
             raise LinkDown("the test took the link down")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,12 @@ from typer.testing import CliRunner, Result
 
 from broker.codec import decode
 from broker.messages import CascadeReport, Desired, Report, SlotReport
+from bundle import layout
+from bundle.folder_tree import FolderTree
 from bundle.pack import unpack
-from bundle.seal import open_seal, verify_packed
-from bundle.store import BundleStore
-from bundle.trust import load_public_keys
+from bundle.seal import read_seal, verify_packed
+from bundle.source import NotThere
+from bundle.trust.client import look
 from fleet.__main__ import app
 from fleet.adapters.state.database import FleetDatabase
 from fleet.app import Fleet, run_daemon
@@ -36,10 +39,14 @@ Say = Callable[..., Result]
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trusted_home: Callable[[Path], Path],
+) -> Path:
     monkeypatch.setenv("OVERSPILL_FLEET_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("OVERSPILL_FLEET_AMQP_URL", raising=False)
-    return tmp_path / "home"
+    return trusted_home(tmp_path / "home")
 
 
 @pytest.fixture
@@ -86,8 +93,16 @@ def slot(active: str | None, generation: int = 0, **more: Any) -> SlotReport:
     return SlotReport(model="fashion", active=active, generation=generation, **more)
 
 
+def document_of(home: Path, agent: str) -> bytes | None:
+    tree = FolderTree(home / "registry")
+    try:
+        return tree.read(layout.desired(agent), max_bytes=10**6)
+    except NotThere:
+        return None
+
+
 def desired(home: Path, agent: str) -> list[tuple[str, str, int]]:
-    data = BundleStore(home / "registry").read_desired(agent)
+    data = document_of(home, agent)
     assert data is not None
     (document,) = decode(data, Desired).items
     return [(each.model, each.version, each.generation) for each in document.models]
@@ -110,37 +125,34 @@ def test_a_published_version_is_listed_and_can_be_verified_and_unpacked(
 ) -> None:
     result = say("model", "publish", source("1"))
     assert result.exit_code == 0, result.output
-    assert str(home / "keys" / "signing.pub") in result.stdout.replace("\n", "")
-    assert (home / "keys" / "signing.key").stat().st_mode & 0o777 == 0o600
 
     (listed,) = json.loads(say("model", "list", "--json").stdout)
     assert (listed["model"], listed["version"]) == ("fashion", "1")
+    assert (listed["epoch"], listed["state"]) == (1, "signed")
     assert "fashion" in say("model", "list").stdout
 
-    store = BundleStore(home / "registry")
-    trusted = load_public_keys(home / "keys" / "signing.pub")
-    seal = open_seal(store.read_seal("fashion", "1"), trusted)
-    packed = tmp_path / "pulled.tar"
-    packed.write_bytes(
-        b"".join(
-            store.read_chunk("fashion", "1", index) for index in range(len(seal.chunks))
-        )
+    tree = FolderTree(home / "registry")
+    found = look(
+        (home / "trust" / "root.json").read_bytes(),
+        tmp_path / "agent",
+        [("registry", tree.piece)],
+        clock_s=0.0,
+        target=layout.seal_target("fashion", "1", 1),
     )
+    seal = read_seal(found.target or b"")
+    packed = tmp_path / "pulled.tar"
+    packed.write_bytes(tree.read(layout.blob(seal.sha256), max_bytes=seal.size_bytes))
     verify_packed(packed, seal)
     manifest = unpack(packed, tmp_path / "slot", seal=seal)
     assert (manifest.name, manifest.version) == ("fashion", "1")
-    assert list((home / "registry").glob(".pack-*")) == []
 
 
-def test_publishing_twice_changes_nothing_and_needs_no_second_key(
-    say: Say, source: Source
-) -> None:
+def test_publishing_twice_changes_nothing(say: Say, source: Source) -> None:
     first = json.loads(say("model", "publish", source("1"), "--json").stdout)
     second = json.loads(say("model", "publish", source("1"), "--json").stdout)
-    assert (first["new"], first["key_made"]) == (True, True)
-    assert (second["new"], second["key_made"]) == (False, False)
-    assert first["sha256"] == second["sha256"]
-    assert first["key_id"] == second["key_id"]
+    assert (first["new"], first["visible"]) == (True, True)
+    assert (second["new"], second["visible"]) == (False, True)
+    assert (first["sha256"], first["epoch"]) == (second["sha256"], second["epoch"])
     assert "already published" in say("model", "publish", source("1")).stdout
 
 
@@ -168,8 +180,7 @@ def test_a_folder_that_is_no_bundle_is_refused_in_one_line(
 def test_a_signing_key_that_others_can_read_is_not_used(
     say: Say, source: Source, home: Path
 ) -> None:
-    say("model", "publish", source("1"))
-    (home / "keys" / "signing.key").chmod(0o644)
+    (home / "trust" / "offline" / "targets-1.key").chmod(0o644)
     assert "chmod 600" in failure(say("model", "publish", source("2")))
 
 
@@ -202,7 +213,8 @@ def test_a_rollout_to_some_leaves_the_others_where_they_are(
     assert [desired(home, agent)[0][1] for agent in "abc"] == ["2", "1", "2"]
     # Back again: a later rollout of the earlier version.
     say("rollout", "start", "fashion", "1", "--agents", "a")
-    assert desired(home, "a") == [("fashion", "1", 3)]
+    # 3 is kept for the second one's way back.
+    assert desired(home, "a") == [("fashion", "1", 4)]
 
 
 def test_two_models_are_desired_side_by_side(
@@ -235,9 +247,10 @@ def test_status_tells_state_reason_version_and_age_of_each_agent(
 
     (status,) = json.loads(say("rollout", "status", "--json").stdout)["rollouts"]
     assert (status["model"], status["version"]) == ("fashion", "2")
-    assert status["state"] == "in_progress"
+    assert status["state"] == "running"
     told = {each.pop("agent"): each for each in status["agents"]}
     assert all(0 <= each.pop("last_report_age_s") < 15 for each in told.values())
+    assert {each.pop("wave") for each in told.values()} == {1}
     assert told == {
         "a": {"state": "updated", "version": "2", "reason": None},
         "b": {
@@ -252,17 +265,17 @@ def test_status_tells_state_reason_version_and_age_of_each_agent(
     assert "1 of 3 updated" in table
 
     every = json.loads(say("rollout", "status", "--all", "--json").stdout)["rollouts"]
-    assert [each["state"] for each in every] == ["in_progress", "superseded"]
+    assert [each["state"] for each in every] == ["running", "superseded"]
 
 
 @contextmanager
 def agent_that(home: Path, answers: Callable[[int], SlotReport]) -> Iterator[None]:
     """An agent `a` that reports once it is desired to serve something newer."""
-    before = BundleStore(home / "registry").read_desired("a")
+    before = document_of(home, "a")
 
     def obey() -> None:
         give_up = time.monotonic() + 15
-        while BundleStore(home / "registry").read_desired("a") == before:
+        while document_of(home, "a") == before:
             if time.monotonic() > give_up:
                 return
             time.sleep(0.02)
@@ -386,6 +399,7 @@ def test_a_device_whose_promise_is_broken_or_whose_scores_drift_is_listed_so(
 def test_a_home_that_is_no_folder_is_one_clear_line(
     words: list[str], say: Say, home: Path
 ) -> None:
+    shutil.rmtree(home)
     home.write_text("a file")
     failure(say(*words))
 
@@ -400,7 +414,6 @@ def test_a_daemon_without_a_broker_to_listen_to_says_what_to_set(say: Say) -> No
 def test_a_rollout_that_died_before_its_documents_is_completed_by_the_daemon(
     home: Path, free_port: int
 ) -> None:
-    home.mkdir()
     report(home, "a", slot(None))
     with Fleet(FleetSettings(home=home)) as fleet:
         with fleet.database.writing() as ledger:

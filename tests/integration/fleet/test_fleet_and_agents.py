@@ -22,7 +22,8 @@ from broker.mqtt.link import MqttLink
 from broker.mqtt.target import MqttTarget
 from broker.node import Node
 from broker.topology import TELEMETRY_QUEUE
-from bundle.store import BundleStore
+from bundle import layout
+from bundle.folder_tree import FolderTree
 from fleet.app import Fleet, run_daemon
 from fleet.settings import FleetSettings
 
@@ -42,8 +43,12 @@ async def nothing_told_before(rabbit: Node) -> None:
 
 @pytest.fixture
 def settings(
-    rabbit: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rabbit: Node,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trusted_home: Callable[[Path], Path],
 ) -> FleetSettings:
+    trusted_home(tmp_path / "home")
     monkeypatch.setenv("OVERSPILL_FLEET_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OVERSPILL_FLEET_AMQP_URL", rabbit.amqp_url("fleet"))
     return FleetSettings()
@@ -131,8 +136,8 @@ def serves(version: str) -> Callable[[Fleet], bool]:
 
 
 def desired(settings: FleetSettings, agent: str) -> tuple[str, int]:
-    data = BundleStore(settings.registry).read_desired(agent)
-    assert data is not None
+    tree = FolderTree(Path(settings.registry))
+    data = tree.read(layout.desired(agent), max_bytes=10**6)
     (document,) = decode(data, Desired).items
     (model,) = document.models
     return model.version, model.generation

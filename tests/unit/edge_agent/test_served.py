@@ -19,7 +19,7 @@ class Idle:
 
     async def infer(
         self,
-        inputs: Mapping[str, Array],  # noqa: ARG002 - the port's
+        inputs: Mapping[str, Array],
     ) -> dict[str, Array]:
         raise AssertionError("judging runs nothing")
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from broker.messages import DesiredModel
+from broker.messages import DesiredModel, UpdatePolicy
 from edge_agent.core.slots import (
     NEXT,
     Adopt,
@@ -17,6 +17,8 @@ from edge_agent.core.slots import (
     GoBack,
     Nothing,
     Pull,
+    Refuse,
+    Return,
     Slots,
     State,
     WrongMove,
@@ -26,8 +28,10 @@ from edge_agent.core.slots import (
 SERVING = Slots("fashion", active="2", previous="1", state=State.SWAPPED, generation=5)
 
 
-def want(version: str, generation: int) -> DesiredModel:
-    return DesiredModel(model="fashion", version=version, generation=generation)
+def want(version: str, generation: int, epoch: int = 0) -> DesiredModel:
+    return DesiredModel(
+        model="fashion", version=version, generation=generation, epoch=epoch
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,13 +72,109 @@ def test_what_brings_the_slots_to_the_desired_version(
 
 
 def test_a_good_update_serves_and_keeps_the_version_before_it() -> None:
-    slots = SERVING.pulling("3", 6)
+    slots = SERVING.pulling("3", 6, 4)
     assert (slots.active, slots.staged, slots.state) == ("2", "3", State.PULLING)
     slots = slots.pulled()
     assert (slots.active, slots.state) == ("2", State.TESTING)
-    assert slots.passed() == Slots(
-        "fashion", active="3", previous="2", state=State.SWAPPED, generation=6
+    slots = slots.passed()
+    assert (slots.active, slots.previous, slots.floor) == ("3", "2", 0)
+    assert slots.committed() == Slots(
+        "fashion",
+        active="3",
+        previous="2",
+        state=State.SWAPPED,
+        generation=6,
+        epoch=4,
+        floor=4,
     )
+
+
+def on_probation() -> Slots:
+    before = replace(SERVING, epoch=2, floor=2)
+    return before.pulling("3", 6, 4).pulled().passed(UpdatePolicy(probation_s=9.0))
+
+
+def test_a_return_gives_back_what_was_and_leaves_the_floor() -> None:
+    slots = on_probation().returned("it is wrong")
+    assert (slots.active, slots.epoch, slots.floor) == ("2", 2, 2)
+    assert (slots.previous, slots.staged, slots.staged_epoch) == (None, "3", 4)
+    assert (slots.state, slots.reason) == (State.RETURNED, "it is wrong")
+    # What was not proved once may be desired again, by a newer wish.
+    assert decide(want("3", 6, 4), slots) == Nothing()
+    assert decide(want("3", 7, 4), slots) == Pull("3", 7, 4)
+
+
+def test_only_an_end_without_order_counts_against_a_version_on_probation() -> None:
+    slots = on_probation()
+    assert slots.starts == 1
+    assert slots.stopped().started().stopped().started() == slots
+    assert slots.started().started().starts == 3
+    assert slots.interrupted() == slots
+
+
+@pytest.mark.parametrize(
+    ("desired", "decision"),
+    [
+        (("3", 6, 4), Nothing()),
+        (("3", 7, 4), Adopt(7, 4)),
+        (("2", 7, 5), GoBack("2", 7, 5)),
+        (("1", 7, 1), Nothing()),  # Below the floor; refused when this has ended.
+        (("4", 7, 5), Return("not proved yet, and 4 is desired instead")),
+    ],
+)
+def test_what_a_probation_makes_of_a_newer_wish(
+    desired: tuple[str, int, int], decision: object
+) -> None:
+    assert decide(want(*desired), on_probation()) == decision
+
+
+def test_going_back_from_a_probation_keeps_no_way_to_what_was_not_proved() -> None:
+    slots = on_probation().went_back(7, 5)
+    assert (slots.active, slots.previous, slots.epoch, slots.floor) == ("2", None, 5, 5)
+
+
+def test_below_the_floor_nothing_is_taken_and_the_reason_names_both() -> None:
+    slots = replace(SERVING, epoch=3, floor=3)
+    for version in ("1", "2", "9"):
+        refusal = decide(want(version, 9, 2), slots)
+        assert isinstance(refusal, Refuse)
+        assert "epoch 2, but epoch 3 was committed here" in refusal.reason
+        after = slots.refused(refusal.reason, version, 9, 2)
+        assert decide(want(version, 9, 2), after) == Nothing()
+        assert after.active == "2"
+
+
+def test_a_shadow_leaves_the_active_version_and_ends_as_desired() -> None:
+    desired = want("3", 6, 4).model_copy(update={"shadow": True})
+    assert decide(desired, SERVING) == Pull("3", 6, 4, shadow=True)
+    slots = SERVING.pulling("3", 6, 4).pulled().shadowed()
+    assert (slots.active, slots.staged, slots.state) == ("2", "3", State.SHADOW)
+    assert slots.interrupted() == slots
+    assert decide(desired, slots) == Nothing()
+    assert decide(want("3", 6, 4), slots) == Pull("3", 6, 4)
+    assert decide(want("2", 7), slots) == Adopt(7)
+    assert decide(want("1", 7), slots) == GoBack("1", 7)
+
+
+def test_what_waits_is_decided_anew_at_each_look() -> None:
+    slots = SERVING.pulling("3", 6).waiting("no room", "3", 6)
+    assert slots.report().state == "waiting"
+    assert slots.interrupted() == slots
+    assert decide(want("3", 6), slots) == Pull("3", 6)
+    assert decide(want("2", 6), slots) == Adopt(6)
+
+
+def test_a_way_back_is_not_given_up_while_it_may_be_needed() -> None:
+    with pytest.raises(WrongMove, match="needs its way back"):
+        on_probation().without_previous()
+
+
+def test_slots_of_an_earlier_release_are_read() -> None:
+    stored = (
+        '{"active": "2", "generation": 5, "model": "fashion", "previous": "1", '
+        '"reason": null, "staged": null, "state": "swapped"}'
+    )
+    assert Slots.from_json(stored) == SERVING
 
 
 def test_a_refusal_leaves_the_active_version_and_says_why() -> None:
@@ -122,13 +222,21 @@ maybe = st.none() | versions
         state=st.sampled_from(State),
         reason=st.none() | st.text(max_size=40),
         generation=st.integers(0, 2**63 - 1),
+        epoch=st.integers(0, 2**53),
+        floor=st.integers(0, 2**53),
+        starts=st.integers(0, 5),
+        policy=st.none() | st.builds(UpdatePolicy, probation_s=st.floats(0, 1e6)),
     )
 )
 def test_slots_survive_being_stored_and_are_reported_as_they_are(slots: Slots) -> None:
     assert Slots.from_json(slots.to_json()) == slots
     report = slots.report()
     stored = json.loads(slots.to_json())
-    assert {name: getattr(report, name) for name in stored} == stored
+    told = report.model_fields_set
+    assert {"active", "state", "reason", "epoch", "floor"} <= told
+    assert {name: getattr(report, name) for name in told} == {
+        name: stored[name] for name in told
+    }
 
 
 @pytest.mark.parametrize(
@@ -155,59 +263,113 @@ def test_a_reason_that_is_too_long_for_the_wire_is_cut() -> None:
 
 
 class Converges(RuleBasedStateMachine):
-    """Whatever is desired, and however trials end, the agent does as decided."""
+    """Whatever is desired, and however trials and probations end, it does as decided."""
 
     def __init__(self) -> None:
         super().__init__()
         self.slots = Slots("fashion", active="1")
         self.desired = want("1", 0)
+        self.epoch = 0
+        self.floor = 0
+        # Versions that were committed, so that one can be gone back to.
+        self.proved = {"1"}
         self.pulls: list[tuple[str, int]] = []
 
-    @rule(version=st.sampled_from("1234"), skip=st.integers(1, 3))
-    def desire(self, version: str, skip: int) -> None:
-        self.desired = want(version, self.desired.generation + skip)
+    @rule(version=st.sampled_from("1234"), skip=st.integers(1, 3), old=st.booleans())
+    def desire(self, version: str, skip: int, old: bool) -> None:
+        self.epoch += not old
+        epoch = max(0, self.epoch - 2) if old else self.epoch
+        self.desired = want(version, self.desired.generation + skip, epoch)
+
+    @rule(shadow=st.booleans())
+    def only_beside(self, shadow: bool) -> None:
+        self.desired = self.desired.model_copy(
+            update={"shadow": shadow, "generation": self.desired.generation + 1}
+        )
 
     @rule()
     def act(self) -> None:
         match decide(self.desired, self.slots):
-            case Pull(version, generation):
+            case Pull(version, generation, epoch):
+                assert epoch >= self.floor
                 self.pulls.append((version, generation))
-                self.slots = self.slots.pulling(version, generation)
-            case GoBack(version, generation):
+                self.slots = self.slots.pulling(version, generation, epoch)
+            case GoBack(version, generation, epoch):
                 assert version == self.slots.previous
-                self.slots = self.slots.went_back(generation)
-            case Adopt(generation):
-                self.slots = self.slots.adopted(generation)
+                assert version in self.proved
+                self.slots = self.slots.went_back(generation, epoch)
+            case Adopt(generation, epoch):
+                self.slots = self.slots.adopted(generation, epoch)
+            case Return(reason):
+                self.slots = self.slots.returned(reason)
+            case Refuse(version, generation, epoch, reason):
+                assert epoch < self.floor
+                self.slots = self.slots.refused(reason, version, generation, epoch)
             case Nothing():
                 pass
 
     @precondition(lambda self: self.slots.state is State.PULLING)
-    @rule()
-    def finish_pull(self) -> None:
-        self.slots = self.slots.pulled()
+    @rule(waits=st.booleans())
+    def finish_pull(self, waits: bool) -> None:
+        if waits:
+            self.pulls.clear()
+            slots = self.slots
+            version = slots.staged or ""
+            self.slots = slots.waiting("no room", version, slots.generation)
+        else:
+            self.slots = self.slots.pulled()
 
     @precondition(lambda self: self.slots.state is State.TESTING)
     @rule(passes=st.booleans())
     def finish_trial(self, passes: bool) -> None:
-        self.slots = self.slots.passed() if passes else self.slots.refused("no")
+        if not passes:
+            self.slots = self.slots.refused("no")
+        elif self.desired.shadow:
+            self.slots = self.slots.shadowed()
+        else:
+            self.slots = self.slots.passed()
 
-    @precondition(lambda self: self.slots.state in (State.PULLING, State.TESTING))
+    @precondition(lambda self: self.slots.state is State.PROBATION)
+    @rule(stays=st.booleans())
+    def finish_probation(self, stays: bool) -> None:
+        if stays:
+            self.slots = self.slots.committed()
+            self.proved.add(self.slots.active or "")
+        else:
+            self.slots = self.slots.returned("it is worse")
+
     @rule()
     def stop_and_start(self) -> None:
         self.pulls.clear()
         self.slots = Slots.from_json(self.slots.to_json()).interrupted()
+        if self.slots.state is State.PROBATION:
+            self.slots = self.slots.started()
 
     @invariant()
     def something_always_serves(self) -> None:
         assert self.slots.active is not None
 
     @invariant()
+    def what_serves_or_is_the_way_back_was_proved(self) -> None:
+        slots = self.slots
+        if slots.state is not State.PROBATION:
+            assert slots.active in self.proved
+        if slots.previous is not None:
+            assert slots.previous in self.proved
+
+    @invariant()
+    def the_floor_only_rises_and_nothing_proved_is_below_it(self) -> None:
+        assert self.slots.floor >= self.floor
+        self.floor = self.slots.floor
+
+    @invariant()
     def nothing_is_pulled_twice_in_one_generation(self) -> None:
-        assert len(set(self.pulls)) == len(self.pulls)
+        if not self.desired.shadow:
+            assert len(set(self.pulls)) == len(self.pulls)
 
     @invariant()
     def at_rest_means_desired_or_refused(self) -> None:
-        if decide(self.desired, self.slots) != Nothing():
+        if decide(self.desired, self.slots) != Nothing() or self.desired.shadow:
             return
         if self.slots.state in (State.IDLE, State.SWAPPED):
             assert self.slots.active == self.desired.version

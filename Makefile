@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 STAMP  := $(VENV)/.overspill-setup
-PACKAGES := rabbitmq-server mosquitto mosquitto-clients dataset-fashion-mnist
+PACKAGES := rabbitmq-server mosquitto mosquitto-clients dataset-fashion-mnist postgresql
 
 .PHONY: help setup system demo test check bench bench-setup faults lock clean
 help: ## list the targets

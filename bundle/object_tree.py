@@ -2,7 +2,7 @@
 
 Credentials and the endpoint come from the environment, by the names that every such
 program reads: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, and for
-what is not Amazon's `AWS_ENDPOINT_URL` (with `AWS_ALLOW_HTTP=true` when it is http).
+what is not Amazon's `AWS_ENDPOINT_URL`.
 """
 
 from __future__ import annotations
@@ -150,8 +150,12 @@ class ObjectTree:
             ) from error
 
 
-def open_bucket(url: str) -> ObjectTree:
+def open_bucket(url: str, *, retries: int = RETRIES) -> ObjectTree:
     """The tree at `s3://bucket/prefix`; asks the store nothing yet.
+
+    Args:
+        url: without credentials.
+        retries: how often to ask again when the store is too busy or does not answer.
 
     Raises:
         BadPlace: the URL or a setting of the environment cannot be read.
@@ -160,11 +164,13 @@ def open_bucket(url: str) -> ObjectTree:
         store = S3Store.from_url(
             url,
             client_options={
+                # Only where the endpoint says http:// by itself.
+                "allow_http": True,
                 "connect_timeout": timedelta(seconds=CONNECT_S),
                 "timeout": timedelta(seconds=REQUEST_S),
             },
             retry_config={
-                "max_retries": RETRIES,
+                "max_retries": retries,
                 "retry_timeout": timedelta(seconds=RETRY_S),
             },
         )

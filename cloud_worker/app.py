@@ -21,10 +21,11 @@ from bundle.open_tree import open_tree
 from bundle.tree_source import TreeSource
 from cloud_worker.adapters.example_store import ExampleStore
 from cloud_worker.adapters.inline import InlineRunner
-from cloud_worker.adapters.library import Library
+from cloud_worker.adapters.library import Library, Refusal, anything
 from cloud_worker.adapters.repository import NoRepository
 from cloud_worker.adapters.runners import Limits, Runners
 from cloud_worker.adapters.runtime import Tuning
+from cloud_worker.adapters.signed_models import NoTrustedRoot, signed_models
 from cloud_worker.core.batcher import Batcher
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.examples import Quota, Quotas
@@ -329,6 +330,7 @@ class _Pool:
                 max_batch=settings.max_batch,
                 only=settings.only,
                 settle_s=settings.watch_s,
+                refusal=may_load(settings),
             ),
             Versions(limit_bytes=None if limit_mb is None else limit_mb * 2**20),
             runner=runner,
@@ -431,6 +433,21 @@ def _capturing(settings: WorkerSettings, clock: Clock) -> Capturing | None:
         reserve_bytes=settings.examples_reserve_mb * 2**20,
     )
     return Capturing(store, clock=clock, worker_says=settings.capture)
+
+
+def may_load(settings: WorkerSettings) -> Refusal:
+    """What says why a version must not be loaded.
+
+    Raises:
+        NoRepository: it is not clear where signatures are.
+    """
+    try:
+        signed = signed_models(
+            settings.trusted_root, settings.trust_dir, settings.registry
+        )
+    except NoTrustedRoot as error:
+        raise NoRepository(str(error)) from error
+    return anything if signed is None else signed.refusal
 
 
 def _consumed_always(settings: WorkerSettings) -> dict[str, int]:

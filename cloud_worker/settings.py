@@ -54,9 +54,21 @@ class WorkerSettings(BaseSettings):
         description="Resident MiB of all loaded models above which those unused for "
         "the longest time are unloaded until they are asked for. None: no limit.",
     )
-    registry: Path | None = Field(
+    registry: str | Path | None = Field(
         default=None,
-        description="The fleet's published bundles; None: serve no model updates.",
+        description="The fleet's registry, a folder or s3://bucket/prefix; None: serve "
+        "no model updates.",
+    )
+    trusted_root: Path | None = Field(
+        default=None,
+        description="The fleet's root.json: versions that its keys have not signed "
+        "(overspill model publish --cloud) are not loaded. Needs the registry. None: "
+        "whatever lies in the repository is loaded, which is for development.",
+    )
+    trust_dir: Path | None = Field(
+        default=None,
+        description="Where it is remembered what was seen signed, so that nothing older "
+        "is believed; None: a folder that is forgotten at the end.",
     )
 
     examples: Path | None = Field(
@@ -89,6 +101,13 @@ class WorkerSettings(BaseSettings):
         ge=0,
         description="MiB of the disk that examples leave free.",
     )
+
+    @field_validator("trusted_root")
+    @classmethod
+    def _is_there(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.expanduser().is_file():
+            raise ValueError(f"there is no {path}: copy the fleet's trust/root.json")
+        return None if path is None else path.expanduser()
 
     @field_validator("only", mode="before")
     @classmethod

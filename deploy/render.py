@@ -44,7 +44,7 @@ NEW_PASSWORD_BYTES: Final = 24
 MOSQUITTO_ITERATIONS: Final = 101
 MOSQUITTO_SALT_BYTES: Final = 12
 LOCAL_AGENT: Final = "agent"
-TRUSTED_KEYS: Final = "/etc/overspill/trusted-keys"
+TRUSTED_ROOT: Final = "/etc/overspill/trust/root.json"
 TAKEN: Final = frozenset({"admin", "worker", "fleet", "guest"})
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -218,8 +218,8 @@ def environment_files(
 ) -> dict[str, dict[str, str]]:
     """What each program is told, by file name under the folder of secrets.
 
-    With `trust`, agents are told where the fleet's public keys are; an agent that is
-    pointed at a folder without one does not start.
+    With `trust`, agents are told where the fleet's root.json is; an agent that is
+    pointed at a file that is not there does not start.
     """
 
     def rabbit(name: str) -> str:
@@ -233,7 +233,7 @@ def environment_files(
             "OVERSPILL_FLEET_AMQP_URL": f"amqp://{rabbit('fleet')}@rabbitmq:5672/"
         },
     }
-    trusted = {"OVERSPILL_AGENT_TRUSTED_KEYS": TRUSTED_KEYS} if trust else {}
+    trusted = {"OVERSPILL_AGENT_TRUSTED_ROOT": TRUSTED_ROOT} if trust else {}
     for name in deployment.agents[:1]:
         local = f"{LOCAL_AGENT}:{passwords[f'mosquitto/{LOCAL_AGENT}']}"
         files["agent.env"] = {
@@ -273,8 +273,8 @@ def write_secrets(deployment: Deployment, out: Path) -> tuple[list[str], list[st
     # readable to all, because each runs under a user id of its own.
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     out.chmod(0o700)
-    (out / "trusted-keys").mkdir(exist_ok=True)
-    (out / "trusted-keys").chmod(0o755)
+    (out / "trust").mkdir(exist_ok=True)
+    (out / "trust").chmod(0o755)
     _write(store, _lines(passwords), mode=0o600)
     _write(
         out / "rabbitmq" / "definitions.json",
@@ -287,16 +287,16 @@ def write_secrets(deployment: Deployment, out: Path) -> tuple[list[str], list[st
             for name in (LOCAL_AGENT, *deployment.devices)
         ),
     )
-    trust = trusted_keys(out) != []
+    trust = trusted_root(out).exists()
     for name, values in environment_files(deployment, passwords, trust=trust).items():
         _write(out / name, _lines(values), mode=0o600)
     left_over = [name for name in passwords if name not in deployment.accounts]
     return fresh, left_over
 
 
-def trusted_keys(out: Path) -> list[Path]:
-    """The fleet's public keys that were copied under `out`."""
-    return sorted((out / "trusted-keys").glob("*.pub"))
+def trusted_root(out: Path) -> Path:
+    """Where a copy of the fleet's root belongs under `out`."""
+    return out / "trust" / "root.json"
 
 
 def as_text(document: dict[str, Any]) -> str:
@@ -364,10 +364,10 @@ def secrets_command(
     )
     for name in deployment.agents:
         typer.echo(f"gateway {name}: {out / 'agents' / name}.env is its agent.env")
-    if not trusted_keys(out):
+    if not trusted_root(out).exists():
         typer.echo(
-            "no key yet:    agents take no model updates until the fleet's public key "
-            f"is in {out / 'trusted-keys'} and this has run again"
+            "no root yet:   agents take no model updates until the fleet's root.json "
+            f"is {trusted_root(out)} and this has run again"
         )
     for account in left_over:
         server, _, user = account.partition("/")

@@ -69,9 +69,11 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         list[Path] | None,
         typer.Option(help="A bundle to serve from the first start. Repeatable."),
     ] = None,
-    trust_root: Annotated[
+    trusted_root: Annotated[
         Path | None,
-        typer.Option(help="The root.json that came with the device; see trust."),
+        typer.Option(
+            help="The fleet's root.json, that came with the device: who may sign models."
+        ),
     ] = None,
     state_dir: StateDir = None,
     http_port: Annotated[
@@ -92,7 +94,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         local_url=local_url,
         embedded_port=embedded_port,
         bundles=bundle,
-        trust_root=trust_root,
+        trusted_root=trusted_root,
         state_dir=state_dir,
         http_port=http_port,
     )

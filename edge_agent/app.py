@@ -526,12 +526,12 @@ class Agent:
 
     def _make_trust(self, sources: Sequence[Source]) -> Trust:
         settings = self.settings
-        if settings.trust_root is None:
+        if settings.trusted_root is None:
             return NoTrustRoot()
         # Told at the start, not when the first update comes.
-        settings.trust_root.read_bytes()
+        settings.trusted_root.read_bytes()
         return TrustedSeals(
-            settings.trust_root,
+            settings.trusted_root,
             settings.state_dir / "trust",
             sources,
             clock=self._clock,

@@ -79,7 +79,7 @@ class AgentSettings(BaseSettings):
     bundles: Annotated[list[Path], NoDecode] = Field(
         default_factory=list, description="bundles to serve from the first start"
     )
-    trust_root: Path | None = Field(
+    trusted_root: Path | None = Field(
         None,
         description="the root.json that came with the device: who may sign models. "
         "Unset, the agent takes no updates",
@@ -236,7 +236,7 @@ class AgentSettings(BaseSettings):
                 check_id("model", name)
         return names
 
-    @field_validator("state_dir", "cloud_ca_file", "trust_root", "registry_ca_file")
+    @field_validator("state_dir", "cloud_ca_file", "trusted_root", "registry_ca_file")
     @classmethod
     def _at_home(cls, path: Path | None) -> Path | None:
         # A unit file or a .env has no shell to read the tilde.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fleet.cli import audit, daemon, dead, device, model, rollout, trust
+from fleet.cli import apply, audit, daemon, dead, device, model, rollout, trust
 from lifecycle.logs import configure_logs
 
 app = typer.Typer(
@@ -16,10 +16,12 @@ app = typer.Typer(
 app.add_typer(model.app, name="model")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(device.app, name="device")
-app.add_typer(trust.app, name="trust")
 app.add_typer(audit.app, name="audit")
+app.add_typer(trust.app, name="trust")
 app.add_typer(dead.app, name="dead")
 app.add_typer(daemon.app, name="fleet")
+app.command("apply")(apply.apply)
+app.command("diff")(apply.diff)
 
 
 def main() -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 import structlog
 
 from broker.amqp.link import AmqpLink
 from broker.link import LinkDown
 from broker.topology import TELEMETRY_QUEUE, standing_queues
+from bundle.folder_seal import FolderSeal
 from bundle.open_tree import open_tree
 from bundle.seal import Seal
 from bundle.trust import roles
@@ -27,32 +28,21 @@ from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.state.ledger import Ledger
 from fleet.adapters.state.versions import PublishedVersion, VersionState
 from fleet.adapters.trust_home import Signature, TrustHome, passphrase_from
+from fleet.core.declared import DeclaredRollout
 from fleet.core.devices import Device
-from fleet.core.orders import check_version, read_agents
-from fleet.core.rollouts import (
-    Rollout,
-    RolloutProgress,
-    current,
-    next_generation,
-    progress,
-)
-from fleet.loops.convergence import converge
+from fleet.core.following import Now
+from fleet.core.plan import Plan
+from fleet.core.rollouts import RolloutState
+from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
 from fleet.loops.renewal import Renewal
+from fleet.operator.costs import costs_of
+from fleet.operator.declaring import Declaring
+from fleet.operator.rollouts import Rollouts
 from fleet.settings import FleetSettings
 from lifecycle.clock import Clock, SystemClock
 
 log = structlog.get_logger(__name__)
-
-DESIRED_AT_ONCE: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A rollout that began, and the agents it changes something for now."""
-
-    rollout: Rollout
-    agents: tuple[str, ...]
 
 
 class Fleet:
@@ -73,14 +63,14 @@ class Fleet:
     ) -> None:
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
-        tree = open_tree(settings.registry)
+        self.tree = tree = open_tree(settings.registry)
         self.trust = TrustHome(
             Repository(tree, settings.trust, lambda: self.clock.wall_ms() / 1000.0),
             settings.trust,
             _passphrase(settings, ask),
         )
-        self.registry = Registry(tree, self.trust)
         self.audit_head = AuditHead(settings.audit_head)
+        self.registry = Registry(tree, self.trust)
         self.database = FleetDatabase(
             settings.database,
             timeout_s=settings.database_timeout_s,
@@ -108,7 +98,8 @@ class Fleet:
 
         Args:
             source_dir: the bundle's folder.
-            back_to: what an automatic way back leads to; the version before by default.
+            back_to: what an automatic way back leads to; by default what the last
+                rollout brought that did not fail, or else the version before.
 
         Raises:
             BundleRejected: the folder is no bundle.
@@ -118,7 +109,9 @@ class Fleet:
             DatabaseUnavailable: stored, but not remembered; publish again.
             OSError: the disk is full, or a folder cannot be written.
         """
-        publication = self.registry.publish(source_dir, back_to=back_to)
+        publication = self.registry.publish(
+            source_dir, lambda model: back_to or self._served(model)
+        )
         seal = publication.seal
         with self.database.writing() as ledger:
             self._keep_versions(ledger, [seal], signed=publication.signed)
@@ -132,6 +125,32 @@ class Fleet:
                 )
         return publication
 
+    def _served(self, model: str) -> str | None:
+        """What the last rollout of a model brought that agents kept."""
+        with self.database.reading() as ledger:
+            states = ledger.rollout_states()
+            brought = [
+                each.version
+                for each in ledger.rollouts()
+                if each.model == model and states[each.generation] is RolloutState.DONE
+            ]
+        signed = {each.version for each in self.registry.signed_versions(model)}
+        return next((each for each in reversed(brought) if each in signed), None)
+
+    def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
+        """Draft and sign a version of the pool's models where it lies.
+
+        Raises:
+            SealRejected, NoTrust, KeyRejected, OSError: as `Registry.publish_folder`.
+            DatabaseUnavailable: signed, but not recorded.
+        """
+        seal, signature = self.registry.publish_folder(folder)
+        with self.database.writing() as ledger:
+            self.record_trust(
+                ledger, "model.publish_cloud", f"{seal.name} {seal.version}"
+            )
+        return seal, signature
+
     def sign(self, keys: Sequence[Path] = ()) -> Signature:
         """Sign what waits with the keys at hand, and show what is complete.
 
@@ -141,15 +160,16 @@ class Fleet:
             OSError: the registry cannot be written.
         """
         done = self.trust.sign(keys)
-        models = [roles.model_of(role) for role in done.settled.shown]
+        shown = (roles.model_of(role) for role in done.settled.shown)
+        models = [each for each in shown if each is not None]
         seals = [
             self.registry.seal(model, each.version)
             for model in models
-            if model is not None
             for each in self.registry.signed_versions(model)
         ]
         with self.database.writing() as ledger:
             self._keep_versions(ledger, seals, signed=True)
+            self._drop_revoked(ledger, models)
             self.record_trust(
                 ledger, "trust.sign", *(f"{r} by {k}" for r, k in done.signed.added)
             )
@@ -159,6 +179,12 @@ class Fleet:
         """Write into the audit log what was done to the fleet's trust."""
         for subject in subjects:
             ledger.record(self.who, what, subject, at_ms=self.clock.wall_ms())
+
+    def _drop_revoked(self, ledger: Ledger, models: Sequence[str]) -> None:
+        known = {model: self.registry.known_versions(model) for model in models}
+        for each in ledger.versions():
+            if each.model in known and each.version not in known[each.model]:
+                ledger.drop_version(each.model, each.version)
 
     def _keep_versions(
         self, ledger: Ledger, seals: Sequence[Seal], *, signed: bool
@@ -192,49 +218,32 @@ class Fleet:
                 for each in ledger.versions()
             ]
 
-    def start_rollout(
-        self,
-        model: str,
-        version: str,
-        agents: str | None = None,
-        *,
-        written: Callable[[int, int], None] = lambda _done, _of: None,
-    ) -> Started:
-        """Make a version the desired one.
+    @property
+    def rollouts(self) -> Rollouts:
+        """What can be done to rollouts."""
+        return Rollouts(self.database, self.registry, self.now, self.who)
 
-        Args:
-            model: a published model.
-            version: one of its published versions.
-            agents: `a,b,c`; None means every agent, also those that come later.
-            written: called with how many of how many agents are done.
+    @property
+    def declaring(self) -> Declaring:
+        """What can be done with what was declared."""
+        return Declaring(self.database, self.rollouts, self.now, self.who)
+
+    def plan(self, declared: DeclaredRollout) -> Plan:
+        """What a rollout would do if it began now, and what that costs.
 
         Raises:
-            BadOrder: unknown model, version or agent.
-            DatabaseUnavailable: nothing was changed.
-            OSError: the registry cannot be written; the daemon completes it later.
+            BadOrder: the version or an agent is not known.
+            DatabaseUnavailable: the state cannot be read.
+            OSError: the registry cannot be read.
         """
-        published: dict[str, list[str]] = {}
-        for each in self.registry.published():
-            published.setdefault(each.name, []).append(each.version)
-        check_version(model, version, published)
-        with self.database.writing() as ledger:
-            known = ledger.devices()
-            rollout = Rollout(
-                generation=next_generation(ledger.rollouts(), known.values()),
-                model=model,
-                version=version,
-                started_at_ms=self.clock.wall_ms(),
-                targets=read_agents(agents, known),
-            )
-            ledger.keep_rollout(rollout)
-        # After the commit: a document must never name a generation that a crash
-        # takes back and the next rollout would be given again.
-        reached = [agent for agent in known if rollout.reaches(agent)]
-        for start in range(0, len(reached), DESIRED_AT_ONCE):
-            some = reached[start : start + DESIRED_AT_ONCE]
-            converge(self.database, self.registry, some)
-            written(start + len(some), len(reached))
-        return Started(rollout, tuple(reached))
+        with self.database.reading() as ledger:
+            tree = open_tree(self.settings.registry)
+            costs = costs_of(ledger, tree, declared.model, declared.version)
+        return self.declaring.plan(declared, costs)
+
+    def now(self) -> Now:
+        """The time; every agent heard of lately counts as being there."""
+        return Now(self.clock.wall_ms(), silent_after_s=self.settings.silent_after_s)
 
     def tell(
         self, agents: Sequence[str], told: Callable[[int], None] = lambda _: None
@@ -260,34 +269,6 @@ class Fleet:
         except LinkDown as error:
             return str(error)
         return None
-
-    def progress(self, *, every: bool = False) -> list[RolloutProgress]:
-        """How far rollouts are, newest first.
-
-        Args:
-            every: also those that newer ones have superseded.
-        """
-        with self.database.reading() as ledger:
-            rollouts, devices = ledger.rollouts(), ledger.devices()
-        now_ms, silent_s = self.clock.wall_ms(), self.settings.silent_after_s
-        if not every:
-            return current(rollouts, devices, now_ms=now_ms, silent_after_s=silent_s)
-        return [
-            progress(each, rollouts, devices, now_ms=now_ms, silent_after_s=silent_s)
-            for each in reversed(rollouts)
-        ]
-
-    def progress_of(self, rollout: Rollout) -> RolloutProgress:
-        """How far one rollout is."""
-        with self.database.reading() as ledger:
-            rollouts, devices = ledger.rollouts(), ledger.devices()
-        return progress(
-            rollout,
-            rollouts,
-            devices,
-            now_ms=self.clock.wall_ms(),
-            silent_after_s=self.settings.silent_after_s,
-        )
 
     def devices(self) -> list[Device]:
         """Every agent that ever reported, by name."""
@@ -318,13 +299,18 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
         except LinkDown as error:
             log.info("agents were not told", agents=len(agents), reason=str(error))
 
-    inventory = Inventory(
+    conductor = Conductor(
         fleet.database,
         fleet.registry,
         clock=fleet.clock,
         hint=hint,
-        prefetch=settings.telemetry_prefetch,
         silent_after_s=settings.silent_after_s,
+    )
+    inventory = Inventory(
+        fleet.database,
+        clock=fleet.clock,
+        heard=conductor.heard,
+        prefetch=settings.telemetry_prefetch,
     )
     link = AmqpLink(
         amqp_url,
@@ -333,13 +319,16 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
         consume={TELEMETRY_QUEUE: settings.telemetry_prefetch},
         on_delivery=inventory.take,
     )
-    # A `rollout start` that died half way left documents behind its rollout.
-    await asyncio.to_thread(_heal, fleet)
+    await asyncio.to_thread(conductor.heal)
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(link.run()),
-            group.create_task(inventory.run()),
-            group.create_task(Renewal(fleet.trust).run()),
+            group.create_task(each)
+            for each in (
+                link.run(),
+                inventory.run(),
+                conductor.run(),
+                Renewal(fleet.trust).run(),
+            )
         ]
         await stop.wait()
         log.info("stopping")
@@ -349,8 +338,3 @@ async def run_daemon(fleet: Fleet, amqp_url: str, stop: asyncio.Event) -> None:
                 await inventory.settled()
         for task in tasks:
             task.cancel()
-
-
-def _heal(fleet: Fleet) -> None:
-    agents = [each.agent for each in fleet.devices()]
-    converge(fleet.database, fleet.registry, agents, anew=True)

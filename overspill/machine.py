@@ -61,6 +61,9 @@ print(json.dumps([tf.__version__, gpus]))
 """
 
 
+WORKER_ROOT: Final = "OVERSPILL_WORKER_TRUSTED_ROOT"
+
+
 class Verdict(StrEnum):
     """How bad it is: `fail` means that something here cannot run."""
 
@@ -100,6 +103,7 @@ async def examine() -> list[Finding]:
         disk(shutil.disk_usage(tempfile.gettempdir()).free, tempfile.gettempdir()),
         memory(_memory_bytes()),
         _example(),
+        pool_trust(os.environ.get(WORKER_ROOT)),
     ]
 
 
@@ -217,6 +221,25 @@ def tensorflow(version: str, gpus: Sequence[str]) -> Finding:
         return Finding("TensorFlow", Verdict.OK, f"{version}, {len(gpus)} GPU")
     return Finding(
         "TensorFlow", Verdict.OK, f"{version}, no GPU: workers use the processor"
+    )
+
+
+def pool_trust(root: str | None) -> Finding:
+    """Whether workers started from here load what nobody has signed."""
+    name = "trust of the pool"
+    if not root:
+        return Finding(
+            name,
+            Verdict.OK,
+            f"{WORKER_ROOT} is not set: workers load unsigned models, as in development",
+        )
+    if Path(root).expanduser().is_file():
+        return Finding(name, Verdict.OK, f"workers load what {root} vouches for")
+    return Finding(
+        name,
+        Verdict.FAIL,
+        f"{root} is not there",
+        f"copy the fleet's trust/root.json to where {WORKER_ROOT} says",
     )
 
 

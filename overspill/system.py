@@ -182,6 +182,10 @@ class System:
             "OVERSPILL_FLEET_AMQP_URL": self._node.amqp_url("fleet"),
         }
 
+    @property
+    def _root_file(self) -> Path:
+        return self.home / "trust" / "root.json"
+
     def amqp_url(self, user: str) -> str:
         """Where `user` connects to RabbitMQ, password included."""
         return self._node.amqp_url(user)
@@ -317,9 +321,15 @@ class System:
         self._changed("mosquitto", "ready")
 
     async def _publish_first(self) -> None:
-        """Give the fleet its key, which agents must trust, and its first version."""
+        """Give the fleet its keys, whose root agents must trust, and its first version."""
         self._changed("registry", "starting")
         variables = environment(OVERSPILL_FLEET_HOME=str(self.home))
+        if not self._root_file.exists():
+            code, _, err = await run_command(
+                python("overspill", "trust", "init", "--dev"), variables
+            )
+            if code:
+                raise CommandFailed(f"no keys were made: {err.strip()}")
         words = ("model", "publish", str(self.example.bundles[0]))
         code, _, err = await run_command(python("overspill", *words), variables)
         if code:
@@ -402,7 +412,7 @@ class System:
                 OVERSPILL_AGENT_STATE_DIR=str(place.state_dir),
                 OVERSPILL_AGENT_CLOUD_URL=self._node.mqtt_url(place.agent),
                 OVERSPILL_AGENT_BUNDLES=str(self.example.bundles[0]),
-                OVERSPILL_AGENT_TRUSTED_KEYS=str(self.home / "keys" / "signing.pub"),
+                OVERSPILL_AGENT_TRUSTED_ROOT=str(self._root_file),
                 OVERSPILL_AGENT_REPORT_EVERY_S=str(REPORT_EVERY_S),
                 **local,
             ),

@@ -86,7 +86,10 @@ def _zstd(size: int, prefix: bytes, level: int) -> zstd.ZstdCompressor:
     if len(prefix) > READ_BYTES:
         options[settings.enable_long_distance_matching] = 1
     held = zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= 8 else None
-    return zstd.ZstdCompressor(options=options, zstd_dict=held)
+    coder = zstd.ZstdCompressor(options=options, zstd_dict=held)
+    # Not written; without it zstd takes tables of 80 MB for the shortest input.
+    coder.set_pledged_input_size(size)
+    return coder
 
 
 def _lzma(size: int) -> lzma.LZMACompressor:

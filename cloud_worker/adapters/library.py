@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import structlog
 from cloud_worker.adapters.repository import (
     Candidate,
     Found,
+    NoRepository,
     Refused,
     find_models,
     version_age,
@@ -27,6 +28,14 @@ from cloud_worker.core.policy import Policy
 from cloud_worker.core.versions import Key, Shelf, Stored
 
 log = structlog.get_logger(__name__)
+
+
+Refusal = Callable[[Path, str, str, str], str | None]
+"""Why a version must not be loaded: its folder, name, version, and state of files."""
+
+
+def anything(_folder: Path, _name: str, _version: str, _state: str) -> None:
+    """Where no root is configured, whatever lies in the repository is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,8 @@ class Library:
         max_batch: for models whose `model.json` does not say.
         only: the models to look at; none: all of them.
         settle_s: so long a version must not have changed.
+        refusal: why a version must not be loaded, given its folder, name, version and
+            the state of its files; None when it may.
     """
 
     def __init__(
@@ -72,11 +83,13 @@ class Library:
         max_batch: int,
         only: Collection[str] = (),
         settle_s: float = 2.0,
+        refusal: Refusal = anything,
     ) -> None:
         self._root = root
         self._max_batch = max_batch
         self._only = frozenset(only)
         self._settle_s = settle_s
+        self._refusal = refusal
         self._seen: dict[Path, str] = {}
         self._kept: dict[Path, _Kept] = {}
         self._policies: dict[str, Policy] = {}
@@ -91,7 +104,14 @@ class Library:
         """
         found = find_models(self._root, max_batch=self._max_batch, only=self._only)
         self._judge(found)
-        self._report(found.refused)
+        unsigned = self._pass_over_what_may_not()
+        self._report([*found.refused, *unsigned])
+        if self._first and unsigned and not self._kept:
+            raise NoRepository(
+                f"{self._root} holds no model that may be loaded; {unsigned[0].path}: "
+                f"{unsigned[0].reason}. Sign it: overspill model publish --cloud "
+                f"{unsigned[0].path}"
+            )
         self._first = False
         # A policy that is wrong now stays as it last was right.
         self._policies |= found.policies
@@ -139,6 +159,19 @@ class Library:
             reverse=True,
         )
         self._kept = {each.candidate.folder: each for each in newest_first}
+
+    def _pass_over_what_may_not(self) -> list[Refused]:
+        """Leave out what must not be loaded, also when it was loaded before."""
+        passed_over = []
+        for folder, kept in list(self._kept.items()):
+            source = kept.candidate.source
+            reason = self._refusal(
+                folder, source.name, source.version, kept.stored.files
+            )
+            if reason is not None:
+                passed_over.append(Refused(folder, reason))
+                del self._kept[folder]
+        return passed_over
 
     def _keep_what_is_rewritten(
         self,

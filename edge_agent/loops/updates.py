@@ -93,7 +93,7 @@ class NoTrustRoot:
         """
         raise ModelRefused(
             f"{model} {version} in epoch {epoch}: this agent does not know who may "
-            "sign models; give it the fleet's root.json (OVERSPILL_AGENT_TRUST_ROOT)"
+            "sign models; give it the fleet's root.json (OVERSPILL_AGENT_TRUSTED_ROOT)"
         )
 
 

@@ -6,13 +6,16 @@ Every call blocks.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from broker.codec import encode
 from broker.messages import Desired, DesiredModel
 from bundle import layout
+from bundle.canonical import canonical
+from bundle.folder_seal import FolderSeal, seal_folder
 from bundle.pack import pack
 from bundle.seal import Seal, make_seal
 from bundle.tree import Tree
@@ -21,18 +24,16 @@ from bundle.trust.errors import NoTrust, TrustRefused
 from bundle.trust.naming import Named
 from bundle.trust.repository import Repository
 from fleet.adapters.trust_home import Signature, TrustHome
+from fleet.core.rollouts import WayBack
+
+NO_TRUST: Final = (
+    "no trust is set up yet, so nothing can be signed: run overspill trust init, or "
+    "overspill trust init --dev to try things out on one machine"
+)
 
 
 class AlreadyPublished(ValueError):
     """This name and version is taken by other bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class WayBack:
-    """The version to go back to, in the epoch that was signed for it."""
-
-    version: str
-    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,15 @@ class Registry:
     def _repository(self) -> Repository:
         return self._trust.repository
 
-    def publish(self, source_dir: Path, *, back_to: str | None = None) -> Publication:
+    def publish(
+        self, source_dir: Path, back_to: Callable[[str], str | None] = lambda _: None
+    ) -> Publication:
         """Pack, seal and store the bundle in `source_dir`; draft it, and sign.
 
         Args:
             source_dir: the bundle's folder.
-            back_to: the version that an automatic way back leads to; the one that
-                was published before when None.
+            back_to: names the version of a model that an automatic way back leads
+                to; for None it is the one that was published before.
 
         Raises:
             BundleRejected: the folder is no bundle.
@@ -97,16 +100,13 @@ class Registry:
             OSError: the disk is full, or the registry cannot be written.
         """
         if not self._repository.is_there:
-            raise NoTrust(
-                "no trust is set up yet, so nothing can be signed: run overspill trust "
-                "init, or overspill trust init --dev to try things out on one machine"
-            )
+            raise NoTrust(NO_TRUST)
         with tempfile.TemporaryDirectory(prefix="overspill-pack-") as folder:
             packed = Path(folder) / "bundle.tar"
             manifest = pack(source_dir, packed)
             made = make_seal(packed, manifest.name, manifest.version)
             made = made.model_copy(update={"requires": manifest.requires})
-            return self._publish(packed, made, back_to)
+            return self._publish(packed, made, back_to(made.name))
 
     def _publish(self, packed: Path, made: Seal, back_to: str | None) -> Publication:
         with self._trust.alone():
@@ -132,6 +132,27 @@ class Registry:
             signature,
             signed=self._is_signed(made),
         )
+
+    def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
+        """Seal a version of the pool's models where it lies; draft it, and sign.
+
+        Args:
+            folder: `…/NAME/VERSION`, as workers find it.
+
+        Raises:
+            SealRejected: it cannot be sealed.
+            NoTrust: nobody can sign anything yet.
+            KeyRejected: a key at hand cannot be used.
+            OSError: it cannot be read, or the registry not be written.
+        """
+        folder = folder.resolve()
+        seal = seal_folder(folder, folder.parent.name, folder.name)
+        if not self._repository.is_there:
+            raise NoTrust(NO_TRUST)
+        with self._trust.alone():
+            data = canonical(seal.model_dump(mode="json"))
+            self._repository.draft_folder(seal.name, seal.version, data)
+            return seal, self._trust.sign()
 
     def draft_again(self, model: str, version: str) -> Seal:
         """Draft a published version in a new epoch, above all that were signed.
@@ -173,6 +194,15 @@ class Registry:
             )
         return sorted(newest.values(), key=lambda each: each.epoch)
 
+    def known_versions(self, model: str) -> frozenset[str]:
+        """The versions of a model that are signed or drafted."""
+        return frozenset(
+            each.version
+            for drafted in (True, False)
+            for each in self._bundles(model, drafted=drafted)
+            if not each.back
+        )
+
     def seal(self, model: str, version: str) -> Seal:
         """The seal of a version that is signed or drafted, in its own epoch.
 
@@ -183,6 +213,19 @@ class Registry:
         if seal is None:
             raise TrustRefused(f"{model} {version} is not published")
         return seal
+
+    def named_blobs(self) -> set[str]:
+        """The digests of all packed bundles that are signed or drafted.
+
+        Raises:
+            NoTrust, TrustRefused, NotThere: it cannot be told for all of them.
+        """
+        return {
+            self._repository.seal(each).sha256
+            for model in self._repository.models()
+            for drafted in (False, True)
+            for each in self._bundles(model, drafted=drafted)
+        }
 
     def write_desired(self, documents: Mapping[str, bytes]) -> None:
         """Give agents their documents (`desired_document`).

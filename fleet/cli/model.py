@@ -12,13 +12,18 @@ from rich.table import Table
 
 from fleet.adapters.registry import Publication
 from fleet.adapters.trust_home import TrustHome
+from fleet.app import Fleet
 from fleet.cli import terminal
+from fleet.cli.collection import gc
 from fleet.cli.signing import signature_json, tell_signature
 from fleet.cli.terminal import AsJson, Home
 
 app = typer.Typer(
     help="Publish model versions into the fleet's registry.", no_args_is_help=True
 )
+
+
+app.command()(gc)
 
 
 @app.callback()
@@ -38,12 +43,21 @@ def publish(
     back_to: Annotated[
         str | None,
         typer.Option(
-            help="The version that an automatic way back leads to. Default: the one "
-            "that was published before."
+            help="The version that an automatic way back leads to. Default: what the "
+            "last good rollout brought, or else the one that was published before."
         ),
     ] = None,
     home: Home = None,
     *,
+    cloud: Annotated[
+        bool,
+        typer.Option(
+            "--cloud",
+            help="DIR is NAME/VERSION/ of the worker pool's models: it stays where it "
+            "is, and its digests are signed. Workers with "
+            "OVERSPILL_WORKER_TRUSTED_ROOT load nothing else.",
+        ),
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Pack, store and sign a model version; agents get it by `overspill rollout start`.
@@ -55,6 +69,9 @@ def publish(
     """
     settings = terminal.read_settings(home)
     with terminal.opened(settings) as fleet:
+        if cloud:
+            _publish_cloud(fleet, directory, as_json=json)
+            return
         # No spinner over a question for a passphrase.
         if sys.stdin.isatty():
             done = fleet.publish(directory, back_to=back_to)
@@ -65,6 +82,24 @@ def publish(
             terminal.print_json(_publication(done, fleet.trust))
             return
         _tell(done, fleet.trust)
+
+
+def _publish_cloud(fleet: Fleet, directory: Path, *, as_json: bool) -> None:
+    seal, signature = fleet.publish_folder(directory)
+    if as_json:
+        terminal.print_json(
+            {
+                "model": seal.name,
+                "version": seal.version,
+                "files": len(seal.files),
+                **signature_json(fleet.trust, signature),
+            }
+        )
+        return
+    terminal.note(
+        f"sealed {seal.name} {seal.version} for the pool ({len(seal.files)} files)"
+    )
+    tell_signature(fleet.trust, signature)
 
 
 def _publication(done: Publication, trust: TrustHome) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
@@ -25,6 +25,7 @@ from bundle.trust.errors import KeyRejected, NoTrust, TrustRefused
 from bundle.trust.keys import Passphrase
 from fleet.adapters.audit_head import HeadUnreadable
 from fleet.adapters.dead_store import StoreUnavailable
+from fleet.adapters.fleet_file import BadFile
 from fleet.adapters.registry import AlreadyPublished
 from fleet.adapters.state.database import DatabaseUnavailable
 from fleet.adapters.state.engines import BadDatabaseUrl
@@ -37,6 +38,7 @@ from fleet.settings import FleetSettings
 EXPECTED: Final = (
     AlreadyPublished,
     BadChoice,
+    BadFile,
     BadDatabaseUrl,
     BadOrder,
     BadPlace,
@@ -63,6 +65,9 @@ Home = Annotated[
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document, for scripts.")
+]
+AsJsonLines = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document a line, for scripts.")
 ]
 AmqpUrl = Annotated[
     str | None,
@@ -140,6 +145,17 @@ def complain(reason: str) -> None:
     sys.stderr.write(f"error: {' '.join(reason.split())}\n")
 
 
+def fail_with(reasons: Sequence[str]) -> NoReturn:
+    """Say several reasons, a line each, and end the command with exit code 1.
+
+    Raises:
+        typer.Exit: always.
+    """
+    for each in reasons:
+        sys.stderr.write(f"error: {each}\n")
+    raise typer.Exit(1)
+
+
 def warn(text: str) -> None:
     """Say something that is no failure."""
     sys.stderr.write(f"warning: {text}\n")
@@ -169,11 +185,15 @@ def age(now_ms: int, then_ms: int | None) -> str:
     """How long ago, for a person."""
     if then_ms is None:
         return "never"
-    seconds = max(0, now_ms - then_ms) / 1000
+    return lasts(max(0, now_ms - then_ms) / 1000)
+
+
+def lasts(seconds: float) -> str:
+    """A length of time, for a person."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def size(size_bytes: int) -> str:

@@ -1,5 +1,8 @@
 """Reports from the queue into the database, many to a commit, acknowledged after it.
 
+What follows from them for rollouts is the conductor's: it hears whose reports were
+written, and looks when it is ready, so a thousand reports are not a thousand looks.
+
 Who reports is what the routing key says, which the broker enforced; never what the
 payload says. A report that cannot be read is counted, logged and acknowledged: it
 would be no better the next time. A database that cannot be written keeps reports
@@ -9,7 +12,7 @@ unacknowledged until it can.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -19,10 +22,8 @@ from broker.backoff import Backoff
 from broker.codec import WireError, decode
 from broker.messages import Report
 from broker.topics import BadId, check_id, read_agent
-from fleet.adapters.registry import Registry
 from fleet.adapters.state.database import DatabaseUnavailable, FleetDatabase
 from fleet.core.devices import observe
-from fleet.loops.convergence import keep_progress, write_desired
 from lifecycle.clock import Clock
 
 log = structlog.get_logger(__name__)
@@ -50,36 +51,29 @@ class Said:
 
 
 class Inventory:
-    """Takes deliveries, writes what they say, and tells agents what changed for them.
+    """Takes deliveries and writes what they say.
 
     Args:
         database: open.
-        registry: where desired documents lie.
         clock: gives the time of arrival.
-        hint: tells agents that their desired state changed. It does not raise when
-            they cannot be told: they ask by themselves later.
+        heard: called with the agents whose reports were written.
         prefetch: how many deliveries may be held.
-        silent_after_s: an agent not heard of for so long is silent.
         backoff: how long to wait when the database cannot be written.
     """
 
-    def __init__(  # noqa: PLR0913 - what it stands on; all but two by name
+    def __init__(
         self,
         database: FleetDatabase,
-        registry: Registry,
         *,
         clock: Clock,
-        hint: Callable[[Sequence[str]], Awaitable[None]],
+        heard: Callable[[Collection[str]], None],
         prefetch: int = 200,
-        silent_after_s: float = 90.0,
         backoff: Backoff | None = None,
     ) -> None:
         self.malformed = 0
         self._database = database
-        self._registry = registry
         self._clock = clock
-        self._hint = hint
-        self._silent_after_s = silent_after_s
+        self._heard = heard
         self._backoff = backoff or Backoff()
         self._taken: asyncio.Queue[Delivered] = asyncio.Queue(maxsize=prefetch)
 
@@ -98,13 +92,12 @@ class Inventory:
             while len(batch) < MOST_AT_ONCE and not self._taken.empty():
                 batch.append(self._taken.get_nowait())
             said = [each for delivery in batch for each in self._read(delivery)]
-            changed = await self._write(said)
+            await self._write(said)
             # Ack last: a crash here writes the same again, but forgets nothing.
             for delivery in batch:
                 delivery.ack()
                 self._taken.task_done()
-            if changed:
-                await self._hint(changed)
+            self._heard({each.agent for each in said})
 
     def _read(self, delivery: Delivered) -> list[Said]:
         agent = read_agent(delivery.routing_key)
@@ -127,13 +120,13 @@ class Inventory:
             malformed=self.malformed,
         )
 
-    async def _write(self, said: Sequence[Said]) -> tuple[str, ...]:
+    async def _write(self, said: Sequence[Said]) -> None:
         if not said:
-            return ()
+            return
         while True:
             try:
-                changed = await asyncio.to_thread(self._record, said)
-            except (DatabaseUnavailable, OSError) as error:
+                await asyncio.to_thread(self._record, said)
+            except DatabaseUnavailable as error:
                 wait_s = self._backoff.next_s()
                 log.error(
                     "reports wait: the fleet's state cannot be written",
@@ -144,9 +137,9 @@ class Inventory:
                 await asyncio.sleep(wait_s)
             else:
                 self._backoff.reset()
-                return changed
+                return
 
-    def _record(self, said: Sequence[Said]) -> tuple[str, ...]:
+    def _record(self, said: Sequence[Said]) -> None:
         now_ms = self._clock.wall_ms()
         reporting = {each.agent for each in said}
         with self._database.writing() as ledger:
@@ -158,10 +151,3 @@ class Inventory:
                     known.get(each.agent), each.agent, each.report, now_ms
                 )
             ledger.keep_devices(known.values())
-            keep_progress(
-                ledger,
-                reporting,
-                now_ms=now_ms,
-                silent_after_s=self._silent_after_s,
-            )
-            return write_desired(ledger, self._registry, reporting)

@@ -8,29 +8,31 @@ from pathlib import Path
 
 import pytest
 
-from broker.messages import SlotReport
+from broker.messages import SlotReport, UpdatePolicy, Window
 from fleet.adapters.state.database import DatabaseUnavailable, FleetDatabase
 from fleet.adapters.state.versions import PublishedVersion
 from fleet.core.devices import Device
+from fleet.core.gates import DEFAULT_GATES, Decision, GateKind, Verdict
 from fleet.core.rollouts import (
-    AgentProgress,
     AgentState,
+    Course,
     Rollout,
     RolloutState,
+    Told,
+    Wave,
+    WayBack,
+    begun,
     next_generation,
 )
-from tests.postgres import PrivatePostgres
+from tests.fleet_places import KINDS, fresh_place
 
 NOW_MS = 1_700_000_000_000
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=KINDS)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a database can be made."""
-    if request.param == "sqlite":
-        return str(tmp_path / "f.db")
-    server: PrivatePostgres = request.getfixturevalue("postgres")
-    return server.fresh()
+    return fresh_place(request.param, request, tmp_path)
 
 
 def version(number: str, at_ms: int = NOW_MS) -> PublishedVersion:
@@ -84,17 +86,48 @@ def test_publishing_again_keeps_the_first_time(place: str) -> None:
             assert ledger.versions() == [version("1", NOW_MS)]
 
 
-def test_a_result_is_news_once_and_its_time_is_when_it_changed(place: str) -> None:
-    came = AgentProgress("a", AgentState.REFUSED, "1", "bad digest", NOW_MS)
+def test_a_rollout_and_its_course_are_there_after_reopening(place: str) -> None:
+    new = Rollout(
+        1,
+        "fashion",
+        "2",
+        NOW_MS,
+        query="site=lyon",
+        epoch=4,
+        way_back=WayBack("1", 5),
+        waves=(Wave(share=0.01, soak_s=60, shadow=True), Wave(count=10), Wave()),
+        gates=DEFAULT_GATES,
+        policy=UpdatePolicy(probation_s=5, window=Window(days=[0], start_minute=60)),
+    )
+    failed = Verdict(GateKind.SPILL, Decision.FAIL, 300, 0.2, 0.15, 0.25, "20 %")
+    told = {
+        "a": Told(
+            "a", 0, NOW_MS, AgentState.REFUSED, NOW_MS, 7, "1", "é", True, "1", 2
+        ),
+        "b": Told("b", 1, NOW_MS),
+    }
+    course = Course(
+        state=RolloutState.PAUSED,
+        since_ms=NOW_MS + 1,
+        wave=1,
+        settled_at_ms=NOW_MS,
+        reason="spill",
+        approved=0,
+        waived=frozenset({GateKind.SPILL}),
+        verdicts=(failed,),
+        told=told,
+    )
     with FleetDatabase(place) as database, database.writing() as ledger:
-        new = Rollout(1, "fashion", "2", NOW_MS)
         ledger.keep_rollout(new)
-        assert ledger.keep_result(new.generation, came, NOW_MS) is True
-        assert ledger.keep_result(new.generation, came, NOW_MS + 9) is False
-        assert ledger.results()[new.generation, "a"].since_ms == NOW_MS
-        failed = RolloutState.FAILED
-        assert ledger.keep_state(new.generation, failed, NOW_MS) is True
-        assert ledger.keep_state(new.generation, failed, NOW_MS + 9) is False
+        assert ledger.courses([new]) == {1: begun(new)}
+        ledger.keep_course(1, course)
+        ledger.keep_told(1, told.values())
+        ledger.keep_told(1, [told["b"]])
+    with FleetDatabase(place) as database, database.reading() as ledger:
+        assert ledger.rollouts() == [new]
+        assert ledger.courses([new]) == {1: course}
+        assert ledger.rollout_states() == {1: RolloutState.PAUSED}
+        assert ledger.told_of(["b", "c"]) == {"b": {1: told["b"]}}
 
 
 def test_processes_that_open_and_write_at_once_all_succeed(place: str) -> None:

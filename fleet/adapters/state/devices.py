@@ -10,7 +10,15 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, RowMapping, delete, select
 
 from broker.messages import DesiredModel, SlotReport
-from fleet.adapters.state.tables import DESIRED, DEVICES, LABELS, RETIRED, upsert
+from fleet.adapters.state.tables import (
+    DESIRED,
+    DEVICES,
+    LABELS,
+    RESULTS,
+    RETIRED,
+    ROLLOUTS,
+    upsert,
+)
 from fleet.core.devices import Device
 
 SLOTS: Final = TypeAdapter(tuple[SlotReport, ...])
@@ -37,6 +45,19 @@ class WrittenDesired:
     generation: int
     sha256: str
     models: tuple[DesiredModel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What came of one rollout on one agent."""
+
+    generation: int
+    model: str
+    version: str
+    state: str
+    reason: str | None
+    told_at_ms: int
+    since_ms: int
 
 
 class DevicePages:
@@ -156,6 +177,25 @@ class DevicePages:
         """
         gone = self._connection.execute(delete(RETIRED).where(RETIRED.c.agent == agent))
         return gone.rowcount > 0
+
+    def passages(self, agent: str, last: int) -> list[Passage]:
+        """What came of the newest rollouts on an agent, oldest first."""
+        rows = self._connection.execute(
+            select(
+                RESULTS.c.generation,
+                ROLLOUTS.c.model,
+                ROLLOUTS.c.version,
+                RESULTS.c.state,
+                RESULTS.c.reason,
+                RESULTS.c.told_at_ms,
+                RESULTS.c.since_ms,
+            )
+            .join(ROLLOUTS, ROLLOUTS.c.generation == RESULTS.c.generation)
+            .where(RESULTS.c.agent == agent)
+            .order_by(RESULTS.c.generation.desc())
+            .limit(last)
+        )
+        return [Passage(**row) for row in rows.mappings()][::-1]
 
     def desired(self, agents: Collection[str]) -> dict[str, WrittenDesired]:
         """What `agents` were last given, by name."""

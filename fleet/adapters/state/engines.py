@@ -40,7 +40,7 @@ def read_place(place: str | Path) -> URL:
         return URL.create("sqlite", database=str(Path(place).expanduser()))
     try:
         url = make_url(place)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         # Not the URL itself: it may hold a password.
         raise BadDatabaseUrl(
             "the fleet's database is a path or "

@@ -62,14 +62,19 @@ class RecordPages:
         ).first()
         return EMPTY if row is None else Head(row.sequence, row.digest)
 
-    def audit(self, *, after: int = 0, limit: int | None = None) -> Iterator[Entry]:
-        """The entries after number `after`, oldest first, in bounded memory."""
-        query = select(AUDIT).where(AUDIT.c.sequence > after).order_by(AUDIT.c.sequence)
-        rows = self._connection.execution_options(yield_per=READ_AT_ONCE).execute(
-            query if limit is None else query.limit(limit)
-        )
-        for row in rows.mappings():
-            yield Entry(**row)
+    def audit(self) -> Iterator[Entry]:
+        """Every entry, by sequence, in bounded memory."""
+        after = -(2**63)  # One that was put before the first is found as well.
+        while True:
+            query = select(AUDIT).where(AUDIT.c.sequence > after)
+            some = self._connection.execute(
+                query.order_by(AUDIT.c.sequence).limit(READ_AT_ONCE)
+            ).mappings()
+            page = [Entry(**row) for row in some]
+            yield from page
+            if len(page) < READ_AT_ONCE:
+                return
+            after = page[-1].sequence
 
     def newest_audit(
         self,

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from fleet.adapters.state.tables import EVENTS, RESULTS, ROLLOUTS, upsert
-from fleet.core.rollouts import AgentProgress, Rollout, RolloutState
+from fleet.core.rollouts import (
+    REMEMBERED,
+    AgentState,
+    Course,
+    Rollout,
+    RolloutState,
+    Told,
+    begun,
+)
 
 TERMS: Final = TypeAdapter(Rollout)
-
-
-@dataclass(frozen=True, slots=True)
-class AgentResult:
-    """The last state of one agent in one rollout, and since when."""
-
-    generation: int
-    agent: str
-    state: str
-    version: str | None
-    reason: str | None
-    since_ms: int
+COURSE: Final = TypeAdapter(Course)
+# SQLite takes 32,766 parameters in one statement, older ones 999.
+NAMED_AT_ONCE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,76 +60,78 @@ class RolloutPages:
                 "version": rollout.version,
                 "targets": None if rollout.targets is None else sorted(rollout.targets),
                 "started_at_ms": rollout.started_at_ms,
-                "state": RolloutState.IN_PROGRESS.value,
+                "state": RolloutState.RUNNING.value,
                 "state_since_ms": rollout.started_at_ms,
-                "epoch": 0,
+                "epoch": rollout.epoch,
                 "terms": TERMS.dump_python(rollout, mode="json"),
-                "course": {},
+                "course": _page(begun(rollout)),
             },
         )
 
-    def keep_state(self, generation: int, state: RolloutState, now_ms: int) -> bool:
-        """Write how far a rollout is.
+    def courses(self, rollouts: Iterable[Rollout]) -> dict[int, Course]:
+        """How far each of these rollouts is, with every agent it has told."""
+        by_generation = {each.generation: each for each in rollouts}
+        told: dict[int, dict[str, Told]] = {each: {} for each in by_generation}
+        for some in _cut(sorted(by_generation)):
+            found = select(RESULTS).where(RESULTS.c.generation.in_(some))
+            for row in self._connection.execute(found).mappings():
+                told[row["generation"]][row["agent"]] = _told(row)
+        courses: dict[int, Course] = {}
+        for some in _cut(sorted(by_generation)):
+            pages = select(ROLLOUTS).where(ROLLOUTS.c.generation.in_(some))
+            for row in self._connection.execute(pages).mappings():
+                generation = row["generation"]
+                # Those from before rollouts had a course have an empty page.
+                fresh = _page(begun(by_generation[generation]))
+                page = {**fresh, **row["course"], "state": row["state"]}
+                page["since_ms"] = row["state_since_ms"]
+                courses[generation] = replace(
+                    COURSE.validate_python(page), told=told[generation]
+                )
+        return courses
 
-        Returns:
-            Whether that is news.
-        """
-        changed = self._connection.execute(
+    def rollout_states(self) -> dict[int, RolloutState]:
+        """The state of every rollout, by generation."""
+        rows = self._connection.execute(select(ROLLOUTS.c.generation, ROLLOUTS.c.state))
+        return {row.generation: RolloutState(row.state) for row in rows}
+
+    def told_of(self, agents: Collection[str]) -> dict[str, dict[int, Told]]:
+        """What rollouts have told `agents`, by agent and generation."""
+        told: dict[str, dict[int, Told]] = {}
+        names = sorted(agents)
+        for start in range(0, len(names), NAMED_AT_ONCE):
+            some = names[start : start + NAMED_AT_ONCE]
+            found = select(RESULTS).where(RESULTS.c.agent.in_(some))
+            for row in self._connection.execute(found).mappings():
+                told.setdefault(row["agent"], {})[row["generation"]] = _told(row)
+        return told
+
+    def keep_course(self, generation: int, course: Course) -> None:
+        """Write how far a rollout is; of its agents only those given to `keep_told`."""
+        self._connection.execute(
             update(ROLLOUTS)
-            .where(ROLLOUTS.c.generation == generation, ROLLOUTS.c.state != state.value)
-            .values(state=state.value, state_since_ms=now_ms)
-        )
-        return changed.rowcount > 0
-
-    def keep_result(self, generation: int, came: AgentProgress, now_ms: int) -> bool:
-        """Write how far an agent is in a rollout.
-
-        Returns:
-            Whether that is news.
-        """
-        row = self._connection.execute(
-            select(RESULTS).where(
-                RESULTS.c.generation == generation, RESULTS.c.agent == came.agent
+            .where(ROLLOUTS.c.generation == generation)
+            .values(
+                state=course.state.value,
+                state_since_ms=course.since_ms,
+                course=_page(course),
             )
-        ).first()
-        news = (came.state.value, came.version, came.reason)
-        if row is not None and (row.state, row.version, row.reason) == news:
-            return False
+        )
+
+    def keep_told(self, generation: int, told: Iterable[Told]) -> None:
+        """Write what came of a rollout on some agents."""
         upsert(
             self._connection,
             RESULTS,
-            [
+            (
                 {
                     "generation": generation,
-                    "agent": came.agent,
-                    "state": came.state.value,
-                    "version": came.version,
-                    "reason": came.reason,
-                    "since_ms": now_ms,
-                    "told_at_ms": now_ms,
-                    "wave": 0,
-                    "mark": 0,
-                    "shadow": False,
-                    "before": None,
-                    "before_epoch": 0,
+                    **{each.name: getattr(one, each.name) for each in fields(Told)},
+                    "state": one.state.value,
                 }
-            ],
+                for one in told
+            ),
         )
-        return True
-
-    def results(self) -> dict[tuple[int, str], AgentResult]:
-        """The last written state of each agent in each rollout."""
-        return {
-            (row.generation, row.agent): AgentResult(
-                generation=row.generation,
-                agent=row.agent,
-                state=row.state,
-                version=row.version,
-                reason=row.reason,
-                since_ms=row.since_ms,
-            )
-            for row in self._connection.execute(select(RESULTS))
-        }
 
     def keep_event(
         self, generation: int, kind: str, details: Mapping[str, Any], *, at_ms: int
@@ -160,3 +161,25 @@ class RolloutPages:
             .order_by(EVENTS.c.sequence)
         )
         return [RolloutEvent(**row) for row in rows.mappings()]
+
+
+def _page(course: Course) -> dict[str, Any]:
+    """A course as JSON, without its agents, who have rows of their own."""
+    page: dict[str, Any] = COURSE.dump_python(replace(course, told={}), mode="json")
+    del page["told"]
+    return page
+
+
+def _told(row: RowMapping) -> Told:
+    said = {each.name: row[each.name] for each in fields(Told)}
+    state = AgentState(said["state"])
+    # Earlier programs wrote what silence had made of it.
+    said["state"] = state if state in REMEMBERED else AgentState.PENDING
+    return Told(**said)
+
+
+def _cut(generations: list[int]) -> Iterable[list[int]]:
+    return (
+        generations[start : start + NAMED_AT_ONCE]
+        for start in range(0, len(generations), NAMED_AT_ONCE)
+    )

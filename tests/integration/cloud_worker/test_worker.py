@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import os
@@ -29,9 +30,8 @@ from broker.messages import (
 )
 from broker.node import Node
 from broker.topics import requests
-from bundle.seal import make_seal, sign_seal
-from bundle.store import BundleStore
-from bundle.trust import generate_key
+from bundle import layout
+from bundle.folder_tree import FolderTree
 from fleet.adapters.dead_store import DeadStore, with_dead_store
 from fleet.core.letters import Filter, Letter
 from tests.integration.cloud_worker.pool import (
@@ -308,53 +308,36 @@ async def test_a_broken_newest_version_leaves_the_one_before_it_serving(
         assert (await agent.result("versions-1")).version == "1"
 
 
-async def test_a_model_update_is_served_from_the_registry(
+async def test_a_worker_serves_the_files_of_its_registry(
     rabbit: Node, tmp_path: Path
 ) -> None:
     models = repository(tmp_path / "models", it_update="line_lite")
-    store = BundleStore(tmp_path / "registry")
-    packed = tmp_path / "packed"
-    packed.write_bytes(np.random.default_rng(0).bytes(300_000))
-    signed = sign_seal(make_seal(packed, "fashion", "2"), generate_key())
-    store.publish(packed, signed)
-    store.write_desired("agent-1", b"desired of agent-1")
+    data = np.random.default_rng(0).bytes(300_000)
+    path = layout.blob(hashlib.sha256(data).hexdigest())
+    tree = FolderTree(tmp_path / "registry")
+    tree.write(path, data)
+    tree.write("desired/agent-1", b"for agent-1 only")
     async with (
         worker(rabbit, models, registry=tmp_path / "registry"),
         Agent(rabbit) as agent,
+        Agent(rabbit, "agent-2") as other,
     ):
-        desired = await agent.get(Get(want="desired"))
-        assert desired.data == b"desired of agent-1"
-        seal = await agent.get(Get(want="seal", model="fashion", version="2"))
-        assert seal.data == signed
-        chunks = [
-            await agent.get(
-                Get(want="chunk", model="fashion", version="2", index=index)
-            )
-            for index in range(3)
+        own = await agent.get(Get(want="file", path="desired/agent-1"))
+        assert own.data == b"for agent-1 only"
+        pieces = [
+            await agent.get(Get(want="file", path=path, offset=at, length=100_000))
+            for at in range(0, 300_000, 100_000)
         ]
-        assert b"".join(each.data for each in chunks) == packed.read_bytes()
+        assert b"".join(each.data for each in pieces) == data
+        assert {each.total_bytes for each in pieces} == {len(data)}
         for nowhere in (
-            Get(want="chunk", model="fashion", version="2", index=3),
-            Get(want="seal", model="fashion", version="9"),
-            Get(want="seal"),
+            Get(want="file", path="desired/agent-1"),
+            Get(want="file", path="blobs/none"),
+            Get(want="file"),
         ):
-            blob = await agent.get(nowhere)
-            assert blob.status == "not_found"
+            blob = await other.get(nowhere)
+            assert (blob.status, blob.data) == ("not_found", b"")
             assert blob.reason
-
-
-async def test_nothing_desired_is_said_and_another_agent_is_not_overheard(
-    rabbit: Node, tmp_path: Path
-) -> None:
-    models = repository(tmp_path / "models", it_none="line_lite")
-    registry = tmp_path / "registry"
-    BundleStore(registry).write_desired("agent-1", b"for agent-1 only")
-    async with (
-        worker(rabbit, models, registry=registry),
-        Agent(rabbit, "agent-2") as agent,
-    ):
-        blob = await agent.get(Get(want="desired"))
-        assert (blob.status, blob.data) == ("not_found", b"")
 
 
 async def test_a_worker_without_rabbitmq_says_so_and_starts_when_it_comes(

@@ -213,7 +213,8 @@ def test_a_rollout_to_some_leaves_the_others_where_they_are(
     assert [desired(home, agent)[0][1] for agent in "abc"] == ["2", "1", "2"]
     # Back again: a later rollout of the earlier version.
     say("rollout", "start", "fashion", "1", "--agents", "a")
-    assert desired(home, "a") == [("fashion", "1", 3)]
+    # 3 is kept for the second one's way back.
+    assert desired(home, "a") == [("fashion", "1", 4)]
 
 
 def test_two_models_are_desired_side_by_side(
@@ -246,9 +247,10 @@ def test_status_tells_state_reason_version_and_age_of_each_agent(
 
     (status,) = json.loads(say("rollout", "status", "--json").stdout)["rollouts"]
     assert (status["model"], status["version"]) == ("fashion", "2")
-    assert status["state"] == "in_progress"
+    assert status["state"] == "running"
     told = {each.pop("agent"): each for each in status["agents"]}
     assert all(0 <= each.pop("last_report_age_s") < 15 for each in told.values())
+    assert {each.pop("wave") for each in told.values()} == {1}
     assert told == {
         "a": {"state": "updated", "version": "2", "reason": None},
         "b": {
@@ -263,7 +265,7 @@ def test_status_tells_state_reason_version_and_age_of_each_agent(
     assert "1 of 3 updated" in table
 
     every = json.loads(say("rollout", "status", "--all", "--json").stdout)["rollouts"]
-    assert [each["state"] for each in every] == ["in_progress", "superseded"]
+    assert [each["state"] for each in every] == ["running", "superseded"]
 
 
 @contextmanager

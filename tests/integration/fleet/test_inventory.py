@@ -22,7 +22,8 @@ from fleet.adapters.registry import Registry
 from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.trust_home import TrustHome
 from fleet.core.devices import Device
-from fleet.core.rollouts import Rollout, next_generation
+from fleet.core.rollouts import Rollout, RolloutState, next_generation
+from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
 from lifecycle.clock import FakeClock
 
@@ -52,16 +53,19 @@ class Home:
             self.tree, TrustHome(repository, folder / "trust", lambda _: None)
         )
         self.told: list[str] = []
+        self.conductor: Conductor
 
     async def hint(self, agents: Sequence[str]) -> None:
         self.told.extend(agents)
 
     def inventory(self) -> Inventory:
+        self.conductor = Conductor(
+            self.database, self.registry, clock=self.clock, hint=self.hint
+        )
         return Inventory(
             self.database,
-            self.registry,
             clock=self.clock,
-            hint=self.hint,
+            heard=self.conductor.heard,
             prefetch=50,
             backoff=Backoff(0.01, 0.02),
         )
@@ -111,6 +115,13 @@ async def deliver(inventory: Inventory, *letters: Letter) -> None:
         for each in letters:
             await inventory.take(each)
         await inventory.settled()
+
+
+async def conduct(home: Home, *letters: Letter) -> None:
+    """Deliver, and look once."""
+    await deliver(home.inventory(), *letters)
+    async with asyncio.timeout(10):
+        await home.conductor.look()
 
 
 def report(*slots: SlotReport, agent: str = "a", **facts: str) -> Report:
@@ -225,11 +236,10 @@ async def test_a_new_agent_gets_what_was_rolled_out_to_all_and_is_told_once(
     home.start("1")
     newest = home.start("2")
     home.start("3", "somebody-else")
-    inventory = home.inventory()
-    await deliver(inventory, Letter(encode(report())))
+    await conduct(home, Letter(encode(report())))
     assert home.desired("a") == [("fashion", "2", newest.generation)]
     assert home.told == ["a"]
-    await deliver(inventory, Letter(encode(report())))
+    await conduct(home, Letter(encode(report())))
     assert home.told == ["a"]
 
 
@@ -237,7 +247,7 @@ async def test_of_an_agent_that_no_rollout_reaches_nothing_is_desired(
     home: Home,
 ) -> None:
     home.start("1", "b")
-    await deliver(home.inventory(), Letter(encode(report())))
+    await conduct(home, Letter(encode(report())))
     assert home.desired("a") is None
     assert home.told == []
 
@@ -246,7 +256,7 @@ async def test_the_outcome_of_a_rollout_is_written_with_its_time_and_reason(
     home: Home,
 ) -> None:
     new = home.start("2")
-    inventory = home.inventory()
+    await conduct(home, Letter(encode(report()), "a"), Letter(encode(report()), "b"))
     refused = SlotReport(
         model="fashion",
         active="1",
@@ -254,24 +264,26 @@ async def test_the_outcome_of_a_rollout_is_written_with_its_time_and_reason(
         reason="golden input 3 differs",
         generation=new.generation,
     )
-    await deliver(inventory, Letter(encode(report(refused)), "a"))
+    await conduct(home, Letter(encode(report(refused)), "a"))
     since_ms = home.clock.wall_ms()
     home.clock.advance(5)
-    await deliver(
-        inventory,
+    await conduct(
+        home,
         Letter(encode(report(refused)), "a"),
         Letter(encode(report(slot("2", new.generation))), "b"),
     )
     with home.database.reading() as ledger:
-        results = ledger.results()
+        course = ledger.courses([new])[new.generation]
     told = {
-        agent: (each.state, each.version, each.reason, each.since_ms)
-        for (_, agent), each in results.items()
+        agent: (each.state.value, each.version, each.reason, each.since_ms)
+        for agent, each in course.told.items()
     }
     assert told == {
         "a": ("refused", "1", "golden input 3 differs", since_ms),
         "b": ("updated", "2", None, since_ms + 5000),
     }
+    assert course.state is RolloutState.FAILED
+    assert course.reason == "1 agent (a) did not take it"
 
 
 async def test_held_reports_are_bounded(home: Home) -> None:

@@ -53,13 +53,13 @@ def test_a_variable_left_empty_counts_as_not_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As `OVERSPILL_AGENT_CLOUD_URL=` stands in a file that a person fills in.
-    for name in ("BUNDLES", "CLOUD_URL", "LOCAL_URL", "TRUST_ROOT", "AGENT_ID"):
+    for name in ("BUNDLES", "CLOUD_URL", "LOCAL_URL", "TRUSTED_ROOT", "AGENT_ID"):
         monkeypatch.setenv(f"OVERSPILL_AGENT_{name}", "")
     settings = AgentSettings()
     assert settings.bundles == []
     assert settings.cloud_url is None
     assert settings.local_url is None
-    assert settings.trust_root is None
+    assert settings.trusted_root is None
     assert settings.agent_id
 
 
@@ -76,11 +76,11 @@ def test_a_tilde_is_the_home_where_no_shell_reads_it(
 ) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("OVERSPILL_AGENT_STATE_DIR", "~/agent")
-    monkeypatch.setenv("OVERSPILL_AGENT_TRUST_ROOT", "~/keys")
+    monkeypatch.setenv("OVERSPILL_AGENT_TRUSTED_ROOT", "~/keys")
     monkeypatch.setenv("OVERSPILL_AGENT_BUNDLES", "~/tiny:/b")
     settings = AgentSettings()
     assert settings.state_dir == Path("/home/somebody/agent")
-    assert settings.trust_root == Path("/home/somebody/keys")
+    assert settings.trusted_root == Path("/home/somebody/keys")
     assert settings.bundles == [Path("/home/somebody/tiny"), Path("/b")]
 
 

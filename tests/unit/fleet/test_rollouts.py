@@ -1,8 +1,10 @@
-"""Rollouts as tables: who should serve what, and how far it is."""
+"""Rollouts as values: who should serve what, and what reports make of a told agent."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,248 +12,117 @@ from hypothesis import strategies as st
 
 from broker.messages import SlotReport
 from fleet.core.devices import Device
+from fleet.core.following import Now, follow, follow_back, standing
 from fleet.core.rollouts import (
     AgentState,
+    Course,
     Rollout,
     RolloutState,
-    current,
+    Told,
+    Wave,
+    WayBack,
+    begun,
     desired_for,
+    desired_of,
     next_generation,
-    progress,
     unburied,
 )
 
 NOW_MS = 1_700_000_000_000
-SILENT_S = 90.0
-SlotState = Literal["idle", "pulling", "testing", "swapped", "refused"]
+TOLD = Told("a", 0, NOW_MS - 1000, since_ms=NOW_MS - 1000, before="1", before_epoch=3)
+BACK = WayBack("1", 9)
 
 
 def rollout(
-    generation: int, version: str, *targets: str, model: str = "fashion"
+    generation: int, version: str, *targets: str, model: str = "fashion", **more: Any
 ) -> Rollout:
-    return Rollout(
-        generation, model, version, NOW_MS, frozenset(targets) if targets else None
-    )
+    named = frozenset(targets) if targets else None
+    return Rollout(generation, model, version, NOW_MS, named, **more)
+
+
+def course(*told: Told, state: RolloutState = RolloutState.RUNNING) -> Course:
+    return Course(state=state, told={each.agent: each for each in told})
 
 
 def slot(
-    active: str | None,
-    state: SlotState = "idle",
-    generation: int = 0,
-    reason: str | None = None,
+    active: str | None, state: Any = "idle", generation: int = 0, **more: Any
 ) -> SlotReport:
     return SlotReport(
-        model="fashion",
-        active=active,
-        state=state,
-        generation=generation,
-        reason=reason,
+        model="fashion", active=active, state=state, generation=generation, **more
     )
 
 
-def device(agent: str, *slots: SlotReport, age_s: float = 1) -> Device:
+def device(agent: str, *slots: SlotReport, age_s: float = 0) -> Device:
     return Device(agent, NOW_MS - 10**6, round(NOW_MS - age_s * 1000), slots)
 
 
-def state_of(one: Rollout, them: list[Rollout], *devices: Device) -> RolloutState:
-    return progress(
-        one,
-        them,
-        {each.agent: each for each in devices},
-        now_ms=NOW_MS,
-        silent_after_s=SILENT_S,
-    ).state
+def wanted(one: Rollout, its: Course, agent: str = "a") -> tuple[Any, ...] | None:
+    desired = desired_of(one, its, agent)
+    if desired is None:
+        return None
+    return desired.version, desired.epoch, desired.generation, desired.shadow
+
+
+def test_only_who_was_told_should_serve_the_version() -> None:
+    one = rollout(7, "2", epoch=8)
+    assert wanted(one, course(TOLD)) == ("2", 8, 7, False)
+    assert wanted(one, course(TOLD), "b") is None
+
+
+@pytest.mark.parametrize("state", [RolloutState.ROLLING_BACK, RolloutState.ROLLED_BACK])
+def test_a_rollback_is_a_newer_generation_of_the_signed_way_back(
+    state: RolloutState,
+) -> None:
+    one = rollout(7, "2", epoch=8, way_back=BACK)
+    assert wanted(one, course(TOLD, state=state)) == ("1", 9, 8, False)
 
 
 @pytest.mark.parametrize(
-    ("reported", "age_s", "becomes"),
+    "state",
     [
-        (None, 1, AgentState.PENDING),
-        (slot("1"), 1, AgentState.PENDING),
-        (slot(None), 1, AgentState.PENDING),
-        (slot("1", "pulling", 7), 1, AgentState.PULLING),
-        (slot("1", "testing", 7), 1, AgentState.TESTING),
-        (slot("1", "swapped", 7), 1, AgentState.PENDING),
-        (slot("1", "refused", 7, "digest"), 1, AgentState.REFUSED),
-        (slot("2", "swapped", 7), 1, AgentState.UPDATED),
-        (slot("2", "idle", 7), 1, AgentState.UPDATED),
-        (slot("2", "idle", 8), 1, AgentState.UPDATED),
-        # It serves the version from before, and has not said that it will stay.
-        (slot("2", "swapped", 6), 1, AgentState.PENDING),
-        # What it says is of an earlier rollout.
-        (slot("1", "refused", 6, "old news"), 1, AgentState.PENDING),
-        (slot("1", "pulling", 6), 1, AgentState.PENDING),
-        # Not heard of for long: silent only while it still has to move.
-        (None, 91, AgentState.SILENT),
-        (slot("1", "pulling", 7), 91, AgentState.SILENT),
-        (slot("2", "swapped", 7), 10_000, AgentState.UPDATED),
-        (slot("1", "refused", 7, "digest"), 10_000, AgentState.REFUSED),
-        (slot("1", "pulling", 7), 90, AgentState.PULLING),
+        RolloutState.PAUSED,
+        RolloutState.DONE,
+        RolloutState.FAILED,
+        RolloutState.ABORTED,
+        RolloutState.SUPERSEDED,
     ],
 )
-def test_the_state_of_an_agent_follows_from_its_report(
-    reported: SlotReport | None, age_s: float, becomes: AgentState
+def test_who_has_the_version_keeps_it_however_else_a_rollout_ends(
+    state: RolloutState,
 ) -> None:
-    one = rollout(7, "2")
-    reports = () if reported is None else (reported,)
-    came = progress(
-        one,
-        [one],
-        {"a": device("a", *reports, age_s=age_s)},
-        now_ms=NOW_MS,
-        silent_after_s=SILENT_S,
-    )
-    assert [each.state for each in came.agents] == [becomes]
+    one = rollout(7, "2", epoch=8, way_back=BACK)
+    assert wanted(one, course(TOLD, state=state)) == ("2", 8, 7, False)
 
 
-def test_a_refusal_carries_its_reason_and_what_still_serves() -> None:
-    one = rollout(7, "2")
-    came = progress(
-        one,
-        [one],
-        {"a": device("a", slot("1", "refused", 7, "golden input 3 differs"))},
-        now_ms=NOW_MS,
-        silent_after_s=SILENT_S,
-    )
-    assert came.agents[0].reason == "golden input 3 differs"
-    assert came.agents[0].version == "1"
+def test_a_shadow_is_an_earlier_generation_and_ends_with_its_rollout() -> None:
+    one = rollout(7, "2", epoch=8, way_back=BACK, waves=(Wave(shadow=True), Wave()))
+    shadow = replace(TOLD, shadow=True)
+    assert wanted(one, course(shadow)) == ("2", 8, 7, True)
+    assert wanted(one, course(TOLD)) == ("2", 8, 8, False)
+    # It never served the version, so there is nothing to go back from.
+    for state in (RolloutState.ABORTED, RolloutState.ROLLED_BACK):
+        assert wanted(one, course(shadow, state=state)) == ("1", 3, 9, False)
 
 
-def test_an_old_reason_is_not_shown_once_the_agent_is_updated() -> None:
-    one = rollout(7, "2")
-    came = progress(
-        one,
-        [one],
-        {"a": device("a", slot("2", "swapped", 7, "was refused once"))},
-        now_ms=NOW_MS,
-        silent_after_s=SILENT_S,
-    )
-    assert came.agents[0].reason is None
-
-
-OLD, NEW, BAD = slot("1"), slot("2", "swapped", 7), slot("1", "refused", 7, "bad")
-
-
-@pytest.mark.parametrize(
-    ("slots", "becomes"),
-    [
-        ([], RolloutState.IN_PROGRESS),
-        ([NEW], RolloutState.DONE),
-        ([NEW, NEW], RolloutState.DONE),
-        ([NEW, OLD], RolloutState.IN_PROGRESS),
-        ([NEW, BAD], RolloutState.FAILED),
-        ([BAD, BAD], RolloutState.FAILED),
-        # Others still move: it is too early to say.
-        ([BAD, OLD], RolloutState.IN_PROGRESS),
-    ],
-)
-def test_a_rollout_is_done_when_all_are_updated_and_failed_when_one_refused(
-    slots: list[SlotReport], becomes: RolloutState
-) -> None:
-    one = rollout(7, "2")
-    devices = [device(f"a{i}", each) for i, each in enumerate(slots)]
-    assert state_of(one, [one], *devices) is becomes
-
-
-def test_a_silent_agent_keeps_a_rollout_open_but_does_not_hide_a_refusal() -> None:
-    one = rollout(7, "2")
-    silent = device("s", OLD, age_s=1000)
-    assert state_of(one, [one], silent, device("a", NEW)) is RolloutState.IN_PROGRESS
-    assert state_of(one, [one], silent, device("a", BAD)) is RolloutState.FAILED
-
-
-def test_only_targets_are_asked_also_one_that_is_forgotten() -> None:
-    one = rollout(7, "2", "a", "gone")
-    came = progress(
-        one,
-        [one],
-        {"a": device("a", NEW), "b": device("b", OLD)},
-        now_ms=NOW_MS,
-        silent_after_s=SILENT_S,
-    )
-    assert [(each.agent, each.state) for each in came.agents] == [
-        ("a", AgentState.UPDATED),
-        ("gone", AgentState.PENDING),
-    ]
-
-
-def test_a_newer_rollout_takes_its_agents_and_leaves_the_others() -> None:
-    first, second = rollout(1, "1"), rollout(2, "2", "a")
-    devices = {
-        "a": device("a", slot("2", "swapped", 2)),
-        "b": device("b", slot("1", "swapped", 1)),
-    }
-    came = progress(
-        first, [first, second], devices, now_ms=NOW_MS, silent_after_s=SILENT_S
-    )
-    assert [each.state for each in came.agents] == [
-        AgentState.SUPERSEDED,
-        AgentState.UPDATED,
-    ]
-    assert came.state is RolloutState.DONE
-    assert state_of(first, [first, second], devices["a"]) is RolloutState.SUPERSEDED
-
-
-def test_an_agent_that_comes_later_revives_a_rollout_for_all() -> None:
-    first, second = rollout(1, "1"), rollout(2, "2", "a")
-    late = device("late", slot(None))
-    assert state_of(first, [first, second], late) is RolloutState.IN_PROGRESS
-
-
-def test_another_model_supersedes_nothing() -> None:
-    first, second = rollout(1, "2"), rollout(2, "9", model="other")
-    assert state_of(first, [first, second], device("a", NEW)) is RolloutState.DONE
-
-
-def test_current_rollouts_are_those_somebody_follows_newest_first() -> None:
-    them = [
-        rollout(1, "1"),
-        rollout(2, "2"),
-        rollout(3, "3", "a"),
-        rollout(4, "1", model="other"),
-    ]
-    came = current(
-        them,
-        {"a": device("a"), "b": device("b")},
-        now_ms=NOW_MS,
-        silent_after_s=SILENT_S,
-    )
-    assert [each.rollout.generation for each in came] == [4, 3, 2]
-
-
-def test_desired_is_the_newest_generation_of_each_model_that_reaches_the_agent() -> (
-    None
-):
-    them = [
-        rollout(3, "3", "a"),
-        rollout(1, "1"),
-        rollout(4, "9", "b", model="other"),
-        rollout(2, "2"),
-    ]
-    wanted = {
-        agent: [
-            (each.model, each.version, each.generation)
-            for each in desired_for(agent, them)
-        ]
-        for agent in "abc"
-    }
-    assert wanted == {
-        "a": [("fashion", "3", 3)],
-        "b": [("fashion", "2", 2), ("other", "9", 4)],
-        "c": [("fashion", "2", 2)],
-    }
-
-
-def test_nothing_is_desired_before_the_first_rollout() -> None:
-    assert desired_for("a", []) == ()
+def test_the_newest_rollout_that_has_told_an_agent_decides() -> None:
+    old, new = rollout(2, "1"), rollout(4, "2")
+    other = rollout(3, "9", model="boots")
+    both = [(old, course(TOLD)), (other, course(TOLD)), (new, course())]
+    assert [each.version for each in desired_for("a", both)] == ["9", "1"]
+    both = [(new, course(TOLD)), *both[:2]]
+    assert [each.version for each in desired_for("a", both)] == ["9", "2"]
+    assert desired_for("b", both) == ()
 
 
 def test_a_generation_is_above_all_rollouts_and_all_that_agents_hold_to() -> None:
-    # Another was restored from an old backup, or lost.
     held = [device("a", slot("1", "idle", 57)), device("b", slot("1", "idle", 3))]
     assert next_generation([], []) == 1
     assert next_generation([rollout(4, "1"), rollout(2, "1")], held[1:]) == 5
     assert next_generation([rollout(4, "1")], held) == 58
+    # One for its shadow, one for the version, one for the way back.
+    assert next_generation([rollout(4, "1", way_back=BACK)], []) == 6
+    shadowed = rollout(4, "1", waves=(Wave(shadow=True), Wave()))
+    assert next_generation([shadowed], []) == 7
 
 
 def test_an_agent_that_lies_does_not_use_up_the_generations() -> None:
@@ -259,43 +130,181 @@ def test_an_agent_that_lies_does_not_use_up_the_generations() -> None:
     assert next_generation([rollout(4, "1")], [liar]) == 5
 
 
-AGENTS = ["a", "b", "c"]
-ROLLOUTS = st.lists(
-    st.tuples(
-        st.sampled_from(["m", "n"]),
-        st.sampled_from(["1", "2"]),
-        st.none() | st.frozensets(st.sampled_from(AGENTS), min_size=1),
-    ),
-    max_size=8,
-).map(
-    lambda rows: [
-        Rollout(generation, model, version, NOW_MS, targets)
-        for generation, (model, version, targets) in enumerate(rows, start=1)
-    ]
+@pytest.mark.parametrize(
+    ("newer", "older", "buried"),
+    [
+        (rollout(2, "2"), rollout(1, "1"), True),
+        (rollout(2, "2"), rollout(1, "1", model="boots"), False),
+        (rollout(2, "2", "a"), rollout(1, "1"), False),
+        (rollout(2, "2", "a", "b"), rollout(1, "1", "a"), True),
+        (rollout(2, "2", query="has x"), rollout(1, "1"), False),
+        (rollout(2, "2", query="has x"), rollout(1, "1", query="has x"), True),
+        (rollout(2, "2"), rollout(1, "1", query="has x"), True),
+    ],
+)
+def test_a_rollout_is_buried_when_nobody_can_follow_it_any_more(
+    newer: Rollout, older: Rollout, *, buried: bool
+) -> None:
+    assert newer.buries(older) is buried
+    assert not older.buries(newer)
+    assert unburied([older, newer]) == ([newer] if buried else [newer, older])
+
+
+def followed(
+    one: Rollout, told: Told, said: SlotReport | None, age_s: float = 0
+) -> Told:
+    return follow(one, told, device("a", *([said] if said else []), age_s=age_s))
+
+
+@pytest.mark.parametrize(
+    ("reported", "becomes"),
+    [
+        (None, AgentState.PENDING),
+        (slot("1"), AgentState.PENDING),
+        (slot(None), AgentState.PENDING),
+        (slot("1", "waiting", 7), AgentState.WAITING),
+        (slot("1", "pulling", 7), AgentState.PULLING),
+        (slot("1", "testing", 7), AgentState.TESTING),
+        (slot("1", "swapped", 7), AgentState.PENDING),
+        (slot("1", "refused", 7), AgentState.REFUSED),
+        (slot("1", "returned", 7), AgentState.RETURNED),
+        (slot("2", "probation", 7), AgentState.PROBATION),
+        (slot("2", "swapped", 7), AgentState.UPDATED),
+        (slot("2", "idle", 7), AgentState.UPDATED),
+        (slot("2", "idle", 8), AgentState.UPDATED),
+        # It serves the version from before, and has not said that it will stay.
+        (slot("2", "swapped", 6), AgentState.PENDING),
+        # What it says is of an earlier rollout, or of a later one.
+        (slot("1", "refused", 6), AgentState.PENDING),
+        (slot("1", "pulling", 6), AgentState.PENDING),
+        (slot("1", "refused", 8), AgentState.PENDING),
+        # Told to serve, it still runs the shadow of an earlier wave.
+        (slot("1", "shadow", 7), AgentState.PENDING),
+    ],
+)
+def test_the_state_of_a_told_agent_follows_from_its_report(
+    reported: SlotReport | None, becomes: AgentState
+) -> None:
+    assert followed(rollout(7, "2"), TOLD, reported).state is becomes
+
+
+def test_a_refusal_carries_its_reason_until_the_agent_is_updated() -> None:
+    one = rollout(7, "2")
+    refused = followed(one, TOLD, slot("1", "refused", 7, reason="golden input 3"))
+    assert (refused.reason, refused.version) == ("golden input 3", "1")
+    mended = followed(one, refused, slot("2", "swapped", 7, reason="golden input 3"))
+    assert (mended.state, mended.reason) == (AgentState.UPDATED, None)
+
+
+STATES = (
+    "idle",
+    "waiting",
+    "pulling",
+    "testing",
+    "refused",
+    "probation",
+    "swapped",
+    "returned",
+)
+REPORTS = st.builds(
+    slot,
+    st.sampled_from(["1", "2"]),
+    st.sampled_from(STATES),
+    st.sampled_from([6, 7, 8]),
+    pulled_bytes=st.integers(0, 9),
 )
 
 
-@given(ROLLOUTS, st.sets(st.sampled_from(AGENTS)))
-def test_each_agent_follows_exactly_the_rollouts_desired_of_it(
-    them: list[Rollout], agents: set[str]
+@given(st.lists(REPORTS, max_size=8), st.data())
+def test_reports_that_come_again_or_late_change_no_answer(
+    reports: list[SlotReport], data: st.DataObject
 ) -> None:
-    devices = {agent: device(agent) for agent in agents}
-    followed = {
-        (each.agent, came.rollout.generation)
-        for came in current(them, devices, now_ms=NOW_MS, silent_after_s=SILENT_S)
-        for each in came.agents
-        if each.state is not AgentState.SUPERSEDED and each.agent in agents
+    one, told = rollout(7, "2", way_back=BACK), TOLD
+    for each in reports:
+        told = followed(one, told, each)
+    again = data.draw(st.lists(st.sampled_from(reports))) if reports else []
+    after = told
+    for each in again:
+        after = followed(one, after, each)
+    answered = {
+        AgentState.REFUSED,
+        AgentState.PROBATION,
+        AgentState.UPDATED,
+        AgentState.RETURNED,
     }
-    wanted = {
-        (agent, each.generation)
-        for agent in agents
-        for each in desired_for(agent, them)
-    }
-    assert followed == wanted
+    if told.state in answered:
+        assert after.state is told.state
+    # A lease is not lengthened by what was heard before.
+    assert after.since_ms == told.since_ms or told.state not in answered
 
 
-@given(ROLLOUTS)
-def test_what_is_buried_is_desired_of_nobody(them: list[Rollout]) -> None:
-    left = unburied(them)
-    for agent in [*AGENTS, "never-seen"]:
-        assert desired_for(agent, left) == desired_for(agent, them)
+@pytest.mark.parametrize(
+    ("reported", "becomes"),
+    [
+        (slot("2", "swapped", 7), AgentState.GOING_BACK),
+        (slot("1", "swapped", 7), AgentState.GOING_BACK),
+        (slot("1", "pulling", 8), AgentState.GOING_BACK),
+        (slot("2", "refused", 8), AgentState.GOING_BACK),
+        (slot("1", "swapped", 8), AgentState.BACK),
+        (slot("1", "idle", 8), AgentState.BACK),
+    ],
+)
+def test_an_agent_is_back_when_it_says_so_of_the_rollback_itself(
+    reported: SlotReport, becomes: AgentState
+) -> None:
+    told = replace(TOLD, state=AgentState.GOING_BACK)
+    one = rollout(7, "2", way_back=BACK)
+    assert follow_back(one, told, device("a", reported)).state is becomes
+
+
+@pytest.mark.parametrize(
+    ("state", "since_s", "seen_s", "becomes"),
+    [
+        (AgentState.PENDING, 599, 599, AgentState.PENDING),
+        (AgentState.PENDING, 601, 601, AgentState.SILENT),
+        # Heard of, and not a byte further: it hangs.
+        (AgentState.PENDING, 601, 5, AgentState.STUCK),
+        (AgentState.PULLING, 601, 5, AgentState.STUCK),
+        (AgentState.TESTING, 601, 95, AgentState.SILENT),
+        # Put off for a reason, or asked too little to be sure: nobody's failure.
+        (AgentState.WAITING, 601, 5, AgentState.LATE),
+        (AgentState.PROBATION, 601, 5, AgentState.PROBATION),
+        (AgentState.PROBATION, 661, 5, AgentState.LATE),
+        (AgentState.PROBATION, 661, 95, AgentState.SILENT),
+        (AgentState.SHADOW, 9999, 5, AgentState.SHADOW),
+        (AgentState.SHADOW, 9999, 601, AgentState.SILENT),
+        # It has answered; what it does later is another matter.
+        (AgentState.UPDATED, 9999, 9999, AgentState.UPDATED),
+        (AgentState.REFUSED, 9999, 9999, AgentState.REFUSED),
+    ],
+)
+def test_silence_and_standing_still_are_failures_after_a_lease(
+    state: AgentState, since_s: float, seen_s: float, becomes: AgentState
+) -> None:
+    one = rollout(7, "2")
+    one = replace(one, policy=one.policy.model_copy(update={"probation_s": 60.0}))
+    told = replace(TOLD, state=state, since_ms=NOW_MS - round(since_s * 1000))
+    agent = device("a", age_s=seen_s)
+    assert standing(one, told, agent, Now(NOW_MS)) is becomes
+
+
+def test_no_lease_runs_while_nobody_at_all_is_heard() -> None:
+    told = replace(TOLD, since_ms=NOW_MS - 10**6)
+    away = device("a", age_s=1000)
+    listening = Now(NOW_MS, listening_since_ms=NOW_MS - 1000)
+    assert standing(rollout(7, "2"), told, away, listening) is AgentState.PENDING
+
+
+def test_each_byte_pulled_begins_the_lease_anew() -> None:
+    one = rollout(7, "2")
+    told = replace(TOLD, since_ms=NOW_MS - 100_000)
+    told = followed(one, told, slot("1", "pulling", 7, pulled_bytes=10), age_s=50)
+    told = followed(one, told, slot("1", "pulling", 7, pulled_bytes=20), age_s=40)
+    assert told.since_ms == NOW_MS - 40_000
+    still = followed(one, told, slot("1", "pulling", 7, pulled_bytes=20), age_s=10)
+    assert still == told
+
+
+def test_a_rollout_that_begins_has_told_nobody() -> None:
+    told: Mapping[str, Told] = begun(rollout(1, "1")).told
+    assert not told

@@ -1,0 +1,247 @@
+"""Who a rollout would reach, how many bytes that moves, and how long it takes.
+
+The same choice that the rollout itself makes: what is planned is what happens, unless
+the fleet changes in between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from fleet.core.cohorts import cut, in_order, is_last, wave_of
+from fleet.core.devices import Device
+from fleet.core.following import Now
+from fleet.core.labels import Query, read_query, sees
+from fleet.core.rollouts import Rollout
+
+# A bundle is there packed and unpacked while it is installed.
+SPACE_FACTOR: Final = 3
+MB: Final = 1_000_000
+MAX_PLANNED_WAVES: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a version asks of a device (`bundle.manifest.Requires`) and its size."""
+
+    machines: frozenset[str] = frozenset()
+    boards: frozenset[str] = frozenset()
+    runtimes: frozenset[str] = frozenset()
+    memory_mb: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What pulling and installing cost.
+
+    Attributes:
+        delta_bytes: by the version that an agent serves, how much it has to pull; of
+            those that are not in it, the whole.
+        bytes_per_s: what one agent pulls, unless its policy is slower.
+        install_s: how long an agent needs besides: trial, swap, reports.
+    """
+
+    delta_bytes: Mapping[str, int] = field(default_factory=dict)
+    bytes_per_s: float = 1_000_000.0
+    install_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Who may be told, in the rollout's order, and why others may not.
+
+    `excluded` has agents that are among the targets but could not take the version.
+    """
+
+    eligible: tuple[str, ...]
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedWave:
+    """One wave: how many agents it adds, how many bytes, how long it takes."""
+
+    index: int
+    agents: int
+    bytes: int
+    lasts_s: float
+    shadow: bool = False
+    approve: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a rollout would do if it began now."""
+
+    rollout: Rollout
+    chosen: Chosen
+    already: tuple[str, ...]
+    away: tuple[str, ...]
+    waves: tuple[PlannedWave, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Over all waves."""
+        return sum(each.bytes for each in self.waves)
+
+    @property
+    def lasts_s(self) -> float:
+        """Over all waves, without the time that people take to approve."""
+        return sum(each.lasts_s for each in self.waves)
+
+
+def choose(
+    rollout: Rollout,
+    devices: Mapping[str, Device],
+    labels: Mapping[str, Mapping[str, str]],
+    needs: Needs,
+) -> Chosen:
+    """Who may be told.
+
+    Raises:
+        BadQuery: the rollout's query cannot be read.
+    """
+    query = None if rollout.query is None else read_query(rollout.query)
+    eligible, excluded = [], {}
+    for agent, device in devices.items():
+        if not rollout.names(agent) or not _matches(query, device, labels):
+            continue
+        reason = _why_not(rollout, device, needs)
+        if reason is None:
+            eligible.append(agent)
+        else:
+            excluded[agent] = reason
+    return Chosen(tuple(in_order(rollout, eligible)), excluded)
+
+
+def plan(
+    rollout: Rollout,
+    devices: Mapping[str, Device],
+    labels: Mapping[str, Mapping[str, str]],
+    needs: Needs,
+    now: Now,
+    costs: Costs | None = None,
+) -> Plan:
+    """What the rollout would do if it began now.
+
+    Args:
+        rollout: as it would be ordered.
+        devices: every known agent, by name.
+        labels: operators' labels, by agent.
+        needs: of the version.
+        now: tells who is away.
+        costs: what pulling and installing cost.
+
+    Raises:
+        BadQuery: the rollout's query cannot be read.
+    """
+    chosen = choose(rollout, devices, labels, needs)
+    costs = costs or Costs()
+    pulls = {
+        agent: _pulls(rollout, devices[agent], needs, costs.delta_bytes)
+        for agent in chosen.eligible
+    }
+    return Plan(
+        rollout,
+        chosen,
+        already=tuple(each for each in chosen.eligible if pulls[each] is None),
+        away=tuple(each for each in chosen.eligible if not now.heard(devices[each])),
+        waves=tuple(_waves(rollout, chosen.eligible, pulls, costs)),
+    )
+
+
+def _waves(
+    rollout: Rollout,
+    eligible: tuple[str, ...],
+    pulls: Mapping[str, int | None],
+    costs: Costs,
+) -> Iterable[PlannedWave]:
+    rate = min(costs.bytes_per_s, rollout.policy.bytes_per_s or math.inf)
+    done = pulled = 0
+    for index in range(MAX_PLANNED_WAVES):
+        wave = wave_of(rollout, index)
+        upto = max(done, cut(rollout, index, len(eligible)))
+        some = eligible[done:upto]
+        # A shadow has pulled it already when it is to serve.
+        bytes_each = [pulls[agent] or 0 for agent in eligible[max(done, pulled) : upto]]
+        rounds = math.ceil(len(some) / max(1, rollout.max_parallel))
+        slowest_s = max(bytes_each, default=0) / rate
+        yield PlannedWave(
+            index,
+            len(some),
+            sum(bytes_each),
+            rounds * (slowest_s + costs.install_s)
+            + (rollout.policy.probation_s if some and not wave.shadow else 0)
+            + wave.soak_s,
+            shadow=wave.shadow,
+            approve=wave.approve,
+        )
+        pulled = max(pulled, upto)
+        if not wave.shadow:
+            done = upto
+        if is_last(rollout, index, len(eligible)):
+            return
+
+
+def _matches(
+    query: Query | None,
+    device: Device,
+    labels: Mapping[str, Mapping[str, str]],
+) -> bool:
+    if query is None:
+        return True
+    return query.matches(sees(labels.get(device.agent, {}), device.facts))
+
+
+def _why_not(rollout: Rollout, device: Device, needs: Needs) -> str | None:
+    """Why the device could not take the version, or None. What it does not say, passes."""
+    facts = device.facts
+    for name, wanted in (
+        ("machine", needs.machines),
+        ("board", needs.boards),
+        ("runtime", needs.runtimes),
+    ):
+        has = facts.get(name)
+        if wanted and has is not None and has not in wanted:
+            return f"its {name} is {has}; the bundle is for {', '.join(sorted(wanted))}"
+    memory_mb = _number(facts.get("memory_mb"))
+    if memory_mb is not None and memory_mb < needs.memory_mb:
+        return f"it has {memory_mb:g} MB of memory; the bundle needs {needs.memory_mb}"
+    slot = device.slot(rollout.model)
+    if slot is not None and slot.floor > rollout.epoch:
+        return (
+            f"it takes no epoch under {slot.floor}; this version is of {rollout.epoch}: "
+            "publish it anew"
+        )
+    if slot is not None and slot.active == rollout.version:
+        return None
+    free_mb = _number(facts.get("free_disk_mb"))
+    needed_mb = SPACE_FACTOR * needs.size_bytes / MB
+    if free_mb is not None and free_mb < needed_mb:
+        return f"its disk has {free_mb:g} MB free; the bundle needs {needed_mb:.0f}"
+    return None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _pulls(
+    rollout: Rollout, device: Device, needs: Needs, deltas: Mapping[str, int]
+) -> int | None:
+    """How many bytes it has to pull; None when it serves the version already."""
+    slot = device.slot(rollout.model)
+    if slot is not None and slot.active == rollout.version:
+        return None
+    if slot is not None and slot.previous == rollout.version:
+        return 0
+    base = None if slot is None else slot.active
+    return min(needs.size_bytes, deltas.get(base or "", needs.size_bytes))

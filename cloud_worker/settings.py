@@ -54,9 +54,10 @@ class WorkerSettings(BaseSettings):
         description="Resident MiB of all loaded models above which those unused for "
         "the longest time are unloaded until they are asked for. None: no limit.",
     )
-    registry: Path | None = Field(
+    registry: str | Path | None = Field(
         default=None,
-        description="The fleet's published bundles; None: serve no model updates.",
+        description="The fleet's registry, a folder or s3://bucket/prefix; None: serve "
+        "no model updates.",
     )
     trusted_root: Path | None = Field(
         default=None,

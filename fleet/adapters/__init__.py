@@ -1,1 +1,1 @@
-"""The only users of SQLite, of the registry and of the broker."""
+"""The only users of SQLAlchemy, of the registry's files and of the broker."""

@@ -214,6 +214,19 @@ class Registry:
             raise TrustRefused(f"{model} {version} is not published")
         return seal
 
+    def named_blobs(self) -> set[str]:
+        """The digests of all packed bundles that are signed or drafted.
+
+        Raises:
+            NoTrust, TrustRefused, NotThere: it cannot be told for all of them.
+        """
+        return {
+            self._repository.seal(each).sha256
+            for model in self._repository.models()
+            for drafted in (False, True)
+            for each in self._bundles(model, drafted=drafted)
+        }
+
     def write_desired(self, documents: Mapping[str, bytes]) -> None:
         """Give agents their documents (`desired_document`).
 

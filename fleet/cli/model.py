@@ -14,12 +14,16 @@ from fleet.adapters.registry import Publication
 from fleet.adapters.trust_home import TrustHome
 from fleet.app import Fleet
 from fleet.cli import terminal
+from fleet.cli.collection import gc
 from fleet.cli.signing import signature_json, tell_signature
 from fleet.cli.terminal import AsJson, Home
 
 app = typer.Typer(
     help="Publish model versions into the fleet's registry.", no_args_is_help=True
 )
+
+
+app.command()(gc)
 
 
 @app.callback()

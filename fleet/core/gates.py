@@ -8,6 +8,7 @@ at once (`fleet.core.intervals`), so looking each second makes no false alarm li
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -47,7 +48,8 @@ class Gate:
     Attributes:
         kind: what is looked at.
         limit: proven beyond it, the gate fails.
-        enough: proven not beyond it, the gate passes; None means `limit`.
+        enough: proven not beyond it, the gate passes in the first wave; from wave to
+            wave it comes closer to `limit`, by half. None means `limit`.
         min_sample: of fewer (agents, requests or comparisons) it says nothing.
         unsure: `ASK` holds the wave until it passes, and asks a person when the
             wave's patience has run out; `GO_ON` only stops on proof of harm.
@@ -61,6 +63,14 @@ class Gate:
     min_sample: int = 1
     unsure: Unsure = Unsure.ASK
     false_alarm: float = 0.01
+
+    def asked(self, wave: int) -> float:
+        """What harm must be proven absent for a wave, from 0 on, to pass.
+
+        The further a version has spread, the more is known, and the more is asked.
+        """
+        enough = self.limit if self.enough is None else self.enough
+        return self.limit + (enough - self.limit) * math.pow(0.5, wave)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,11 @@ A gate is looked at each second for days. An interval that holds with 99 % at on
 sure to be wrong at some of them; these hold with 99 % at *all* looks together, so
 stopping at the first proof is allowed (ADR 16).
 
-`share` is exact for trials alike: with no prior opinion of the true share p, the
-likelihood of what was seen, averaged over all shares, is a fair bet against p and wins
-100-fold with a chance of 1 % at most (Ville 1939; Robbins, "Statistical Methods Related
-to the Law of the Iterated Logarithm", Annals of Mathematical Statistics 1970).
+`share` is exact for trials alike: the likelihood of what was seen, averaged over all
+shares above a limit, is a bet against shares up to the limit that is fair at best, and
+wins 100-fold with a chance of 1 % at most, ever (Ville 1939; Robbins, "Statistical
+Methods Related to the Law of the Iterated Logarithm", Annals of Mathematical
+Statistics 1970).
 
 `pooled` and `difference` are of requests of many agents, which are not alike: one broken
 agent of ten fails all of its thousand requests. Their spread is that of shares *or* that
@@ -22,11 +23,14 @@ does not look like a bad version.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-STEPS: Final = 60
+from cascade.tails import at_most
+
+STEPS: Final = 30
+LEAST: Final = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +65,36 @@ def share(hits: int, trials: int, miss: float) -> Estimate:
     Args:
         hits: 0..trials.
         trials: at least 0; 0 tells nothing.
-        miss: the chance that the interval is ever wrong, above 0, under 1.
+        miss: the chance that one end of the interval is ever wrong, above 0, under 1.
     """
     if trials <= 0:
         return Estimate(0.0, 0.0, 1.0, 0)
-    seen = hits / trials
-    evidence = _evidence(hits, trials, miss)
-
-    def refuted(p: float) -> bool:
-        return evidence > _log_likelihood(hits, trials, p)
-
-    low = _edge(0.0, seen, refuted) if hits else 0.0
-    high = 1.0 - _edge(0.0, 1.0 - seen, lambda q: refuted(1.0 - q))
-    return Estimate(seen, low, high if hits < trials else 1.0, trials)
+    low = _lowest(hits, trials, miss)
+    return Estimate(
+        hits / trials, low, 1 - _lowest(trials - hits, trials, miss), trials
+    )
 
 
 def surely_above(hits: int, trials: int, limit: float, miss: float) -> bool:
     """Whether `share(hits, trials, miss).low` is over `limit`, without finding it."""
     if trials <= 0 or hits <= limit * trials:
         return False
-    return _evidence(hits, trials, miss) > _log_likelihood(hits, trials, limit)
+    if limit <= 0:
+        return True
+    missed = trials - hits
+    # The likelihood averaged over the shares above the limit, over that at the limit. What
+    # lies above it of a beta distribution is a tail of a binomial one.
+    above = at_most(hits, trials + 1, limit)
+    won = (
+        math.lgamma(hits + 1)
+        + math.lgamma(missed + 1)
+        - math.lgamma(trials + 2)
+        + math.log(max(above, LEAST))
+        - math.log(1 - limit)
+        - hits * math.log(limit)
+        - missed * math.log(1 - limit)
+    )
+    return won > -math.log(miss)
 
 
 def pooled(counts: Sequence[Count], miss: float, scale: float) -> Estimate:
@@ -168,28 +182,13 @@ def _widened(between: float, agents: int) -> float:
     return between * agents / (agents - 1) if agents > 1 else 0.0
 
 
-def _evidence(hits: int, trials: int, miss: float) -> float:
-    """The log of the likelihood averaged over all shares, less what refutes one."""
-    return (
-        math.lgamma(hits + 1)
-        + math.lgamma(trials - hits + 1)
-        - math.lgamma(trials + 2)
-        + math.log(miss)
-    )
-
-
-def _log_likelihood(hits: int, trials: int, p: float) -> float:
-    least = 1e-300
-    return hits * math.log(max(p, least)) + (trials - hits) * math.log(
-        max(1 - p, least)
-    )
-
-
-def _edge(low: float, high: float, refuted: Callable[[float], bool]) -> float:
-    """Up to where, from `low` on, shares are refuted."""
-    if not refuted(low):
-        return low
+def _lowest(hits: int, trials: int, miss: float) -> float:
+    """Up to where shares are surely exceeded."""
+    low, high = 0.0, hits / trials
     for _ in range(STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if refuted(middle) else (low, middle)
+        if surely_above(hits, trials, middle, miss):
+            low = middle
+        else:
+            high = middle
     return low

@@ -69,7 +69,8 @@ def judge(
             states[agent] = AgentState.STUCK
         else:
             slots.append(slot)
-    seen = Seen(states, slots, settled)
+    wave = max(told[agent].wave for agent in states)
+    seen = Seen(states, slots, settled, wave)
     return tuple(JUDGES[each.kind](each, seen) for each in rollout.gates)
 
 
@@ -81,11 +82,13 @@ class Seen:
         states: how each agent stands.
         slots: what agents say of the rollout's version, broken ones left out.
         settled: whether nobody is on the way any more.
+        wave: the last in which one of them was told.
     """
 
     states: Mapping[str, AgentState]
     slots: Sequence[SlotReport]
     settled: bool
+    wave: int
 
 
 def _showing(rollout: Rollout, told: Told, device: Device | None) -> SlotReport | None:
@@ -158,7 +161,7 @@ def _of_votes(gate: Gate, votes: Sequence[bool], *, settled: bool) -> Verdict:
 def _of_errors(gate: Gate, seen: Seen) -> Verdict:
     counts = [Count(each.errors, each.requests) for each in _health(seen.slots)]
     came = pooled(counts, gate.false_alarm, _enough(gate))
-    return _by_interval(gate, came, came, f"of {came.sample} requests")
+    return _by_interval(gate, seen, came, came, f"of {came.sample} requests")
 
 
 def _of_spill(gate: Gate, seen: Seen) -> Verdict:
@@ -167,7 +170,7 @@ def _of_spill(gate: Gate, seen: Seen) -> Verdict:
     # Spilling less than before may be overconfidence: both ways are a shift.
     turned = Estimate(-came.value, -came.high, -came.low, came.sample)
     worse = came if came.value >= 0 else turned
-    return _by_interval(gate, came, worse, f"over {came.sample} requests")
+    return _by_interval(gate, seen, came, worse, f"over {came.sample} requests")
 
 
 def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
@@ -179,7 +182,7 @@ def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
         _enough(gate),
     )
     fair = _by_interval(
-        gate, audited, audited, f"over {audited.sample} audits, drawn by chance"
+        gate, seen, audited, audited, f"over {audited.sample} audits, drawn by chance"
     )
     if fair.decision is not Decision.INCONCLUSIVE:
         return fair
@@ -190,7 +193,11 @@ def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
         _enough(wider),
     )
     rough = _by_interval(
-        wider, compared, compared, f"over {compared.sample} compared, most of them hard"
+        wider,
+        seen,
+        compared,
+        compared,
+        f"over {compared.sample} compared, most of them hard",
     )
     # Hard requests can prove a version bad. That it is good only a fair sample can.
     return rough if rough.decision is Decision.FAIL else fair
@@ -201,7 +208,9 @@ def _drop(pairs: Sequence[Pair], miss: float, scale: float) -> Estimate:
     return Estimate(-came.value, -came.high, -came.low, came.sample)
 
 
-def _by_interval(gate: Gate, shown: Estimate, worse: Estimate, of: str) -> Verdict:
+def _by_interval(
+    gate: Gate, seen: Seen, shown: Estimate, worse: Estimate, of: str
+) -> Verdict:
     """Fail when the limit is surely exceeded, pass when it is surely not by much."""
     if worse.sample < max(1, gate.min_sample):
         reason = f"only {worse.sample}, at least {gate.min_sample} are needed"
@@ -212,7 +221,7 @@ def _by_interval(gate: Gate, shown: Estimate, worse: Estimate, of: str) -> Verdi
     )
     if worse.low > gate.limit:
         return _verdict(gate, Decision.FAIL, shown, reason)
-    if worse.high < _enough(gate) and worse.value <= gate.limit:
+    if worse.high < gate.asked(seen.wave) and worse.value <= gate.limit:
         return _verdict(gate, Decision.PASS, shown, reason)
     return _verdict(gate, Decision.INCONCLUSIVE, shown, reason)
 

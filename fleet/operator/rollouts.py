@@ -145,7 +145,7 @@ class Rollouts:
         return self._do(generation, Event.PAUSE, reason or f"paused by {self._by}")
 
     def resume(self, generation: int, reason: str = "") -> tuple[str, ...]:
-        """Go on; what had failed a gate is overruled for this wave."""
+        """Go on; the gates that have failed are overruled, and asked no more."""
         return self._do(generation, Event.RESUME, reason or f"resumed by {self._by}")
 
     def approve(self, generation: int, reason: str = "") -> tuple[str, ...]:

@@ -40,6 +40,7 @@ def verdict(
     states: list[AgentState],
     health: Mapping[str, Any] | None = None,
     gate: Gate | None = None,
+    wave: int = 0,
     **more: Any,
 ) -> Verdict:
     """What one gate says of agents that all report the same."""
@@ -57,7 +58,7 @@ def verdict(
         replace(ONE, gates=(gate or GATES[kind],)),
         dict(zip(names, states, strict=True)),
         {each: Device(each, 0, 0, (said,)) for each in names},
-        {each: Told(each, 0, 0) for each in names},
+        {each: Told(each, wave, 0) for each in names},
     )
     return came
 
@@ -105,14 +106,31 @@ def test_silence_counts_the_silent_alone() -> None:
     [
         (0, 1, Decision.INCONCLUSIVE),
         (0, 100, Decision.PASS),
-        (0, 10, Decision.INCONCLUSIVE),
+        (0, 10, Decision.PASS),
         (15, 100, Decision.FAIL),
-        (2, 100, Decision.INCONCLUSIVE),
+        (3, 100, Decision.INCONCLUSIVE),
         (20, 10_000, Decision.PASS),
     ],
 )
 def test_errors_are_of_requests(errors: int, requests: int, decision: Decision) -> None:
     came = verdict(GateKind.ERRORS, [OK] * 10, {"requests": requests, "errors": errors})
+    assert came.decision is decision
+
+
+@pytest.mark.parametrize(
+    ("wave", "asked", "decision"),
+    [
+        (0, 0.15, Decision.PASS),
+        (1, 0.1, Decision.INCONCLUSIVE),
+        (2, 0.075, Decision.INCONCLUSIVE),
+    ],
+)
+def test_the_further_a_version_has_spread_the_more_is_asked_of_it(
+    wave: int, asked: float, decision: Decision
+) -> None:
+    health = {"chosen": 20, "chosen_agreed": 18}
+    came = verdict(GateKind.AGREEMENT, [OK] * 10, health, wave=wave)
+    assert GATES[GateKind.AGREEMENT].asked(wave) == pytest.approx(asked)
     assert came.decision is decision
 
 
@@ -145,7 +163,7 @@ def test_an_agent_that_fails_all_it_is_asked_is_one_failed_agent() -> None:
         ({"chosen": 20, "chosen_agreed": 18}, Decision.PASS, "drawn by chance"),
         ({"chosen": 5, "chosen_agreed": 1}, Decision.FAIL, "over 50 audits"),
         # A little worse is neither proved bad nor proved harmless.
-        ({"chosen": 40, "chosen_agreed": 33}, Decision.INCONCLUSIVE, "8.5 %"),
+        ({"chosen": 40, "chosen_agreed": 33}, Decision.INCONCLUSIVE, "9.5 %"),
         ({"chosen": 400, "chosen_agreed": 310}, Decision.FAIL, "14.5 %"),
         # Of what was spilled for being hard it is known early that it is very bad,
         ({"compared": 30, "agreed": 3}, Decision.FAIL, "most of them hard"),
@@ -186,7 +204,7 @@ def test_spill_may_shift_neither_way(spilled: int, decision: Decision) -> None:
     [
         (10, 9.0, Decision.PASS),
         (10, 30.0, Decision.FAIL),
-        (3, 30.0, Decision.INCONCLUSIVE),
+        (8, 30.0, Decision.INCONCLUSIVE),
         (10, None, Decision.INCONCLUSIVE),
     ],
 )

@@ -187,7 +187,10 @@ class Simulation:
         self._began_s = self._clock.monotonic()
         # Agents may be done before the command is.
         tally.generation = 1
-        started = await stage.operate("rollout", "start", MODEL, AFTER)
+        started = await stage.operate(
+            *("rollout", "start", MODEL, AFTER),
+            *("--waves", "all", "--probation", "0s"),
+        )
         tally.generation = int(started["generation"])
         told_s = self._since_s()
         with contextlib.suppress(TimeoutError):

@@ -22,6 +22,7 @@ BEFORE: Final = "1"
 AFTER: Final = "2"
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Words = Annotated[str, Field(max_length=100)]
 Seconds = Annotated[float, Field(ge=0, le=3600)]
 
 
@@ -100,6 +101,38 @@ class Quality(_Part):
     spill: Share = 0.10
 
 
+class Rolling(_Part):
+    """How the version is rolled out; the words of `overspill rollout start`.
+
+    Attributes:
+        waves: as `--waves`.
+        soak: as `--soak`; only where there are several waves.
+        probation: as `--probation`.
+        max_parallel: as `--max-parallel`.
+        lease: as `--lease`.
+        gates: whether gates are asked.
+        shared: as `--shared`.
+    """
+
+    waves: Words = "all"
+    soak: Words = "5s"
+    probation: Words = "3s"
+    max_parallel: Annotated[int, Field(ge=1)] = 100
+    lease: Words = "60s"
+    gates: bool = True
+    shared: bool = False
+
+    def words(self) -> list[str]:
+        """The options of the command."""
+        return [
+            *("--waves", self.waves, "--probation", self.probation),
+            *("--max-parallel", str(self.max_parallel), "--lease", self.lease),
+            *(() if self.waves == "all" else ("--soak", self.soak)),
+            *(() if self.gates else ("--no-gates",)),
+            *(("--shared",) if self.shared else ()),
+        ]
+
+
 class Plan(_Part):
     """All of a simulation. Written as TOML.
 
@@ -112,6 +145,7 @@ class Plan(_Part):
         audit_share: of what it is sure of, what the cloud is asked too.
         before: of the version that all agents have.
         after: of the version that is rolled out.
+        rollout: how it is rolled out.
         faults: by name.
     """
 
@@ -123,6 +157,7 @@ class Plan(_Part):
     audit_share: Share = 0.05
     before: Quality = Quality()
     after: Quality = Quality(agreement=0.94)
+    rollout: Rolling = Rolling()
     faults: dict[Fault, Trouble] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -177,7 +177,7 @@ async def swaps(
         state_dir=folder / "agent",
         cloud_url=node.mqtt_url(AGENT),
         local=False,
-        trust_root=operators.root,
+        trusted_root=operators.root,
         disk_reserve_bytes=0,
         poll_desired_every_s=600.0,
         look_spread_s=0.0,

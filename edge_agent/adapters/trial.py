@@ -140,11 +140,16 @@ async def try_bundle(
             child.kill()
             await child.wait()
     report = _read_report(name, child.returncode or 0, said, complained)
-    _check_speed(name, report, limits.max_slowdown)
+    check_speed(name, report, limits.max_slowdown)
     return report
 
 
-def _check_speed(name: str, report: TrialReport, max_slowdown: float) -> None:
+def check_speed(name: str, report: TrialReport, max_slowdown: float) -> None:
+    """Return if a candidate is not much slower than what it would replace.
+
+    Raises:
+        TrialFailed: its median run is over `max_slowdown` times the other's.
+    """
     if report.before_ms is None or report.ms <= ENOUGH_MS:
         return
     if report.ms > max_slowdown * report.before_ms:

@@ -292,8 +292,12 @@ class Updates:
         """Go on until there is nothing left to do for what is desired of it by now."""
         try:
             async with self._at_once, self._slots.lock(model):
-                while await self._step(model):
-                    pass
+                again = True
+                while again:
+                    desired = self._desired.get(model)
+                    again = await self._step(model)
+                    # It may have changed while the step came to its end.
+                    again |= self._desired.get(model) != desired
         finally:
             self._busy.discard(model)
 

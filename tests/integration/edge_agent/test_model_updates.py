@@ -91,7 +91,7 @@ def updated(
             "state_dir": short_tmp / "agent",
             "cloud_url": rabbit.mqtt_url("agent-1"),
             "local": False,
-            "trust_root": root,
+            "trusted_root": root,
             "disk_reserve_bytes": 0,
             "poll_desired_every_s": 0.5,
             "look_spread_s": 0.0,

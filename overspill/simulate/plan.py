@@ -140,6 +140,7 @@ class Plan(_Part):
         agents: how many.
         seed: of everything that is drawn.
         model_bytes: size of the model file of each version.
+        moved_share: of the weights, how many differ between the versions.
         connect_over_s: they connect spread over so long.
         requests_per_s: what each device is asked, in pretence.
         audit_share: of what it is sure of, what the cloud is asked too.
@@ -152,6 +153,7 @@ class Plan(_Part):
     agents: Annotated[int, Field(ge=1, le=MOST_AGENTS)] = 100
     seed: Annotated[int, Field(ge=0)] = 1
     model_bytes: Annotated[int, Field(ge=1024, le=64 * 1024**2)] = 750_000
+    moved_share: Share = 0.3
     connect_over_s: Seconds = 4.0
     requests_per_s: Annotated[float, Field(gt=0, le=1000)] = 5.0
     audit_share: Share = 0.05

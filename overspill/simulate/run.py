@@ -82,6 +82,13 @@ class Outcome:
     disagreements: tuple[str, ...]
 
     @property
+    def last_s(self) -> float:
+        """When the last agent settled; the whole time if some have not."""
+        if not self.tally.settled:
+            return self.rollout_s
+        return max((row.last_s or 0.0 for row in self.tally.rows()), default=0.0)
+
+    @property
     def failures(self) -> list[str]:
         """What is wrong, in sentences; nothing when it went as it should."""
         found = []

@@ -521,7 +521,6 @@ class Agent:
                 disk_reserve_bytes=settings.disk_reserve_bytes,
             ),
             try_out=self._loading.try_out,
-            serve=self._loading.serve,
             rng=self._rng,
         )
 

@@ -160,7 +160,6 @@ class Updates:
         sources: where the desired state is read.
         try_out: runs a stored bundle in a child process, perhaps beside the one that
             serves; raises TrialFailed.
-        serve: puts a bundle in service that was proved here before.
     """
 
     def __init__(  # noqa: PLR0913 - wiring
@@ -179,7 +178,6 @@ class Updates:
         try_out: Callable[
             [StoredBundle, StoredBundle | None, UpdatePolicy], Awaitable[object]
         ],
-        serve: Callable[[StoredBundle], Awaitable[None]],
         rng: random.Random,
     ) -> None:
         self._agent = agent
@@ -193,7 +191,6 @@ class Updates:
         self._here = here
         self._settings = settings
         self._try_out = try_out
-        self._serve = serve
         self._rng = rng
         self._desired: dict[str, DesiredModel] = {}
         # Of the pulls under way: bytes that are here, and of all.
@@ -201,6 +198,8 @@ class Updates:
         self._busy: set[str] = set()
         self._at_once = asyncio.Semaphore(MAX_MODELS_AT_ONCE)
         self._trusting = asyncio.Lock()
+        # Whether trust is newer than what is desired: it is refreshed once a look.
+        self._refreshed = False
         self._look = asyncio.Event()
         self._again: asyncio.TimerHandle | None = None
 
@@ -294,6 +293,7 @@ class Updates:
             envelope = decode(data, Desired)
         except WireError as error:
             raise PutOff(f"the desired state is unreadable: {error}") from error
+        self._refreshed = False
         for desired in envelope.items:
             if desired.agent == self._agent:
                 self._desired = {each.model: each for each in desired.models}
@@ -356,6 +356,8 @@ class Updates:
         log.info("update_waits", model=desired.model, reason=why)
         if slots.state is State.PROBATION:
             return
+        if slots.state is State.SHADOW and slots.staged != desired.version:
+            await self._shadows.stop(slots.model)
         waits = slots.waiting(why, desired.version, desired.generation, desired.epoch)
         try:
             await self._slots.save(waits)
@@ -382,7 +384,9 @@ class Updates:
     async def _seal(self, desired: DesiredModel) -> Seal:
         """What was signed of the desired version, if it may be taken here."""
         async with self._trusting:
-            await self._trust.refresh()
+            if not self._refreshed:
+                await self._trust.refresh()
+                self._refreshed = True
             seal = await self._trust.seal_for(
                 desired.model, desired.version, desired.epoch
             )
@@ -431,7 +435,7 @@ class Updates:
             await self._slots.save(slots.without_previous())
             return
         await self._try_out(stored, None, desired.policy)
-        await self._serve(stored)
+        await self._probation.serve(stored)
         await self._shadows.stop(slots.model)
         after = slots.went_back(desired.generation, desired.epoch)
         await self._slots.save(after)

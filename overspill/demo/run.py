@@ -344,7 +344,7 @@ class _Demo:
         self._scene.rollout = f"overspill rollout start {example.model} {after}"
         began_ms = self._clock.monotonic() * 1000.0
         code, out, err = await system.operate(
-            *("rollout", "start", example.model, after),
+            *("rollout", "start", example.model, after, "--probation", "2s"),
             *("--wait", str(ROLLOUT_TIMEOUT_S), "--json"),
         )
         ended_ms = self._clock.monotonic() * 1000.0

@@ -194,7 +194,6 @@ class Fleet:
                     version=seal.version,
                     sha256=seal.sha256,
                     size_bytes=seal.size_bytes,
-                    key_id="",
                     published_at_ms=self.clock.wall_ms(),
                     epoch=seal.epoch,
                     state=VersionState.SIGNED if signed else VersionState.DRAFT,

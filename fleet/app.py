@@ -30,6 +30,7 @@ from fleet.adapters.state.ledger import Ledger
 from fleet.adapters.state.versions import PublishedVersion, VersionState
 from fleet.adapters.trust_home import Signature, TrustHome, passphrase_from
 from fleet.core.declared import DeclaredRollout
+from fleet.core.delta_bases import delta_bases
 from fleet.core.devices import Device
 from fleet.core.following import Now
 from fleet.core.plan import Plan
@@ -38,6 +39,7 @@ from fleet.loops.inventory import Inventory
 from fleet.loops.renewal import Renewal
 from fleet.operator.costs import costs_of
 from fleet.operator.declaring import Declaring
+from fleet.operator.offering import offer_deltas
 from fleet.operator.rollouts import Rollouts
 from fleet.settings import FleetSettings
 from lifecycle.clock import Clock, SystemClock
@@ -123,7 +125,28 @@ class Fleet:
                     {"epoch": seal.epoch, "sha256": seal.sha256},
                     at_ms=self.clock.wall_ms(),
                 )
+        # Before anybody is sent to it, so that the first wave has them too.
+        offer_deltas(self.tree, seal.sha256, self._delta_bases(publication))
         return publication
+
+    def _delta_bases(self, publication: Publication) -> list[str]:
+        """The digests of what agents are likely to come from."""
+        seal, way_back = publication.seal, publication.way_back
+        with self.database.reading() as ledger:
+            digests = {
+                each.version: each.sha256
+                for each in sorted(ledger.versions(), key=lambda v: v.published_at_ms)
+                if each.model == seal.name
+            }
+            devices = ledger.devices().values()
+        bases = delta_bases(
+            seal.name,
+            seal.version,
+            published=list(digests),
+            devices=devices,
+            back_to=None if way_back is None else way_back.version,
+        )
+        return [digests[each] for each in bases]
 
     def _served(self, model: str) -> str | None:
         """The signed version that most agents serve."""

@@ -5,7 +5,9 @@ seeds 2 and 3 too (about six minutes each, kept in `--work` for the next time). 
 cloud model is the committed one throughout: training it takes a quarter of an hour.
 
 A promise is tried a hundred times: the 15,000 images that no model learned from are
-split by chance into 10,000 to calibrate on and 5,000 fresh ones.
+split by chance into 10,000 to calibrate on and 5,000 fresh ones. A spill budget is exact:
+promised with 95 %, it holds in 95 of a hundred trials only about every second time, as
+chance has it. The limit is on one that is promised with 98 %; the other is shown.
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ TARGETS: Final[Mapping[str, MaxExcess | MaxSpill]] = {
     "1 point worse": MaxExcess(0.01),
     "0.5 points worse": MaxExcess(0.005),
     "10 % spilled": MaxSpill(0.10),
+    "10 % spilled, 98 %": MaxSpill(0.10, 0.98),
 }
-LIMITED: Final = ("2 points worse", "1 point worse", "10 % spilled")
+LIMITED: Final = ("2 points worse", "1 point worse", "10 % spilled, 98 %")
 JUDGED: Final = 20_000
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+from bundle.canonical import canonical
 from bundle.durable import part_beside, replacing, sync_folder, write_file
 from bundle.manifest import (
     MANIFEST_FILE,
@@ -29,7 +30,6 @@ from bundle.manifest import (
     parse_manifest,
 )
 from bundle.seal import MAX_PACKED_BYTES, Seal
-from bundle.trust import canonical
 
 MAX_MODEL_BYTES: Final = 512 * 1024 * 1024
 MAX_FILES: Final = 64

@@ -1,14 +1,15 @@
-"""The signed statement of one packed bundle: its digest and those of its chunks.
+"""The statement of one packed bundle: its digest and those of its chunks.
 
-Nothing of a bundle is unpacked before its seal was opened with a trusted key, and
-no chunk is kept whose digest the seal does not name.
+The fleet's keys sign the seal's own digest (`bundle.trust`). Nothing of a bundle is
+unpacked before its seal was found signed, and no chunk is kept whose digest the seal
+does not name.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,18 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from bundle.canonical import canonical
 from bundle.manifest import Digest, Name, Requires, Version
-from bundle.trust import (
-    TrustedKeys,
-    Untrusted,
-    canonical,
-    open_document,
-    read_document,
-    sign_document,
-)
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 CHUNK_BYTES: Final = 128 * 1024
 MIN_CHUNK_BYTES: Final = 1024
@@ -177,42 +168,6 @@ def make_seal(
         raise SealRejected(f"cannot seal {packed}: {_first_fault(error)}") from error
 
 
-def sign_seal(seal: Seal, private_key: Ed25519PrivateKey) -> bytes:
-    """The seal as a signed document."""
-    return sign_document(seal.model_dump(mode="json"), private_key)
-
-
-def open_seal(data: bytes, trusted: TrustedKeys) -> Seal:
-    """The seal in a signed document, if a trusted key signed it.
-
-    Args:
-        data: what `sign_seal` gave.
-        trusted: raw public keys by key id (`bundle.trust.load_public_keys`).
-
-    Raises:
-        SealRejected: too long, malformed, unsigned, signed by strangers only,
-            or changed after it was signed.
-    """
-    try:
-        signed = open_document(data, trusted, max_bytes=MAX_SEAL_BYTES)
-    except Untrusted as error:
-        raise SealRejected(f"seal refused: {error}") from error
-    return _validate(signed)
-
-
-def read_unverified(data: bytes) -> Seal:
-    """What a seal claims, its signature **not verified**: for the keeper of the store.
-
-    Raises:
-        SealRejected: too long or malformed.
-    """
-    try:
-        signed, _ = read_document(data, max_bytes=MAX_SEAL_BYTES)
-    except Untrusted as error:
-        raise SealRejected(f"seal refused: {error}") from error
-    return _validate(signed)
-
-
 def verify_packed(packed: Path, seal: Seal) -> None:
     """Return if the file is what was sealed, to the byte.
 
@@ -233,13 +188,6 @@ def verify_packed(packed: Path, seal: Seal) -> None:
             f"bundle {seal.name} {seal.version} has digest {digest[:16]}…, "
             f"sealed was {seal.sha256[:16]}…"
         )
-
-
-def _validate(signed: dict[str, object]) -> Seal:
-    try:
-        return Seal.model_validate(signed)
-    except ValidationError as error:
-        raise SealRejected(f"seal refused: {_first_fault(error)}") from error
 
 
 def _first_fault(error: ValidationError) -> str:

@@ -24,7 +24,7 @@ CHUNK_BYTES = 4 * 1024
 def model_bytes(size: int, seed: int = 1) -> bytes:
     """Weights that no compressor can do much about."""
     weights = np.random.default_rng(seed).normal(0, 40, size)
-    return weights.astype(np.int8).tobytes()
+    return bytes(weights.astype(np.int8).tobytes())
 
 
 def tuned(model: bytes, share: float = 0.05, seed: int = 2) -> bytes:
@@ -32,7 +32,7 @@ def tuned(model: bytes, share: float = 0.05, seed: int = 2) -> bytes:
     rng = np.random.default_rng(seed)
     old = np.frombuffer(model, np.int8)
     moved = (rng.random(len(old)) < share) * rng.choice([-1, 1], len(old))
-    return (old + moved.astype(np.int8)).tobytes()
+    return bytes((old + moved.astype(np.int8)).tobytes())
 
 
 def packed_bundle(folder: Path, version: str, model: bytes, **more: Any) -> Path:

@@ -200,7 +200,13 @@ class Agent:
     """What keeps models as desired, and what it serves."""
 
     def __init__(
-        self, root: Path, registry: Registry, store: ModelStore | None = None
+        self,
+        root: Path,
+        registry: Registry,
+        store: ModelStore | None = None,
+        *,
+        spread_s: float = 0.0,
+        seed: int = 1,
     ) -> None:
         self.root = root
         self.registry = registry
@@ -240,10 +246,9 @@ class Agent:
             probation=self.probation,
             shadows=self.shadows,
             here=Here(lambda: self.device, lambda: self.local_now),
-            settings=UpdateSettings(poll_every_s=60.0),
+            settings=UpdateSettings(poll_every_s=60.0, spread_s=spread_s),
             try_out=self.try_out,
-            serve=self.serve,
-            rng=random.Random(1),
+            rng=random.Random(seed),
         )
         self.book.start_with(self.restored())
         self.serving.update(
@@ -284,10 +289,6 @@ class Agent:
         self.serving[served.manifest.name] = served.manifest.version
         self.swapped.append(served.manifest.version)
 
-    async def serve(self, stored: StoredBundle) -> None:
-        """Load and swap."""
-        await self.swap(await self.load(stored))
-
     async def remove(self, model: str) -> None:
         """Take it out of service."""
         self.serving.pop(model, None)
@@ -296,6 +297,10 @@ class Agent:
     def slots(self) -> Slots:
         """Those of the usual model."""
         return self.book.of(MODEL)
+
+    def is_in(self, state: State) -> bool:
+        """Whether the usual model is in that state by now."""
+        return self.slots.state is state
 
     async def until_state(self, state: State, version: str | None = None) -> Slots:
         """Wait for a state, and for which version is active then."""

@@ -1,1 +1,1 @@
-"""Parts of `benchmarks.update`: pushing model versions to the fleet."""
+"""What pushing a model costs: bytes, memory, time, and what devices notice of it."""

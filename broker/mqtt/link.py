@@ -6,8 +6,17 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -186,22 +195,37 @@ class MqttLink:
         client = self._client
         if client is None:
             raise LinkDown(self._down())
-        try:
-            await client.unsubscribe(topic, timeout=SUBSCRIBE_TIMEOUT_S)
-        except aiomqtt.MqttError as error:
-            raise LinkDown(f"{self._target} is going down: {error}") from error
+        with self._while_up(f"{self._target} is going down"):
+            async with self._soon():
+                await client.unsubscribe(topic, timeout=math.inf)
 
     async def _subscribe_also(self, client: Client, topic: str) -> None:
         # Until it is granted it is not subscribed again: a broker that refuses it by
         # closing the connection would close every one.
         self._also.discard(topic)
-        try:
-            granted = await client.subscribe(topic, qos=0, timeout=SUBSCRIBE_TIMEOUT_S)
-        except aiomqtt.MqttError as error:
-            raise LinkDown(self._refused_topic(topic)) from error
+        with self._while_up(self._refused_topic(topic)):
+            async with self._soon():
+                granted = await client.subscribe(topic, qos=0, timeout=math.inf)
         if any(_code(each) >= _REFUSED for each in granted):
             raise LinkDown(self._refused_topic(topic))
         self._also.add(topic)
+
+    @contextlib.asynccontextmanager
+    async def _soon(self) -> AsyncIterator[None]:
+        """As long as a call to the broker may take, and no longer than the link holds."""
+        async with asyncio.timeout(SUBSCRIBE_TIMEOUT_S) as deadline:
+            self._waiting.add(deadline)
+            try:
+                yield
+            finally:
+                self._waiting.discard(deadline)
+
+    @contextlib.contextmanager
+    def _while_up(self, reason: str) -> Iterator[None]:
+        try:
+            yield
+        except (aiomqtt.MqttError, TimeoutError) as error:
+            raise LinkDown(reason) from error
 
     async def _confirmed(
         self,

@@ -102,7 +102,8 @@ class SideQueues:
             await self._answer(delivery, address, self._failing(reason), Cause.UNROUTED)
 
     async def _drop(self, delivery: Delivery) -> None:
-        if ".dn." in delivery.routing_key:
+        if ".dn." in delivery.routing_key or delivery.routing_key.startswith("w1."):
+            # An agent that is gone, or a wave that has all it needs.
             self._ledger.put_aside(Aside.RESULTS_DROPPED)
         else:
             self._ledger.put_aside(Aside.STRAYS_DROPPED)

@@ -14,11 +14,11 @@ from typing import Final
 from broker.codec import encode
 from broker.messages import Desired, DesiredModel
 from bundle import layout
+from bundle.canonical import canonical
 from bundle.folder_seal import FolderSeal, seal_folder
 from bundle.pack import pack
 from bundle.seal import Seal, make_seal
 from bundle.tree import Tree
-from bundle.trust import canonical
 from bundle.trust.epochs import next_epochs
 from bundle.trust.errors import NoTrust, TrustRefused
 from bundle.trust.naming import Named

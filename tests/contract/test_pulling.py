@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import resource
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,9 @@ import pytest
 
 from broker.messages import UpdatePolicy
 from bundle import layout
+from bundle.delta.coded import encode
+from bundle.delta.container import Header, Packed, Segment, Stream
+from bundle.delta.offer import Offer
 from bundle.delta.offering import offer_delta
 from bundle.seal import Seal
 from bundle.source import Piece, Source, SourceUnavailable
@@ -43,6 +47,7 @@ from tests.registries import (
 SIZE = 120_000
 OLD = model_bytes(SIZE)
 WINDOW = 4
+DAY_S = 86_400.0
 
 
 class Stage:
@@ -59,7 +64,7 @@ class Stage:
         return TreeSource(self.registry.tree)
 
     def puller(self, *sources: Source, **more: Any) -> Puller:
-        fetch = {"window": WINDOW, "stall_s": 2.0, "shared_wait_s": 0.1}
+        fetch: dict[str, Any] = {"window": WINDOW, "stall_s": 2.0, "shared_wait_s": 0.1}
         fetch |= {key: more.pop(key) for key in list(more) if key in fetch}
         return Puller(
             sources or (self.good,),
@@ -70,7 +75,7 @@ class Stage:
             **more,
         )
 
-    def metering(self, local_now_s: Callable[[], float] = time.time) -> Metering:
+    def metering(self, local_now_s: Callable[[], float] = lambda: DAY_S) -> Metering:
         return Metering(DayFile(self.folder / "day.json"), local_now_s=local_now_s)
 
     def parts(self) -> list[str]:
@@ -281,8 +286,6 @@ async def test_a_disk_without_room_is_known_before_anything_is_fetched(
             "chunks": ("0" * 64,) * 600,
         }
     )
-    import resource
-
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (huge, limits[1]))
     try:
@@ -355,14 +358,10 @@ def other_delta(stage: Stage, _blob: str) -> None:
 
 def bomb(stage: Stage, _blob: str) -> None:
     """A small blob that says it makes something far too big."""
-    from bundle.delta.coded import Coding, zstd
-    from bundle.delta.container import Header, Packed, Segment, Stream
-    from bundle.delta.offer import Offer
-
     size = 600 * 1024 * 1024
-    packed = zstd.compress(bytes(8 * 1024 * 1024))
+    coding, packed = encode(bytes(8 * 1024 * 1024), lambda: None, level=5)
     mark = bytes.fromhex(stage.old_seal.sha256)[:8]
-    stream = Stream(0, 0, 0, Packed(Coding.ZSTD, len(packed), size))
+    stream = Stream(0, 0, 0, Packed(coding, len(packed), size))
     head = Header(mark, size, 0, (Segment(0, size),), (stream,))
     data = head.pack() + packed
     digest = hashlib.sha256(data).hexdigest()

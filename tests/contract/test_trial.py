@@ -23,6 +23,7 @@ from edge_agent.adapters.trial import (
     TrialFailed,
     TrialLimits,
     TrialReport,
+    check_speed,
     run_trial,
     try_bundle,
 )
@@ -277,3 +278,34 @@ def has_runtime(process: Path) -> bool:
         return "litert" in (process / "maps").read_text()
     except OSError:
         return False
+
+
+async def test_a_candidate_is_timed_beside_what_it_would_replace(
+    tmp_path: Path,
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    for folder in (before, after):
+        folder.mkdir()
+    bundle(before)
+    report = await try_bundle(after, bundle(after), before=before)
+    assert report.before_ms is not None
+    assert report.before_ms > 0
+    assert report.memory_mb >= 0
+    # A damaged one says nothing of the candidate.
+    (before / "model.tflite").write_bytes(b"")
+    assert (await try_bundle(after, bundle(after), before=before)).before_ms is None
+
+
+@pytest.mark.parametrize(
+    ("ms", "before_ms", "passes"),
+    [(3.0, 1.0, True), (3.1, 1.0, False), (0.4, 0.01, True), (900.0, None, True)],
+)
+def test_how_much_slower_a_candidate_may_be(
+    ms: float, before_ms: float | None, passes: bool
+) -> None:
+    report = TrialReport(1, 0.0, ms, before_ms)
+    if passes:
+        check_speed("toy 8", report, 3.0)
+    else:
+        with pytest.raises(TrialFailed, match="3 times that is allowed"):
+            check_speed("toy 8", report, 3.0)

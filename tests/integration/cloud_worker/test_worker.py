@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from broker.messages import (
 )
 from broker.node import Node
 from broker.topics import requests
+from bundle import layout
 from bundle.folder_tree import FolderTree
 from fleet.adapters.dead_store import DeadStore, with_dead_store
 from fleet.core.letters import Filter, Letter
@@ -306,48 +308,36 @@ async def test_a_broken_newest_version_leaves_the_one_before_it_serving(
         assert (await agent.result("versions-1")).version == "1"
 
 
-async def test_a_model_update_is_served_from_the_registry(
+async def test_a_worker_serves_the_files_of_its_registry(
     rabbit: Node, tmp_path: Path
 ) -> None:
     models = repository(tmp_path / "models", it_update="line_lite")
-    packed = np.random.default_rng(0).bytes(300_000)
+    data = np.random.default_rng(0).bytes(300_000)
+    path = layout.blob(hashlib.sha256(data).hexdigest())
     tree = FolderTree(tmp_path / "registry")
-    tree.write("blobs/abc", packed)
-    tree.write("desired/agent-1", b"desired of agent-1")
+    tree.write(path, data)
+    tree.write("desired/agent-1", b"for agent-1 only")
     async with (
         worker(rabbit, models, registry=tmp_path / "registry"),
         Agent(rabbit) as agent,
+        Agent(rabbit, "agent-2") as other,
     ):
-        desired = await agent.get(Get(want="file", path="desired/agent-1"))
-        assert desired.data == b"desired of agent-1"
-        chunks = [
-            await agent.get(
-                Get(want="file", path="blobs/abc", offset=offset, length=131_072)
-            )
-            for offset in range(0, 300_000, 131_072)
+        own = await agent.get(Get(want="file", path="desired/agent-1"))
+        assert own.data == b"for agent-1 only"
+        pieces = [
+            await agent.get(Get(want="file", path=path, offset=at, length=100_000))
+            for at in range(0, 300_000, 100_000)
         ]
-        assert b"".join(each.data for each in chunks) == packed
-        assert {each.total_bytes for each in chunks} == {300_000}
-        for nowhere in ("blobs/other", "blobs", "metadata/timestamp.json"):
-            blob = await agent.get(Get(want="file", path=nowhere))
-            assert blob.status == "not_found"
+        assert b"".join(each.data for each in pieces) == data
+        assert {each.total_bytes for each in pieces} == {len(data)}
+        for nowhere in (
+            Get(want="file", path="desired/agent-1"),
+            Get(want="file", path="blobs/none"),
+            Get(want="file"),
+        ):
+            blob = await other.get(nowhere)
+            assert (blob.status, blob.data) == ("not_found", b"")
             assert blob.reason
-
-
-async def test_nothing_desired_is_said_and_another_agent_is_not_overheard(
-    rabbit: Node, tmp_path: Path
-) -> None:
-    models = repository(tmp_path / "models", it_none="line_lite")
-    registry = tmp_path / "registry"
-    FolderTree(registry).write("desired/agent-1", b"for agent-1 only")
-    async with (
-        worker(rabbit, models, registry=registry),
-        Agent(rabbit, "agent-2") as agent,
-    ):
-        blob = await agent.get(Get(want="file", path="desired/agent-2"))
-        assert (blob.status, blob.data) == ("not_found", b"")
-        blob = await agent.get(Get(want="file", path="desired/agent-1"))
-        assert (blob.status, blob.data) == ("not_found", b"")
 
 
 async def test_a_worker_without_rabbitmq_says_so_and_starts_when_it_comes(

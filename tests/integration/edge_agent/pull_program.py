@@ -9,7 +9,6 @@ import asyncio
 import os
 import random
 import sys
-import time
 from pathlib import Path
 
 from broker.messages import UpdatePolicy
@@ -41,23 +40,26 @@ class Noted:
         return await self._source.read(path, offset, length)
 
 
-async def main(registry: str, seal: str, folder: str, log: str, window: str) -> None:
-    """Pull; where it lies is the last line that is printed."""
+async def pulled(registry: str, seal: Seal, folder: str, log: str, window: str) -> Path:
+    """Where the bundle lies."""
     puller = Puller(
         [Noted(Path(registry), Path(log))],
         Path(folder),
-        metering=Metering(DayFile(Path(folder) / "day.json"), local_now_s=time.time),
+        metering=Metering(
+            DayFile(Path(folder) / "day.json"), local_now_s=lambda: 86_400.0
+        ),
         rng=random.Random(),
         settings=PullSettings(FetchSettings(window=int(window))),
     )
-    packed = await puller.pull(
-        Seal.model_validate_json(Path(seal).read_bytes()),
+    return await puller.pull(
+        seal,
         None,
         policy=UpdatePolicy(),
         superseded=lambda: False,
     )
-    print(packed)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    registry, seal_file, *others = sys.argv[1:]
+    seal = Seal.model_validate_json(Path(seal_file).read_bytes())
+    sys.stdout.write(str(asyncio.run(pulled(registry, seal, *others))))

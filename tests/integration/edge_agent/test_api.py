@@ -210,7 +210,7 @@ async def test_a_model_that_the_disk_damaged_gives_way_to_the_previous_one(
         manifest.read_text().replace('"version": "1"', '"version": "2"')
     )
     async with Agent(settings) as agent:
-        stored = agent._store.provision(second, {})
+        stored = agent._store.provision(second)
         slots = Slots("fashion", active="2", previous="1", state=State.SWAPPED)
         agent._store.save(slots)
     model_file = stored.folder / "model.tflite"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,15 +35,15 @@ def _certificate(
     signer: ec.EllipticCurvePrivateKey | None = None,
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer or subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(hours=1))
+        .not_valid_before(now - dt.timedelta(minutes=5))
+        .not_valid_after(now + dt.timedelta(hours=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), True)
     )
     if issuer is not None:
@@ -206,8 +206,7 @@ def answering(text: bytes, *, close: bool = False) -> Speak:
         ),
         (b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", "500 Oh"),
         (
-            b"HTTP/1.1 206 P\r\nContent-Range: bytes 7-16/99\r\n"
-            b"Content-Length: 10\r\n\r\n0123456789",
+            b"HTTP/1.1 206 P\r\nContent-Range: bytes 7-7/99\r\nContent-Length: 1\r\n\r\n0",
             "got from 7",
         ),
         (b"HTTP/1.1 206 P\r\nContent-Length: 10\r\n\r\n0123456789", "which range"),
@@ -257,7 +256,7 @@ async def test_a_server_that_trickles_meets_the_deadline(authority: Authority) -
 
     async with serving(trickle, authority.server_context()) as port:
         began_s = time.monotonic()
-        with pytest.raises(SourceUnavailable, match="within 0.5 s"):
+        with pytest.raises(SourceUnavailable, match=r"within 0\.5 s"):
             await source(port, authority, timeout_s=0.5).read(PATH, 0, 100_000)
         assert time.monotonic() - began_s < 5.0
 
@@ -271,7 +270,7 @@ async def test_endless_data_is_not_read(authority: Authority) -> None:
             b"HTTP/1.1 206 P\r\nContent-Range: bytes 0-9/10\r\n"
             b"Content-Length: 99999999999\r\n\r\n"
         )
-        while sent < 400 * 65536:
+        while sent < 400 * 65536 and not writer.is_closing():
             writer.write(b"x" * 65536)
             await writer.drain()
             sent += 65536
@@ -279,7 +278,7 @@ async def test_endless_data_is_not_read(authority: Authority) -> None:
     async with serving(endless, authority.server_context()) as port:
         piece = await source(port, authority).read(PATH, 0, 10)
         assert len(piece.data) == 10
-    assert sent < 400 * 65536
+        assert sent < 400 * 65536
 
 
 async def test_a_server_that_is_not_there_is_named(

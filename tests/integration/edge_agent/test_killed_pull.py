@@ -6,6 +6,7 @@ import asyncio
 import random
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,10 @@ async def start(*arguments: object) -> asyncio.subprocess.Process:
     )
 
 
+def _is_longer(path: Path, size: int) -> bool:
+    return path.stat().st_size > size
+
+
 @pytest.mark.timeout(120)
 async def test_a_pull_killed_at_random_points_fetches_no_more_than_a_window_twice_each(
     tmp_path: Path,
@@ -42,14 +47,9 @@ async def test_a_pull_killed_at_random_points_fetches_no_more_than_a_window_twic
     rng = random.Random(11)
     wanted = (registry.tree.root, tmp_path / "seal.json", tmp_path / "parts", log)
     for _ in range(KILLS):
-        asked_before = log.stat().st_size
-        kill_after = rng.randint(1, 60)
+        enough = log.stat().st_size + rng.randint(1, 60)
         process = await start(*wanted, WINDOW)
-        await until(
-            lambda after=kill_after, before=asked_before: (
-                log.stat().st_size > before + after
-            )
-        )
+        await until(partial(_is_longer, log, enough))
         process.kill()
         await process.wait()
     process = await start(*wanted, WINDOW)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,7 +146,7 @@ async def test_a_refused_version_leaves_nothing_behind_and_does_not_block_the_ne
         assert "fashion/9.0.json is not signed" in (agent.slots.reason or "")
         # It is not tried again by itself, however often it is looked at.
         await agent.has_looked()
-        assert agent.slots.state is State.REFUSED
+        assert agent.is_in(State.REFUSED)
         await agent.gets(want("4", 9))
         await agent.serves("4")
         assert agent.swapped == ["1", "4"]
@@ -400,11 +402,11 @@ async def test_a_version_that_does_well_for_long_enough_is_committed(
         await on_probation(agent, probation_requests=2)
         agent.now_s += 61.0
         await agent.probation.look(MODEL)
-        assert agent.slots.state is State.PROBATION  # Nobody has asked it anything.
+        assert agent.is_in(State.PROBATION)  # Nobody has asked it anything.
         for _ in range(2):
             agent.accounts.asked(MODEL, "2", failed=False)
         await agent.probation.look(MODEL)
-        assert agent.slots.state is State.SWAPPED
+        assert agent.is_in(State.SWAPPED)
         assert (agent.slots.floor, agent.slots.previous) == (2, "1")
 
 
@@ -423,7 +425,7 @@ async def test_a_version_that_fails_requests_returns_by_itself_and_is_not_tried_
         assert "20 of 20 requests failed" in (slots.reason or "")
         assert agent.files() == {"1", "slots.json"}
         await agent.has_looked()
-        assert agent.slots.state is State.RETURNED
+        assert agent.is_in(State.RETURNED)
     assert again(agent).serving == {MODEL: "1"}
 
 
@@ -466,7 +468,7 @@ async def test_a_version_that_ends_the_agent_returns_before_it_is_loaded_again(
     assert [second.serving[MODEL], third.serving[MODEL]] == ["2", "2"]
     fourth = again(third)
     assert fourth.serving[MODEL] == "1"
-    assert fourth.slots.state is State.RETURNED
+    assert fourth.is_in(State.RETURNED)
     assert "ended 3 times" in (fourth.slots.reason or "")
 
 
@@ -483,11 +485,11 @@ async def test_a_power_cut_in_a_probation_resumes_it_with_what_was_counted(
     await after.probation.restore()
     async with running(after):
         await after.probation.look(MODEL)
-        assert after.slots.state is State.PROBATION
+        assert after.is_in(State.PROBATION)
         after.accounts.asked(MODEL, "2", failed=False)
         after.now_s += 11.0
         await after.probation.look(MODEL)
-        assert after.slots.state is State.SWAPPED
+        assert after.is_in(State.SWAPPED)
 
 
 async def test_an_agent_that_is_stopped_in_order_has_not_ended_by_its_model(
@@ -527,7 +529,7 @@ async def test_a_return_that_the_disk_does_not_take_serves_and_is_written_later(
         disk.saves = False
         await agent.probation.look(MODEL)
         assert agent.serving[MODEL] == "1"
-        assert agent.slots.state is State.RETURNED
+        assert agent.is_in(State.RETURNED)
         disk.saves = True
         await agent.probation.look(MODEL)
     assert again(agent).slots.state is State.RETURNED
@@ -571,3 +573,25 @@ async def test_a_shadow_ends_when_the_fleet_desires_what_serves(
         await agent.until_state(State.IDLE, "1")
         assert agent.shadows.running == {}
         assert agent.files() == {"1", "slots.json"}
+
+
+# --- after an outage ---------------------------------------------------------------
+
+
+async def test_agents_that_lost_their_link_together_do_not_look_together(
+    tmp_path: Path, registry: Registry
+) -> None:
+    looked_s: list[float] = []
+    loop = asyncio.get_running_loop()
+    registry.before_read = lambda _path, _offset: looked_s.append(loop.time())
+    async with AsyncExitStack() as stack:
+        for number in range(20):
+            agent = Agent(tmp_path / str(number), registry, spread_s=0.5, seed=number)
+            await stack.enter_async_context(running(agent))
+            agent.updates.link_changed(up=True)
+        began_s = loop.time()
+        await until(lambda: len(looked_s) == 20, 10)
+    waits = sorted(each - began_s for each in looked_s)
+    assert waits[-1] < 3.0
+    # Not all at the start, and not all at the end.
+    assert waits[-1] - waits[0] > 0.25

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bundle.delta import coded
 from bundle.delta.coded import Coding, Decoded, encode
 from bundle.delta.container import (
     BASE_BYTES,
@@ -30,7 +33,7 @@ sparse = st.lists(
 ).map(lambda values: np.array(values, np.uint8))
 
 
-def reading(data: bytes):  # type: ignore[no-untyped-def]
+def reading(data: bytes) -> Callable[[int], bytes]:
     at = 0
 
     def read(count: int) -> bytes:
@@ -105,15 +108,23 @@ def test_what_was_coded_is_decoded_a_few_bytes_at_a_time(
     assert got == data
 
 
+@pytest.mark.parametrize("level", [5, 19])
+def test_what_is_longer_than_a_read_is_decoded_whole(level: int) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 12, 400_000, np.uint8).tobytes()
+    coding, packed = encode(data, lambda: None, level=level)
+    assert len(packed) > 2 * coded.READ_BYTES
+    decoded = Decoded(coding, reading(packed), len(data))
+    got = b"".join(iter(lambda: decoded.some(65_536), b""))
+    assert got == data
+
+
 @pytest.mark.parametrize("coding", [Coding.ZSTD, Coding.LZMA])
 def test_a_decompression_bomb_gives_no_more_than_is_asked_for(coding: Coding) -> None:
-    import lzma
-
-    from bundle.delta import coded
-
     zeros = bytes(50_000_000)
     if coding is Coding.ZSTD:
-        packed = coded.zstd.compress(zeros)
+        found, packed = encode(zeros, lambda: None, level=5)
+        assert found is coding
     else:
         packed = lzma.compress(
             zeros, lzma.FORMAT_RAW, filters=coded._filters(len(zeros))

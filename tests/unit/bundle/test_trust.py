@@ -1,152 +1,129 @@
-"""Keys and signed documents."""
+"""Epochs, the floor of time, and what is light enough for an agent to import."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bundle.trust import (
-    KeyRejected,
-    Untrusted,
-    canonical,
-    generate_key,
-    key_id,
-    load_private_key,
-    load_public_keys,
-    open_document,
-    public_bytes,
-    save_private_key,
-    save_public_key,
-    sign_document,
-    trusting,
+from bundle.source import SourceUnavailable
+from bundle.trust import NotSigned, Stale, Untrusted, roles
+from bundle.trust.epochs import below_floor, next_epochs, raised
+from bundle.trust.looks import Failure, Look
+from bundle.trust.moment import RELEASED_S, TimeFloor
+
+TIMES = st.floats(0, 4e9)
+KEYS = st.sampled_from([("a",), ("b",), ()])
+
+
+@given(st.lists(st.booleans(), max_size=30))
+def test_epochs_only_grow_and_none_is_used_twice(publishes: list[bool]) -> None:
+    used: list[int] = []
+    for way_back in publishes:
+        epochs = next_epochs(max(used, default=0), way_back=way_back)
+        used.append(epochs.own)
+        if epochs.way_back is not None:
+            used.append(epochs.way_back)
+    assert used == sorted(set(used))
+
+
+@given(st.lists(st.integers(0, 2**53), min_size=1))
+def test_a_floor_is_never_lowered_and_refuses_what_is_below(
+    committed: list[int],
+) -> None:
+    floor = 0
+    for epoch in committed:
+        after = raised(floor, epoch)
+        assert after >= floor
+        floor = after
+    assert not below_floor(floor, floor)
+    assert floor == 0 or below_floor(floor - 1, floor)
+
+
+@given(
+    st.lists(st.tuples(TIMES, TIMES, st.just(("a",)), TIMES), max_size=10), TIMES, TIMES
 )
-
-LIMIT = 4096
-
-
-def test_what_a_trusted_key_signed_is_read_back() -> None:
-    key = generate_key()
-    data = sign_document({"b": 1, "a": ["é"]}, key)
-    assert open_document(data, trusting(key), max_bytes=LIMIT) == {"b": 1, "a": ["é"]}
-
-
-def test_canonical_text_does_not_depend_on_the_order_of_keys() -> None:
-    assert canonical({"b": {"y": 1, "x": 2}, "a": "é"}) == (
-        b'{"a":"\\u00e9","b":{"x":2,"y":1}}'
-    )
-
-
-def test_a_strangers_signature_is_refused_by_name() -> None:
-    stranger, ours = generate_key(), generate_key()
-    data = sign_document({"a": 1}, stranger)
-    with pytest.raises(Untrusted) as refusal:
-        open_document(data, trusting(ours), max_bytes=LIMIT)
-    assert key_id(public_bytes(stranger)) in str(refusal.value)
-    assert key_id(public_bytes(ours)) in str(refusal.value)
+def test_the_floor_of_time_never_goes_back_while_the_key_is_the_same(
+    seen: list[tuple[float, float, tuple[str, ...], float]],
+    clock_s: float,
+    later_s: float,
+) -> None:
+    floor, before_s = TimeFloor(), 0.0
+    for signed_s, stamped_s, keys, elapsed_s in seen:
+        floor = floor.seen(signed_s=signed_s, stamped_s=stamped_s, stamped_by=keys)
+        floor = floor.after(elapsed_s)
+        assert floor.now_s(0.0) >= max(before_s, signed_s, stamped_s, RELEASED_S)
+        before_s = floor.now_s(0.0)
+    assert floor.now_s(clock_s) >= clock_s
+    assert TimeFloor.from_json(floor.to_json()) == floor
 
 
-def test_a_stranger_who_borrows_a_trusted_key_id_is_refused() -> None:
-    stranger, ours = generate_key(), generate_key()
-    document = json.loads(sign_document({"a": 1}, stranger))
-    document["signatures"][0]["key_id"] = key_id(public_bytes(ours))
-    with pytest.raises(Untrusted, match="changed after signing"):
-        open_document(json.dumps(document).encode(), trusting(ours), max_bytes=LIMIT)
+def test_time_passes_for_a_device_without_a_clock() -> None:
+    floor = TimeFloor().seen(signed_s=0.0, stamped_s=2e9, stamped_by=("a",))
+    assert floor.after(60.0).after(60.0).now_s(0.0) == 2e9 + 120.0
 
 
-def test_one_trusted_signature_among_strangers_is_enough() -> None:
-    stranger, ours = generate_key(), generate_key()
-    data = sign_document({"a": 1}, stranger, ours)
-    assert open_document(data, trusting(ours), max_bytes=LIMIT) == {"a": 1}
-
-
-def test_a_changed_document_is_refused() -> None:
-    key = generate_key()
-    data = sign_document({"version": "1"}, key).replace(b'"1"', b'"2"')
-    with pytest.raises(Untrusted, match="changed after signing"):
-        open_document(data, trusting(key), max_bytes=LIMIT)
+def test_what_a_replaced_key_stamped_is_forgotten() -> None:
+    floor = TimeFloor().seen(signed_s=1.9e9, stamped_s=4e9, stamped_by=("stolen",))
+    assert not floor.trusts(("new",))
+    assert floor.unstamped().now_s(0.0) == 1.9e9
+    after = floor.seen(signed_s=1.9e9, stamped_s=2e9, stamped_by=("new",))
+    assert after.now_s(0.0) == 2e9
 
 
 @pytest.mark.parametrize(
-    "data",
+    "damaged",
     [
         b"",
-        b"\xff\xfe",
+        b"{}",
         b"[]",
-        b'{"signed": {}}',
-        b'{"signed": [], "signatures": []}',
-        b'{"signed": {}, "signatures": [1]}',
-        b'{"signed": {}, "signatures": [{"key_id": "0123456789abcdef", "sig": "zz"}]}',
-        b'{"signed": {"a": 1, "a": 2}, "signatures": []}',
-        b'{"signed": {"a": ' + b"9" * 4200 + b'}, "signatures": []}',
-        b'{"signed": ' * 600,
-        b'{"signed": {}, "signatures": [' + b"{}," * 40 + b"{}]}",
+        b"\xff",
+        b'{"signed_s":"x","stamped_s":0,"stamped_by":[]}',
+        b'{"signed_s":NaN,"stamped_s":0,"stamped_by":[]}',
     ],
 )
-def test_what_is_no_signed_document_is_refused(data: bytes) -> None:
-    with pytest.raises(Untrusted):
-        open_document(data, trusting(generate_key()), max_bytes=64 * 1024)
+def test_a_damaged_floor_is_said_to_be_one(damaged: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever reading it says
+        TimeFloor.from_json(damaged)
 
 
-def test_deep_nesting_is_refused_and_not_a_crash() -> None:
-    data = b'{"signed": ' + b"[" * 500_000 + b"]" * 500_000 + b"}"
-    with pytest.raises(Untrusted):
-        open_document(data, {}, max_bytes=2_000_000)
+def test_a_time_after_its_own_expiry_is_no_time() -> None:
+    def at(signed_at: object, expires: str = "2027-01-01T00:00:00Z") -> float:
+        signed = {"signed_at_s": signed_at, "expires": expires}
+        return roles.signed_at_s(json.dumps({"signed": signed}).encode())
+
+    assert at(1_790_000_000) == 1_790_000_000
+    assert at(1_900_000_000) == 0.0
+    assert at("1790000000") == at(True) == at(-1) == at(None) == 0.0
 
 
-def test_a_document_over_the_limit_is_not_even_parsed() -> None:
-    key = generate_key()
-    data = sign_document({"a": "x" * LIMIT}, key)
-    with pytest.raises(Untrusted, match="over the limit of 4096"):
-        open_document(data, trusting(key), max_bytes=LIMIT)
+def test_no_model_can_take_the_name_of_a_role() -> None:
+    for name in roles.TOP:
+        assert roles.model_role(name) not in roles.TOP
+        assert roles.model_of(roles.model_role(name)) == name
+        assert roles.model_of(name) is None
+    assert roles.kind("model.fashion") == roles.TARGETS
 
 
-def test_unsigned_is_refused_even_when_nobody_is_trusted() -> None:
-    with pytest.raises(Untrusted, match="signed by nobody"):
-        open_document(b'{"signed": {}, "signatures": []}', {}, max_bytes=LIMIT)
+def test_a_look_tells_the_gravest_refusal_and_silence_only_when_nobody_spoke() -> None:
+    silent = Failure("mqtt", "no link", None)
+    Look("https", b"", [silent]).check()
+    with pytest.raises(SourceUnavailable, match="mqtt: no link") as raised_:
+        Look(None, None, [silent]).check(7.0)
+    assert raised_.value.retry_after_s == 7.0
+    for refusal in (NotSigned, Stale, Untrusted):
+        with pytest.raises(refusal, match="https: no"):
+            Look(None, None, [silent, Failure("https", "no", refusal)]).check()
 
 
-def test_keys_survive_their_files_and_the_private_one_is_private(
-    tmp_path: Path,
-) -> None:
-    key = generate_key()
-    save_private_key(key, tmp_path / "signing.key")
-    save_public_key(key, tmp_path / "signing.pub")
-    assert (tmp_path / "signing.key").stat().st_mode & 0o777 == 0o600
-    again = load_private_key(tmp_path / "signing.key")
-    data = sign_document({"a": 1}, again)
-    for path in (tmp_path, tmp_path / "signing.pub"):
-        assert open_document(data, load_public_keys(path), max_bytes=LIMIT)
-
-
-def test_a_signing_key_open_to_everyone_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "signing.key"
-    save_private_key(generate_key(), path)
-    path.chmod(0o644)
-    with pytest.raises(KeyRejected, match="chmod 600"):
-        load_private_key(path)
-
-
-def test_bad_key_files_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(KeyRejected, match=r"no \*\.pub"):
-        load_public_keys(tmp_path)
-    with pytest.raises(KeyRejected, match=r"absent\.pub"):
-        load_public_keys(tmp_path / "absent.pub")
-    (tmp_path / "x.pub").write_bytes(b"hello")
-    with pytest.raises(KeyRejected, match=r"x\.pub is not a public key"):
-        load_public_keys(tmp_path)
-    (tmp_path / "x.key").write_bytes(b"hello")
-    (tmp_path / "x.key").chmod(0o600)
-    with pytest.raises(KeyRejected, match=r"x\.key is not a private key"):
-        load_private_key(tmp_path / "x.key")
-
-
-def test_importing_trust_and_seal_does_not_import_cryptography() -> None:
+def test_what_an_agent_imports_of_trust_brings_no_cryptography() -> None:
     code = (
-        "import sys, bundle.trust, bundle.seal, bundle.pack, bundle.tree;"
-        "sys.exit('cryptography' in sys.modules)"
+        "import sys, bundle.trust, bundle.trust.looks, bundle.trust.moment,"
+        "bundle.trust.epochs, bundle.seal, bundle.pack;"
+        "sys.exit(bool({'cryptography', 'tuf', 'urllib3'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -53,7 +53,7 @@ def test_a_variable_left_empty_counts_as_not_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # As `OVERSPILL_AGENT_CLOUD_URL=` stands in a file that a person fills in.
-    for name in ("BUNDLES", "CLOUD_URL", "LOCAL_URL", "TRUSTED_KEYS", "AGENT_ID"):
+    for name in ("BUNDLES", "CLOUD_URL", "LOCAL_URL", "TRUSTED_ROOT", "AGENT_ID"):
         monkeypatch.setenv(f"OVERSPILL_AGENT_{name}", "")
     settings = AgentSettings()
     assert settings.bundles == []

@@ -1,0 +1,144 @@
+"""`overspill simulate`: a whole fleet of light agents, with faults, through one rollout."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from overspill.demo.workplace import workplace
+from overspill.interruption import Interrupted, run_until_interrupted
+from overspill.simulate.live import SceneView
+from overspill.simulate.plan import (
+    MAX_PLAN_BYTES,
+    MOST_AGENTS,
+    BadPlan,
+    Plan,
+    read_plan,
+    usual_plan,
+)
+from overspill.simulate.report import document, show
+from overspill.simulate.run import Options, Outcome, Simulation
+from overspill.tasks import alongside
+
+LOOK_EVERY_S: Final = 0.25
+
+
+def simulate(  # noqa: PLR0913 - each is an option of the command
+    *,
+    agents: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MOST_AGENTS, help="How many.", show_default="100, or the plan's"
+        ),
+    ] = None,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="TOML: agents, faults, how good the versions are (docs/simulate.md).",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="The same seed gives the same agents the same faults.",
+            show_default="1, or the plan's",
+        ),
+    ] = None,
+    faults: Annotated[
+        bool, typer.Option(help="Without a plan: a few agents with each fault.")
+    ] = True,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="That hold the agents.")
+    ] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=32, help="In the pool.")] = 1,
+    within: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="The rollout may take it.")
+    ] = 300.0,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Work there and leave it; a temporary folder if unset."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what came of it as JSON.")
+    ] = False,
+) -> None:
+    """Put a rollout to many simulated agents, some of them with faults.
+
+    A private RabbitMQ, a worker that serves updates, the fleet's daemon and agents that
+    each have a connection and an identity of their own. They run the loops of the real
+    agent around a pretended device and pull and verify real chunks. Nothing leaves this
+    machine.
+
+    Exit code 0: every agent settled, and the fleet knows of each what it says itself.
+    1: not, and what is wrong is said. 2: wrong command line or plan. 130: interrupted.
+    """
+    try:
+        plan = _plan(plan_file, agents, seed, faults=faults)
+    except BadPlan as error:
+        raise typer.BadParameter(str(error)) from error
+    progress = Console(stderr=True)
+    options = Options(workers=workers, processes=processes, within_s=within)
+    try:
+        outcome = run_until_interrupted(
+            lambda: _perform(plan, options, folder, progress)
+        )
+    except Interrupted as end:
+        progress.print("interrupted: every process was stopped", highlight=False)
+        raise typer.Exit(end.exit_code) from None
+    if as_json:
+        typer.echo(json.dumps(document(outcome), indent=2))
+    else:
+        show(_output(), outcome)
+    raise typer.Exit(1 if outcome.failures else 0)
+
+
+def _plan(
+    file: Path | None, agents: int | None, seed: int | None, *, faults: bool
+) -> Plan:
+    if file is not None:
+        try:
+            with file.open("rb") as opened:
+                text = opened.read(MAX_PLAN_BYTES + 1)
+        except OSError as error:
+            raise BadPlan(f"{file} cannot be read: {error.strerror}") from error
+        return read_plan(text, agents=agents, seed=seed)
+    if faults:
+        return usual_plan(agents=agents, seed=seed)
+    return read_plan(b"", agents=agents, seed=seed)
+
+
+async def _perform(
+    plan: Plan, options: Options, folder: Path | None, console: Console
+) -> Outcome:
+    with workplace(folder, keep=False) as place:
+        simulation = Simulation(plan, options, place.folder)
+        with SceneView(simulation.scene, console) as view:
+            outcome = await alongside(simulation.run(), _look_for_ever(view))
+        place.keep = place.keep or bool(outcome.failures)
+        if place.keep:
+            # What agents pulled is of no use to anybody.
+            for left in place.folder.glob("logs/agents-*/"):
+                shutil.rmtree(left, ignore_errors=True)
+            console.print(f"logs are in {place.folder / 'logs'}", highlight=False)
+    return outcome
+
+
+async def _look_for_ever(view: SceneView) -> None:
+    while True:
+        view.look()
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+def _output() -> Console:
+    """Where results go; as wide as they need when nobody looks."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)

@@ -1,0 +1,116 @@
+"""What came of a simulation, as a table and as a document."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from overspill.simulate.operator import Standing
+from overspill.simulate.run import Outcome
+from overspill.simulate.tally import Became, Row
+
+FORMAT: Final = 1
+SHOWN: Final = (
+    Became.CONVERGED,
+    Became.RETURNED,
+    Became.BACK,
+    Became.REFUSED,
+    Became.EXCLUDED,
+    Became.WAITING,
+    Became.UNDER_WAY,
+    Became.UNREACHED,
+    Became.BROKEN,
+)
+
+
+def document(outcome: Outcome) -> dict[str, Any]:
+    """As `--json` prints it."""
+    return {
+        "format": FORMAT,
+        "agents": outcome.plan.agents,
+        "seed": outcome.plan.seed,
+        "settled": outcome.tally.settled,
+        "counts": _counted(outcome.tally.counts()),
+        "rows": [
+            {
+                "fault": row.fault.value if row.fault else None,
+                "agents": row.agents,
+                "became": _counted(row.became),
+                "reasons": [{"reason": why, "agents": n} for why, n in row.reasons],
+                "last_s": None if row.last_s is None else round(row.last_s, 2),
+            }
+            for row in outcome.tally.rows()
+        ],
+        "start_s": round(outcome.start_s, 1),
+        "connect_s": round(outcome.connect_s, 1),
+        "told_s": round(outcome.told_s, 2),
+        "rollout_s": round(outcome.rollout_s, 2),
+        "heard_bytes": outcome.heard_bytes,
+        "broker_rest_mb": round(outcome.broker_rest_mb, 1),
+        "broker_connected_mb": round(outcome.broker_connected_mb, 1),
+        "broker_peak_mb": round(outcome.broker_peak_mb, 1),
+        "agents_mb": round(outcome.agents_mb, 1),
+        "rollout": None if outcome.standing is None else _standing(outcome.standing),
+        "disagreements": list(outcome.disagreements),
+        "failures": outcome.failures,
+    }
+
+
+def show(console: Console, outcome: Outcome) -> None:
+    """Print it for a person."""
+    rows = outcome.tally.rows()
+    shown = [each for each in SHOWN if any(row.became.get(each) for row in rows)]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("fault", "agents", *shown, "last"):
+        left = name == "fault"
+        table.add_column(name, justify="left" if left else "right")
+    for row in rows:
+        table.add_row(
+            _name(row),
+            str(row.agents),
+            *(str(row.became.get(each, 0) or "") for each in shown),
+            "" if row.last_s is None else f"{row.last_s:.1f} s",
+        )
+    console.print(table)
+    for row in rows:
+        for reason, agents in row.reasons:
+            console.print(
+                f"  {_name(row)}, {agents}: {reason}", highlight=False, markup=False
+            )
+    console.print(_sentence(outcome), highlight=False)
+    for failure in outcome.failures:
+        console.print(f"FAILED: {failure}", highlight=False, markup=False, style="red")
+
+
+def _sentence(outcome: Outcome) -> str:
+    converged = outcome.tally.counts()[Became.CONVERGED]
+    return (
+        f"{converged} of {outcome.plan.agents} agents converged in "
+        f"{outcome.rollout_s:.1f} s; {outcome.heard_bytes / 1e6:.1f} MB came to them; "
+        f"RabbitMQ {outcome.broker_rest_mb:.0f} MB at rest, "
+        f"{outcome.broker_connected_mb:.0f} MB with all connected, "
+        f"{outcome.broker_peak_mb:.0f} MB at most; agents "
+        f"{outcome.agents_mb:.0f} MB in all. {_rollout(outcome)}"
+    )
+
+
+def _standing(standing: Standing) -> dict[str, Any]:
+    return {"state": standing.state, "why": standing.why, "told": standing.told}
+
+
+def _rollout(outcome: Outcome) -> str:
+    standing = outcome.standing
+    if standing is None:
+        return "The fleet did not say how far the rollout is."
+    why = "" if standing.why is None else f": {standing.why}"
+    return f"The rollout is {standing.state.replace('_', ' ')}{why}."
+
+
+def _name(row: Row) -> str:
+    return row.fault.value.replace("_", " ") if row.fault else "none"
+
+
+def _counted(counts: Any) -> dict[str, int]:  # noqa: ANN401 - a mapping by Became
+    return {each.value: counts[each] for each in Became if counts.get(each)}

@@ -176,7 +176,9 @@ async def test_an_agent_pulls_from_the_pool(rabbit: Node, tmp_path: Path) -> Non
     ):
         got = await pull(puller.puller(tmp_path), seal)
         assert got.read_bytes() == packed.read_bytes()
-        assert pool.alone == len(seal.chunks)
+        # What the pool of another test had not acknowledged may come to this one.
+        assert pool.alone >= len(seal.chunks)
+        assert pool.shared == 0
 
 
 async def test_a_wave_shares_one_transfer_and_each_verifies_for_itself(

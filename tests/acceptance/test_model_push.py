@@ -105,6 +105,8 @@ class Operator:
             version,
             "--agents",
             "agent-4",
+            "--probation",
+            "0s",
             "--wait",
             "30",
         )

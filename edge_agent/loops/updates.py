@@ -126,8 +126,7 @@ class Updates:
         # Whether trust is newer than what is desired: it is refreshed once a look.
         self._refreshed = False
         self._look = asyncio.Event()
-        self._unfinished = False
-        self._retry_after_s = RETRY_S
+        self._again: asyncio.TimerHandle | None = None
 
     @property
     def slots(self) -> Mapping[str, Slots]:
@@ -147,19 +146,25 @@ class Updates:
     async def run(self) -> None:
         """Converge whenever something may have changed, until cancelled."""
         await self._begin_anew()
-        async with asyncio.TaskGroup() as models:
-            while True:
-                await self._wait()
-                try:
-                    await self._learn_desired()
-                except WAITS as error:
-                    self._put_off(error)
-                    log.info("update_waits", reason=str(error))
-                for model in self._desired:
-                    # One that is under way sees for itself that it was replaced.
-                    if model not in self._busy:
-                        self._busy.add(model)
-                        models.create_task(self._bring(model))
+        try:
+            async with asyncio.TaskGroup() as models:
+                while True:
+                    await self._wait()
+                    await self._look_for_updates(models)
+        finally:
+            self._forget_timer()
+
+    async def _look_for_updates(self, models: asyncio.TaskGroup) -> None:
+        try:
+            await self._learn_desired()
+        except WAITS as error:
+            self._put_off(error)
+            log.info("update_waits", reason=str(error))
+        for model in self._desired:
+            # One that is under way sees for itself that it was replaced.
+            if model not in self._busy:
+                self._busy.add(model)
+                models.create_task(self._bring(model))
 
     async def _begin_anew(self) -> None:
         # A run that failed may have left a pull or a trial that nobody would finish.
@@ -177,24 +182,31 @@ class Updates:
             log.warning("shadow_not_restored", model=slots.model, reason=str(error))
 
     async def _wait(self) -> None:
-        every_s = (
-            self._retry_after_s if self._unfinished else self._settings.poll_every_s
-        )
-        self._unfinished, self._retry_after_s = False, RETRY_S
+        every_s = self._settings.poll_every_s * self._rng.uniform(0.8, 1.2)
         try:
-            async with asyncio.timeout(every_s * self._rng.uniform(0.8, 1.2)):
+            async with asyncio.timeout(every_s):
                 await self._look.wait()
         except TimeoutError:
             pass
         self._look.clear()
+        self._forget_timer()
 
     def _put_off(self, error: BaseException) -> None:
-        self._unfinished = True
-        asked_s = getattr(error, "retry_after_s", None)
-        if asked_s is not None:
-            # Other models may be desired before a budget is full again.
-            most_s = self._settings.poll_every_s
-            self._retry_after_s = min(most_s, max(self._retry_after_s, asked_s))
+        """Look again soon: whoever waits for the next look has begun to already."""
+        asked_s = getattr(error, "retry_after_s", None) or RETRY_S
+        # Other models may be desired before a budget is full again.
+        wait_s = min(self._settings.poll_every_s, max(RETRY_S, asked_s))
+        loop = asyncio.get_running_loop()
+        at_s = loop.time() + wait_s * self._rng.uniform(0.8, 1.2)
+        if self._again is not None:
+            at_s = min(at_s, self._again.when())
+        self._forget_timer()
+        self._again = loop.call_at(at_s, self._look.set)
+
+    def _forget_timer(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
 
     async def _learn_desired(self) -> None:
         desired = await read_desired(self._sources, self._agent)

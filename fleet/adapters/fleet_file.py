@@ -16,7 +16,7 @@ import yaml
 
 MAX_BYTES: Final = 8 * 1024 * 1024
 # Anchors may be used again, but not to make much of little.
-MAX_NODES: Final = 1_000_000
+MAX_NODES: Final = 250_000
 NOTHING: Final = frozenset({"", "~", "null"})
 
 Place = tuple[str | int, ...]
@@ -68,8 +68,12 @@ class FleetFile:
             mark = error.problem_mark or error.context_mark
             where = name if mark is None else f"{name}:{mark.line + 1}"
             raise BadFile(f"{where}: {error.problem or error.context}") from error
-        except (yaml.YAMLError, RecursionError) as error:
-            raise BadFile(f"{name}: {str(error) or 'nested too deeply'}") from error
+        except yaml.YAMLError as error:
+            raise BadFile(f"{name}: {error}") from error
+        except RecursionError as error:
+            raise BadFile(
+                f"{name}: lists and mappings are nested too deeply"
+            ) from error
         return cls(name, data, reader.lines)
 
     def line(self, path: Place) -> int:

@@ -63,7 +63,6 @@ Span = Annotated[
     _read(read_window),
     WithJsonSchema({"type": "string", "examples": ["Mon-Fri 02:00-05:00"]}),
 ]
-Limit = Annotated[str, WithJsonSchema({"type": ["string", "number"]})]
 
 
 class Part(BaseModel):
@@ -77,6 +76,7 @@ class DeclaredWave(Part):
 
     to: Annotated[
         str,
+        _words("5%"),
         Field(
             description="agents in all, those of earlier waves included: 10, 5% or all"
         ),
@@ -113,7 +113,8 @@ class DeclaredGate(Part):
 
 
 OneGate = Annotated[
-    Annotated[Literal["off"], Tag("text")] | Annotated[DeclaredGate, Tag("each")],
+    Annotated[Literal["off"], Tag("text"), _words("5%")]
+    | Annotated[DeclaredGate, Tag("each")],
     Discriminator(lambda value: "text" if isinstance(value, str) else "each"),
 ]
 

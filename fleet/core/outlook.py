@@ -177,8 +177,8 @@ class Change:
 def changes(before: Outlook, after: Outlook) -> Iterator[Change]:
     """What is new since an earlier look, in the order in which it is told."""
     was = {each.agent: each.state for each in before.told}
-    if after.course.wave > before.course.wave:
-        number, of = after.course.wave + 1, len(after.waves)
+    for index in range(before.course.wave + 1, after.course.wave + 1):
+        number, of = index + 1, len(after.waves)
         yield Change(
             "wave", f"wave {number} of {of} begins", {"wave": number, "waves": of}
         )

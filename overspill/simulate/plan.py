@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 MAX_PLAN_BYTES: Final = 64 * 1024
 MOST_AGENTS: Final = 10_000
 MODEL: Final = "simulated"
+NAME_PREFIX: Final = "sim-"
 BEFORE: Final = "1"
 AFTER: Final = "2"
 
@@ -251,7 +252,7 @@ def usual_plan(**stated: object) -> Plan:
 
 def name_of(index: int) -> str:
     """What a simulated agent is called."""
-    return f"sim-{index:05d}"
+    return f"{NAME_PREFIX}{index:05d}"
 
 
 def cast(plan: Plan) -> tuple[Persona, ...]:

@@ -39,6 +39,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
                 "agents": row.agents,
                 "became": _counted(row.became),
                 "reasons": [{"reason": why, "agents": n} for why, n in row.reasons],
+                "waits": [{"reason": why, "agents": n} for why, n in row.waits],
                 "last_s": None if row.last_s is None else round(row.last_s, 2),
             }
             for row in outcome.tally.rows()
@@ -75,7 +76,8 @@ def show(console: Console, outcome: Outcome) -> None:
         )
     console.print(table)
     for row in rows:
-        for reason, agents in row.reasons:
+        told = [*row.reasons, *((f"waited: {why}", n) for why, n in row.waits)]
+        for reason, agents in told:
             console.print(
                 f"  {_name(row)}, {agents}: {reason}", highlight=False, markup=False
             )

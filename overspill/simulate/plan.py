@@ -143,6 +143,8 @@ class Plan(_Part):
         model_bytes: size of the model file of each version.
         moved_share: of the weights, how many differ between the versions.
         connect_over_s: they connect spread over so long.
+        outage_s: once a third has converged the broker is killed and away for so long,
+            and all agents come back together; 0: it is not.
         requests_per_s: what each device is asked, in pretence.
         audit_share: of what it is sure of, what the cloud is asked too.
         before: of the version that all agents have.
@@ -156,6 +158,7 @@ class Plan(_Part):
     model_bytes: Annotated[int, Field(ge=1024, le=64 * 1024**2)] = 750_000
     moved_share: Share = 0.3
     connect_over_s: Seconds = 4.0
+    outage_s: Seconds = 0.0
     requests_per_s: Annotated[float, Field(gt=0, le=1000)] = 5.0
     audit_share: Share = 0.05
     before: Quality = Quality()

@@ -107,7 +107,6 @@ class AgentProcess:
             here=Here(device=self._device, local_now=self._local_now),
             settings=UpdateSettings(poll_every_s=POLL_EVERY_S, spread_s=SPREAD_S),
             try_out=self._loading.try_out,
-            serve=self._loading.serve,
             rng=rng,
         )
         self._reporting = Reporting(

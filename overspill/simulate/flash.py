@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 from typing_extensions import override
@@ -31,6 +32,7 @@ class Unpacked:
     """One unpacked bundle of each version, and one packed, for a process's devices."""
 
     def __init__(self, folder: Path) -> None:
+        self._alone = Lock()
         self._folder = folder
         self._store = ModelStore(folder)
         self._store.prepare()
@@ -39,10 +41,11 @@ class Unpacked:
 
     def take(self, packed: Path, seal: Seal) -> StoredBundle:
         """The unpacked bundle of a file that was verified."""
-        if seal.sha256 not in self._kept:
-            self._kept[seal.sha256] = self._store.install(packed, seal)
-            self._keep(packed, seal.name, seal.version)
-        return self._kept[seal.sha256]
+        with self._alone:  # devices install in threads
+            if seal.sha256 not in self._kept:
+                self._kept[seal.sha256] = self._store.install(packed, seal)
+                self._keep(packed, seal.name, seal.version)
+            return self._kept[seal.sha256]
 
     def bundle(self, sha256: str) -> StoredBundle:
         """One that some device unpacked."""

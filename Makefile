@@ -41,7 +41,7 @@ check: setup ## format, lint, types and the import contracts
 	@$(BIN)/lint-imports
 
 bench: setup ## every benchmark, each beside its limit; the pool's smoke run only (see benchmarks/)
-	@for name in path local outbox drain batching model_load cascade "pool --quick"; do \
+	@for name in path local outbox drain batching model_load cascade update "pool --quick"; do \
 		echo "==> python -m benchmarks.$$name $(ARGS)"; \
 		$(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 

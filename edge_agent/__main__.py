@@ -143,6 +143,8 @@ def _show_status(reply: dict[str, Any]) -> None:
             f"model   {name} {model['serving'] or '(none serving)'}, {model['state']}"
         )
         typer.echo(line + (f": {model['reason']}" if model["reason"] else ""))
+        for said in _update(model):
+            typer.echo(f"        {said}")
         for said in _cascade(model["cascade"]):
             typer.echo(f"        {said}")
     if not reply["models"]:
@@ -156,6 +158,22 @@ def _show_status(reply: dict[str, Any]) -> None:
         typer.echo(f"failed  {shown}; last {reply['loops']['last_error']}")
     counters = {name: n for name, n in reply["counters"].items() if n}
     typer.echo("counts  " + ", ".join(f"{n} {name}" for name, n in counters.items()))
+
+
+def _update(model: dict[str, Any]) -> Iterator[str]:
+    """Where a model's update stands, and what was counted of it."""
+    if model["staged"] is not None:
+        yield f"staged {model['staged']} in epoch {model['staged_epoch']}"
+    if model["active"] is not None:
+        yield f"epoch {model['epoch']}, nothing below {model['floor']} is taken"
+    health = model["health"]
+    if health is not None and health["requests"]:
+        p99 = "" if health["p99_ms"] is None else f", p99 {health['p99_ms']:.3g} ms"
+        yield (
+            f"in {health['for_s']:.0f} s {health['requests']} requests, "
+            f"{health['errors']} failed, {health['spilled']} spilled, agreed with the "
+            f"cloud on {health['agreed']} of {health['compared']}{p99}"
+        )
 
 
 def _cascade(shown: dict[str, Any] | None) -> Iterator[str]:

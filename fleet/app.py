@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,15 +30,16 @@ from fleet.adapters.state.ledger import Ledger
 from fleet.adapters.state.versions import PublishedVersion, VersionState
 from fleet.adapters.trust_home import Signature, TrustHome, passphrase_from
 from fleet.core.declared import DeclaredRollout
+from fleet.core.delta_bases import delta_bases
 from fleet.core.devices import Device
 from fleet.core.following import Now
 from fleet.core.plan import Plan
-from fleet.core.rollouts import RolloutState
 from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
 from fleet.loops.renewal import Renewal
 from fleet.operator.costs import costs_of
 from fleet.operator.declaring import Declaring
+from fleet.operator.offering import offer_deltas
 from fleet.operator.rollouts import Rollouts
 from fleet.settings import FleetSettings
 from lifecycle.clock import Clock, SystemClock
@@ -98,8 +100,8 @@ class Fleet:
 
         Args:
             source_dir: the bundle's folder.
-            back_to: what an automatic way back leads to; by default what the last
-                rollout brought that did not fail, or else the version before.
+            back_to: what an automatic way back leads to; by default what most agents
+                serve, or else the version that was published before.
 
         Raises:
             BundleRejected: the folder is no bundle.
@@ -123,19 +125,38 @@ class Fleet:
                     {"epoch": seal.epoch, "sha256": seal.sha256},
                     at_ms=self.clock.wall_ms(),
                 )
+        # Before anybody is sent to it, so that the first wave has them too.
+        offer_deltas(self.tree, seal.sha256, self._delta_bases(publication))
         return publication
 
-    def _served(self, model: str) -> str | None:
-        """What the last rollout of a model brought that agents kept."""
+    def _delta_bases(self, publication: Publication) -> list[str]:
+        """The digests of what agents are likely to come from."""
+        seal, way_back = publication.seal, publication.way_back
         with self.database.reading() as ledger:
-            states = ledger.rollout_states()
-            brought = [
-                each.version
-                for each in ledger.rollouts()
-                if each.model == model and states[each.generation] is RolloutState.DONE
-            ]
+            digests = {
+                each.version: each.sha256
+                for each in sorted(ledger.versions(), key=lambda v: v.published_at_ms)
+                if each.model == seal.name
+            }
+            devices = ledger.devices().values()
+        bases = delta_bases(
+            seal.name,
+            seal.version,
+            published=list(digests),
+            devices=devices,
+            back_to=None if way_back is None else way_back.version,
+        )
+        return [digests[each] for each in bases]
+
+    def _served(self, model: str) -> str | None:
+        """The signed version that most agents serve."""
         signed = {each.version for each in self.registry.signed_versions(model)}
-        return next((each for each in reversed(brought) if each in signed), None)
+        with self.database.reading() as ledger:
+            slots = [device.slot(model) for device in ledger.devices().values()]
+        serving = Counter(
+            slot.active for slot in slots if slot is not None and slot.active in signed
+        )
+        return max(serving, key=lambda each: serving[each], default=None)
 
     def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
         """Draft and sign a version of the pool's models where it lies.
@@ -196,7 +217,6 @@ class Fleet:
                     version=seal.version,
                     sha256=seal.sha256,
                     size_bytes=seal.size_bytes,
-                    key_id="",
                     published_at_ms=self.clock.wall_ms(),
                     epoch=seal.epoch,
                     state=VersionState.SIGNED if signed else VersionState.DRAFT,

@@ -248,7 +248,6 @@ class Agent:
             here=Here(lambda: self.device, lambda: self.local_now),
             settings=UpdateSettings(poll_every_s=60.0, spread_s=spread_s),
             try_out=self.try_out,
-            serve=self.serve,
             rng=random.Random(seed),
         )
         self.book.start_with(self.restored())
@@ -289,10 +288,6 @@ class Agent:
         """Put it in service."""
         self.serving[served.manifest.name] = served.manifest.version
         self.swapped.append(served.manifest.version)
-
-    async def serve(self, stored: StoredBundle) -> None:
-        """Load and swap."""
-        await self.swap(await self.load(stored))
 
     async def remove(self, model: str) -> None:
         """Take it out of service."""

@@ -250,7 +250,7 @@ class Agents:
     ) -> HealthReport:
         said = {key: int(each[at]) for key, each in counts.items()}
         p50_ms = float(self.p50_ms[at]) * slower * (1 + 0.1 * float(self.rng.random()))
-        return HealthReport.model_construct(**said, p50_ms=p50_ms)
+        return HealthReport.model_construct(None, **said, p50_ms=p50_ms)
 
 
 def roll_out(version: Version, seed: int, count: int = AGENTS) -> Came:

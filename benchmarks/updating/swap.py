@@ -38,6 +38,7 @@ from edge_agent.app import Agent
 from edge_agent.core.slots import State
 from edge_agent.settings import AgentSettings
 from lifecycle.clock import SystemClock
+from lifecycle.interpreter import share_interpreter
 from lifecycle.logs import configure_logs
 
 AGENT: Final = "agent-1"
@@ -223,6 +224,8 @@ async def settled(agent: Agent, number: int) -> None:
 
 def measure() -> tuple[dict[str, object], list[Limit]]:
     """Figures, and the limits that hold of them."""
+    # As the daemon does.
+    share_interpreter()
     with tempfile.TemporaryDirectory(prefix="ovs-") as name:
         folder = Path(name)
         models = folder / "models"
@@ -230,7 +233,6 @@ def measure() -> tuple[dict[str, object], list[Limit]]:
         operators = Operators(folder)
         for number in range(1, 2 + UPDATES):
             operators.publish(number)
-        progress("starting a broker and a worker")
         load, spans = asyncio.run(_measured(folder, models, operators))
     during = [ms for began, ended in spans for ms in load.between(began, ended)]
     quiet = [

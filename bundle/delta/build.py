@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -35,6 +36,8 @@ from bundle.delta.segments import members, segments_of
 # neighbours, whose new ones are often the old ones moved.
 NEAR_BYTES: Final = 64 * 1024
 
+HOPEFUL: Final = 1.5
+
 Bytes = NDArray[np.uint8]
 
 
@@ -55,6 +58,33 @@ class BuildLimits:
     max_bytes: int = 128 * 1024 * 1024
     max_s: float = 120.0
     max_share: float = 0.7
+
+
+class _Deadline:
+    """When the best must do, and when there is none."""
+
+    def __init__(self, now_s: Callable[[], float], max_s: float) -> None:
+        self._now_s = now_s
+        self._quick_from_s = now_s() + max_s / 2
+        self._end_s = now_s() + max_s
+
+    def check(self) -> None:
+        """Return while there is time.
+
+        Raises:
+            TookTooLong: there is none left.
+        """
+        if self._now_s() > self._end_s:
+            raise TookTooLong
+
+    def quickly(self) -> None:
+        """Return while there is time for more than the least.
+
+        Raises:
+            TookTooLong: there is not.
+        """
+        if self._now_s() > self._quick_from_s:
+            raise TookTooLong
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,12 +122,7 @@ def build_delta(
     sizes = (base.stat().st_size, wanted.stat().st_size)
     if max(sizes) > limits.max_bytes or min(sizes) == 0:
         return None
-    give_up_s = now_s() + limits.max_s
-
-    def proceed() -> None:
-        if now_s() > give_up_s:
-            raise TookTooLong
-
+    proceed = _Deadline(now_s, limits.max_s)
     mark = bytes.fromhex(base_sha256)[:BASE_BYTES]
     found: list[Delta] = []
     try:
@@ -113,11 +138,11 @@ def build_delta(
     return best
 
 
-def _subtracted(base: Path, wanted: Path, mark: bytes, proceed: Proceed) -> bytes:
+def _subtracted(base: Path, wanted: Path, mark: bytes, proceed: _Deadline) -> bytes:
     old = np.fromfile(base, np.uint8)
     new = np.fromfile(wanted, np.uint8)
     segments = segments_of(old, new, members(wanted), members(base))
-    proceed()
+    proceed.check()
     near = old[:NEAR_BYTES].tobytes()
     streams: list[Stream] = []
     packed: list[bytes] = []
@@ -149,13 +174,21 @@ def _planes(
         yield _Plane(lane, plane, np.concatenate(pieces), prefix)
 
 
-def _smallest(plane: _Plane, proceed: Proceed) -> tuple[Stream, list[bytes]]:
+def _smallest(plane: _Plane, proceed: _Deadline) -> tuple[Stream, list[bytes]]:
     """One plane in the way that takes the fewest bytes."""
     if plane.lane == AFRESH:
-        return _coded(plane, 0, proceed)
-    quick = [_coded(plane, bits, proceed, level=QUICK_LEVEL) for bits in WIDTHS]
-    best = min(quick, key=_size)[0].bits
-    return min((_coded(plane, bits, proceed) for bits in {0, best}), key=_size)
+        return _coded(plane, 0, proceed.check)
+    quick = [_coded(plane, bits, proceed.check, level=QUICK_LEVEL) for bits in WIDTHS]
+    least = min(map(_size, quick))
+    # The plain bytes too where they come near: long matches may be found in them.
+    hopeful = [
+        bits
+        for bits, coded in zip(WIDTHS, quick, strict=True)
+        if _size(coded) == least or (bits == 0 and _size(coded) < HOPEFUL * least)
+    ]
+    with suppress(TookTooLong):  # then as small as it is
+        quick += [_coded(plane, bits, proceed.quickly) for bits in hopeful]
+    return min(quick, key=_size)
 
 
 def _size(coded: tuple[Stream, list[bytes]]) -> int:
@@ -176,12 +209,12 @@ def _coded(
     return stream, [packed for _, packed in coded]
 
 
-def _prefixed(base: Path, wanted: Path, mark: bytes, proceed: Proceed) -> bytes:
+def _prefixed(base: Path, wanted: Path, mark: bytes, proceed: _Deadline) -> bytes:
     """The whole file, which may refer to the whole base."""
     old, new = base.read_bytes(), wanted.read_bytes()
     if len(old) > MAX_PREFIX_BYTES:
         raise TookTooLong  # of memory, on the device
-    coding, packed = encode(new, proceed, prefix=old)
+    coding, packed = encode(new, proceed.check, prefix=old)
     if coding is Coding.RAW:
         raise TookTooLong
     stream = Stream(AFRESH, 0, 0, Packed(coding, len(packed), len(new)))

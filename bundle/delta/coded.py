@@ -28,6 +28,8 @@ READ_BYTES: Final = 64 * 1024
 STEP_BYTES: Final = 512 * 1024
 LEVEL: Final = 19
 QUICK_LEVEL: Final = 5
+# It is slow, and of use only where zstd finds little: in short, clustered bytes.
+LZMA_MOST_BYTES: Final = 2 * 1024 * 1024
 
 Read = Callable[[int], bytes]
 Proceed = Callable[[], None]
@@ -59,9 +61,10 @@ def encode(
         level: of zstd; under `LEVEL` nothing else is tried.
     """
     found = (Coding.RAW, data)
+    tries_lzma = level == LEVEL and not prefix and len(data) <= LZMA_MOST_BYTES
     for coding, coder in (
         (Coding.ZSTD, _zstd(len(data), prefix, level)),
-        (Coding.LZMA, _lzma(len(data)) if level == LEVEL and not prefix else None),
+        (Coding.LZMA, _lzma(len(data)) if tries_lzma else None),
     ):
         if coder is None:
             continue
@@ -156,10 +159,11 @@ class Decoded:
         assert decoder is not None  # noqa: S101 - `some` has looked
         try:
             while not decoder.eof:
-                fed = self._packed(READ_BYTES) if decoder.needs_input else b""
+                hungry = decoder.needs_input
+                fed = self._packed(READ_BYTES) if hungry else b""
                 if data := decoder.decompress(fed, max_length=count):
                     return data
-                if not fed and decoder.needs_input:
+                if hungry and not fed:
                     break
         except (zstd.ZstdError, lzma.LZMAError, EOFError) as error:
             raise DeltaRejected(f"its bytes are damaged: {error}") from error

@@ -7,6 +7,7 @@ output, and what it believes in the end it says there too. It ends with its inpu
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -18,6 +19,7 @@ from bundle.trust.client import Read, look
 from bundle.trust.looks import Look
 
 MEMORY_BYTES: Final = 1024 * 1024 * 1024
+NICE: Final = 10
 
 
 class Parent:
@@ -77,6 +79,8 @@ class Parent:
 
 def main() -> int:
     """Do the one look that the parent asks for."""
+    # Devices are answered meanwhile.
+    os.nice(NICE)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     parent = Parent(sys.stdout.buffer, sys.stdin.buffer)
     job = parent.job()

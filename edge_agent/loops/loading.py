@@ -167,10 +167,6 @@ class Loading:
         log.info("trial_passed", model=stored.manifest.name, **asdict(report))
         return report
 
-    async def serve(self, stored: StoredBundle) -> None:
-        """Put a stored bundle in service."""
-        await self._swap(await self.load(stored))
-
     async def load(self, stored: StoredBundle) -> Served:
         """Make a stored bundle ready to serve in this process.
 

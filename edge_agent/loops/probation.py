@@ -90,6 +90,13 @@ class Probation:
         log.info("update_serves", model=slots.model, version=version)
         await self._judge(slots)
 
+    async def serve(self, stored: StoredBundle) -> None:
+        """Put a version in service again that was committed before."""
+        served = await self._load(stored)
+        manifest = stored.manifest
+        self._accounts.begin(manifest.name, manifest.version, self._now_s())
+        await self._swap(served)
+
     async def run(self) -> None:
         """Look at every probation, until cancelled."""
         while True:

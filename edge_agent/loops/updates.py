@@ -160,7 +160,6 @@ class Updates:
         sources: where the desired state is read.
         try_out: runs a stored bundle in a child process, perhaps beside the one that
             serves; raises TrialFailed.
-        serve: puts a bundle in service that was proved here before.
     """
 
     def __init__(  # noqa: PLR0913 - wiring
@@ -179,7 +178,6 @@ class Updates:
         try_out: Callable[
             [StoredBundle, StoredBundle | None, UpdatePolicy], Awaitable[object]
         ],
-        serve: Callable[[StoredBundle], Awaitable[None]],
         rng: random.Random,
     ) -> None:
         self._agent = agent
@@ -193,7 +191,6 @@ class Updates:
         self._here = here
         self._settings = settings
         self._try_out = try_out
-        self._serve = serve
         self._rng = rng
         self._desired: dict[str, DesiredModel] = {}
         # Of the pulls under way: bytes that are here, and of all.
@@ -201,9 +198,10 @@ class Updates:
         self._busy: set[str] = set()
         self._at_once = asyncio.Semaphore(MAX_MODELS_AT_ONCE)
         self._trusting = asyncio.Lock()
+        # Whether trust is newer than what is desired: it is refreshed once a look.
+        self._refreshed = False
         self._look = asyncio.Event()
-        self._unfinished = False
-        self._retry_after_s = RETRY_S
+        self._again: asyncio.TimerHandle | None = None
 
     @property
     def slots(self) -> Mapping[str, Slots]:
@@ -223,19 +221,25 @@ class Updates:
     async def run(self) -> None:
         """Converge whenever something may have changed, until cancelled."""
         await self._begin_anew()
-        async with asyncio.TaskGroup() as models:
-            while True:
-                await self._wait()
-                try:
-                    await self._learn_desired()
-                except WAITS as error:
-                    self._put_off(error)
-                    log.info("update_waits", reason=str(error))
-                for model in self._desired:
-                    # One that is under way sees for itself that it was replaced.
-                    if model not in self._busy:
-                        self._busy.add(model)
-                        models.create_task(self._bring(model))
+        try:
+            async with asyncio.TaskGroup() as models:
+                while True:
+                    await self._wait()
+                    await self._look_for_updates(models)
+        finally:
+            self._forget_timer()
+
+    async def _look_for_updates(self, models: asyncio.TaskGroup) -> None:
+        try:
+            await self._learn_desired()
+        except WAITS as error:
+            self._put_off(error)
+            log.info("update_waits", reason=str(error))
+        for model in self._desired:
+            # One that is under way sees for itself that it was replaced.
+            if model not in self._busy:
+                self._busy.add(model)
+                models.create_task(self._bring(model))
 
     async def _begin_anew(self) -> None:
         # A run that failed may have left a pull or a trial that nobody would finish.
@@ -253,24 +257,31 @@ class Updates:
             log.warning("shadow_not_restored", model=slots.model, reason=str(error))
 
     async def _wait(self) -> None:
-        every_s = (
-            self._retry_after_s if self._unfinished else self._settings.poll_every_s
-        )
-        self._unfinished, self._retry_after_s = False, RETRY_S
+        every_s = self._settings.poll_every_s * self._rng.uniform(0.8, 1.2)
         try:
-            async with asyncio.timeout(every_s * self._rng.uniform(0.8, 1.2)):
+            async with asyncio.timeout(every_s):
                 await self._look.wait()
         except TimeoutError:
             pass
         self._look.clear()
+        self._forget_timer()
 
     def _put_off(self, error: BaseException) -> None:
-        self._unfinished = True
-        asked_s = getattr(error, "retry_after_s", None)
-        if asked_s is not None:
-            # Other models may be desired before a budget is full again.
-            most_s = self._settings.poll_every_s
-            self._retry_after_s = min(most_s, max(self._retry_after_s, asked_s))
+        """Look again soon: whoever waits for the next look has begun to already."""
+        asked_s = getattr(error, "retry_after_s", None) or RETRY_S
+        # Other models may be desired before a budget is full again.
+        wait_s = min(self._settings.poll_every_s, max(RETRY_S, asked_s))
+        loop = asyncio.get_running_loop()
+        at_s = loop.time() + wait_s * self._rng.uniform(0.8, 1.2)
+        if self._again is not None:
+            at_s = min(at_s, self._again.when())
+        self._forget_timer()
+        self._again = loop.call_at(at_s, self._look.set)
+
+    def _forget_timer(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
 
     async def _learn_desired(self) -> None:
         data = await read_whole(
@@ -282,6 +293,7 @@ class Updates:
             envelope = decode(data, Desired)
         except WireError as error:
             raise PutOff(f"the desired state is unreadable: {error}") from error
+        self._refreshed = False
         for desired in envelope.items:
             if desired.agent == self._agent:
                 self._desired = {each.model: each for each in desired.models}
@@ -344,6 +356,8 @@ class Updates:
         log.info("update_waits", model=desired.model, reason=why)
         if slots.state is State.PROBATION:
             return
+        if slots.state is State.SHADOW and slots.staged != desired.version:
+            await self._shadows.stop(slots.model)
         waits = slots.waiting(why, desired.version, desired.generation, desired.epoch)
         try:
             await self._slots.save(waits)
@@ -370,7 +384,9 @@ class Updates:
     async def _seal(self, desired: DesiredModel) -> Seal:
         """What was signed of the desired version, if it may be taken here."""
         async with self._trusting:
-            await self._trust.refresh()
+            if not self._refreshed:
+                await self._trust.refresh()
+                self._refreshed = True
             seal = await self._trust.seal_for(
                 desired.model, desired.version, desired.epoch
             )
@@ -419,7 +435,7 @@ class Updates:
             await self._slots.save(slots.without_previous())
             return
         await self._try_out(stored, None, desired.policy)
-        await self._serve(stored)
+        await self._probation.serve(stored)
         await self._shadows.stop(slots.model)
         after = slots.went_back(desired.generation, desired.epoch)
         await self._slots.save(after)

@@ -21,8 +21,3 @@ def person() -> str:
     if called and called != user:
         return f"{called}@{where} (as {user})"
     return f"{user}@{where}"
-
-
-def machine(part: str) -> str:
-    """A part of the fleet that decides by itself, as `part@host`."""
-    return f"{part}@{socket.gethostname()}"

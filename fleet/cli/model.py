@@ -43,8 +43,8 @@ def publish(
     back_to: Annotated[
         str | None,
         typer.Option(
-            help="The version that an automatic way back leads to. Default: what the "
-            "last good rollout brought, or else the one that was published before."
+            help="The version that an automatic way back leads to. Default: what most "
+            "agents serve, or else the one that was published before."
         ),
     ] = None,
     home: Home = None,

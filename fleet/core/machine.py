@@ -250,10 +250,9 @@ class _Look:
         """Take in what every told agent reports."""
         after = follow_back if self.course.state in GONE_BACK else follow
         for agent, told in self.told.items():
-            if agent not in self.view.taken:
-                came = after(self.rollout, told, self.view.devices.get(agent))
-                if came is not told:
-                    self.changed[agent] = came
+            came = after(self.rollout, told, self.view.devices.get(agent))
+            if came is not told:
+                self.changed[agent] = came
         self.told.update(self.changed)
 
     def last_wave(self) -> int:
@@ -275,18 +274,16 @@ class _Look:
         open_end = self.course.state in OPEN
         population = len(self.eligible)
         room = population if open_end else cut(self.rollout, wave, population)
-        room -= sum(
-            each.shadow == shadow and agent not in self.view.taken
-            for agent, each in self.told.items()
-        )
+        room -= self._in_wave(wave)
+        # Also those that a newer rollout will have: until it tells them they pull on.
         places = self.rollout.max_parallel - sum(
-            self._at(agent) in PULLS for agent in self.told
+            self._alone(agent) in PULLS for agent in self.told
         )
         chosen: list[str] = []
         for agent in self.eligible:
             if len(chosen) >= min(room, places):
                 break
-            if self._untold(agent, shadow=shadow) and self._here(agent):
+            if self._can_be_told(agent, shadow=shadow):
                 chosen.append(agent)
         for agent in chosen:
             self._keep(self._fresh(agent, wave, shadow=shadow))
@@ -348,10 +345,12 @@ class _Look:
             self.course = replace(self.course, settled_at_ms=at_ms)
         if self.course.settled_at_ms is None:
             return False
-        soaked_s = (self.now_ms - self.course.settled_at_ms) / 1000 - wave.soak_s
+        # While nobody was heard nothing was watched.
+        from_ms = max(self.course.settled_at_ms, self.view.now.listening_since_ms)
+        soaked_s = (self.now_ms - from_ms) / 1000 - wave.soak_s
         if soaked_s < 0 or self._held(wave, soaked_s):
             return False
-        if is_last(self.rollout, self.course.wave, len(self.eligible)):
+        if self._last():
             self._finish()
             return False
         self._widen()
@@ -362,17 +361,41 @@ class _Look:
         if self.course.approved >= self.course.wave:
             return False
         unsure = self._unsure()
-        overdue = soaked_s >= self.rollout.patience_s
-        if unsure and (overdue or any(each.final for each in unsure)):
-            why = "; ".join(f"{each.kind.value}: {each.reason}" for each in unsure)
-            self._move(E.ASK, f"the gates cannot decide: {why}")
-        elif not unsure and self._needs_approval(wave):
+        why = [f"{each.kind.value}: {each.reason}" for each in unsure]
+        missing = self._missing()
+        if missing:
+            why.append(f"{missing} agents more belong to this wave and are away")
+        if why:
+            overdue = soaked_s >= self.rollout.patience_s
+            if overdue or any(each.final for each in unsure):
+                self._move(E.ASK, f"it cannot be decided: {'; '.join(why)}")
+            return True
+        if wave.approve and not self._last():
             self._move(E.ASK, f"wave {self.course.wave + 1} has passed")
-        return bool(unsure) or self._needs_approval(wave)
+            return True
+        return False
 
-    def _needs_approval(self, wave: Wave) -> bool:
-        last = is_last(self.rollout, self.course.wave, len(self.eligible))
-        return wave.approve and not last
+    def _last(self) -> bool:
+        return is_last(self.rollout, self.course.wave, len(self.eligible))
+
+    def _missing(self) -> int:
+        """How many agents a wave lacks. The last has all that are there.
+
+        Or a fleet that is mostly away would be through all its waves with the few that
+        are there, and all the others would come into one that nobody watches.
+        """
+        if self._last() or wave_of(self.rollout, self.course.wave).shadow:
+            return 0
+        upto = cut(self.rollout, self.course.wave, len(self.eligible))
+        return max(0, upto - self._in_wave(self.course.wave))
+
+    def _in_wave(self, wave: int) -> int:
+        """How many of those still its own it has told, the shadows apart."""
+        shadow = wave_of(self.rollout, wave).shadow
+        return sum(
+            each.shadow == shadow and agent not in self.view.taken
+            for agent, each in self.told.items()
+        )
 
     def _finish(self) -> None:
         failed = self._failed()
@@ -406,16 +429,13 @@ class _Look:
         if any(self._at(agent) in MOVING for agent in self.told):
             return False
         if not any(self._at(agent) in SUCCEEDED | FAILED_AGENT for agent in self.told):
-            return False  # Nothing has happened yet: nothing can be said.
-        counted = sum(
-            each.shadow == shadow and agent not in self.view.taken
-            for agent, each in self.told.items()
-        )
-        if counted >= cut(self.rollout, wave, len(self.eligible)):
+            # Nothing has happened yet, so nothing can be said; unless nobody serves
+            # any version that a shadow could run beside.
+            return shadow and not self.told and any(map(self._here, self.eligible))
+        if self._in_wave(wave) >= cut(self.rollout, wave, len(self.eligible)):
             return True
         return not any(
-            self._untold(agent, shadow=shadow) and self._here(agent)
-            for agent in self.eligible
+            self._can_be_told(agent, shadow=shadow) for agent in self.eligible
         )
 
     def _failed(self) -> list[str]:
@@ -429,9 +449,16 @@ class _Look:
             if agent not in self.view.taken
         }
 
-    def _untold(self, agent: str, *, shadow: bool) -> bool:
+    def _can_be_told(self, agent: str, *, shadow: bool) -> bool:
         told = self.told.get(agent)
-        return told is None or (told.shadow and not shadow)
+        if told is not None and (shadow or not told.shadow):
+            return False
+        return self._here(agent) and not (shadow and self._serves(agent) is None)
+
+    def _serves(self, agent: str) -> str | None:
+        device = self.view.devices.get(agent)
+        slot = None if device is None else device.slot(self.rollout.model)
+        return None if slot is None else slot.active
 
     def _here(self, agent: str) -> bool:
         return self.view.now.heard(self.view.devices.get(agent))
@@ -457,6 +484,10 @@ class _Look:
     def _at(self, agent: str) -> AgentState:
         if agent in self.view.taken:
             return AgentState.SUPERSEDED
+        return self._alone(agent)
+
+    def _alone(self, agent: str) -> AgentState:
+        """How it stands, whatever other rollouts want of it."""
         known = self._standing.get(agent)
         if known is None:
             device = self.view.devices.get(agent)

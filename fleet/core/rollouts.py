@@ -107,6 +107,7 @@ LIVE: Final = frozenset(
         RolloutState.ROLLING_BACK,
     }
 )
+RETURNING: Final = frozenset({AgentState.GOING_BACK, AgentState.BACK})
 GONE_BACK: Final = frozenset({RolloutState.ROLLING_BACK, RolloutState.ROLLED_BACK})
 
 
@@ -312,7 +313,9 @@ def desired_of(rollout: Rollout, course: Course, agent: str) -> DesiredModel | N
     told = course.told.get(agent)
     if told is None:
         return None
-    if course.state in GONE_BACK or (told.shadow and course.state not in LIVE):
+    # Also when a newer rollout has superseded one that was going back.
+    gone_back = course.state in GONE_BACK or told.state in RETURNING
+    if gone_back or (told.shadow and course.state not in LIVE):
         if told.shadow:
             back = (
                 None if told.before is None else WayBack(told.before, told.before_epoch)

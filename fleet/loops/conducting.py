@@ -21,11 +21,12 @@ from fleet.core.fleetwide import Advanced, Fleet, advance_all, changed, relevant
 from fleet.core.following import Now
 from fleet.core.machine import Changed, Event, Tell
 from fleet.core.plan import Needs
-from fleet.core.rollouts import LIVE, Course, Rollout, desired_for
+from fleet.core.rollouts import LIVE, AgentState, Course, Rollout, desired_for
 from fleet.loops.documents import write_documents
 
 WRITTEN_AT_ONCE: Final = 128
 NAMED_IN_EVENTS: Final = 1000
+UNHEARD: Final = frozenset({AgentState.PENDING, AgentState.GOING_BACK})
 CONDUCTOR: Final = "conductor"
 
 
@@ -37,11 +38,13 @@ class Looked:
         agents: of whom something else is desired now.
         live: whether a rollout is on its way, so that time alone may change something.
         advanced: each rollout that was looked at.
+        unheard: agents that were told and have not said that they know.
     """
 
     agents: frozenset[str]
     live: bool
     advanced: tuple[Advanced, ...] = ()
+    unheard: frozenset[str] = frozenset()
 
 
 def look(database: FleetDatabase, now: Now) -> Looked:
@@ -59,7 +62,13 @@ def look(database: FleetDatabase, now: Now) -> Looked:
             _keep(ledger, each, now.now_ms)
     agents = frozenset(agent for each in advanced for agent in each.step.agents)
     live = any(each.step.course.state in LIVE for each in advanced)
-    return Looked(agents, live, tuple(advanced))
+    unheard = frozenset(
+        told.agent
+        for each in advanced
+        for told in each.step.course.told.values()
+        if told.state in UNHEARD
+    )
+    return Looked(agents, live, tuple(advanced), unheard)
 
 
 def advanced_in(ledger: Ledger, now: Now) -> list[Advanced]:

@@ -8,7 +8,7 @@ from typing import Final
 from broker import topics
 from broker.mqtt.target import MqttTarget
 from edge_agent.adapters.mqtt_source import MqttSource
-from edge_agent.core.slots import Slots, State
+from edge_agent.core.slots import Slots
 from overspill.simulate.flash import PLENTY_BYTES, Flash
 from overspill.simulate.line import Line
 from overspill.simulate.plan import AFTER, BEFORE, MODEL, Fault, Persona, Trouble
@@ -46,6 +46,7 @@ class SimulatedAgent:
             agent=persona.agent, link=self._line, timeout_s=TIMEOUT_S
         )
         self._crashes_left = 0
+        self._was_full = False
         self._crash = asyncio.Event()
         self._process: AgentProcess | None = None
 
@@ -70,8 +71,6 @@ class SimulatedAgent:
             tasks.create_task(self._live())
             if self.persona.fault is Fault.OFFLINE:
                 tasks.create_task(self._lose_line())
-            elif self.persona.fault is Fault.FULL_DISK and self._trouble.for_s:
-                tasks.create_task(self._free_disk())
 
     async def _live(self) -> None:
         """The process of an agent, started again whenever it crashes."""
@@ -100,8 +99,6 @@ class SimulatedAgent:
 
     def _befall(self) -> None:
         match self.persona.fault:
-            case Fault.FULL_DISK:
-                self._flash.free = self._trouble.free_bytes
             case Fault.BAD_FLASH:
                 self._flash.damages = self._trouble.times or -1
             case Fault.CRASH_LOOP:
@@ -128,17 +125,18 @@ class SimulatedAgent:
             await asyncio.sleep(LOOK_EVERY_S)
         await self._line.fail_for(self._trouble.for_s)
 
-    async def _free_disk(self) -> None:
-        """Somebody makes room, a while after it was missing."""
-        while self._state() is not State.WAITING:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(LOOK_EVERY_S)
-        await asyncio.sleep(self._trouble.for_s)
-        self._flash.free = PLENTY_BYTES
+    def _fill_disk(self) -> None:
+        """The disk is full just when there is an update, for a while or for good."""
+        if self.persona.fault is not Fault.FULL_DISK or self._was_full:
+            return
+        self._was_full = True
+        self._flash.free = self._trouble.free_bytes
+        if self._trouble.for_s:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._trouble.for_s, self._make_room)
 
-    def _state(self) -> State:
-        return (
-            State.IDLE if self._process is None else self._process.slots.of(MODEL).state
-        )
+    def _make_room(self) -> None:
+        self._flash.free = PLENTY_BYTES
 
     # --- its line ---------------------------------------------------------------------
 
@@ -150,4 +148,5 @@ class SimulatedAgent:
         if self._source.on_message(topic, payload) or self._process is None:
             return
         if topic == topics.commands(self.persona.agent):
+            self._fill_disk()
             self._process.updates.look_now()

@@ -10,26 +10,29 @@ import numpy as np
 
 from overspill.simulate.plan import AFTER, BEFORE, MODEL, Plan
 
-MOVED_SHARE: Final = 0.3
+# A step of training moves a weight by so much at most.
+STEPS: Final = np.arange(-4, 5, dtype=np.int8)
 
 
 def write_bundles(plan: Plan, folder: Path) -> tuple[Path, Path]:
     """The folders of the version that agents have and of the one that is rolled out.
 
     Model files are int8 noise; the second differs from the first as a fine-tuned one
-    would: some weights moved by a step.
+    would: some weights moved a little. Where all of them do, nothing is left of it.
 
     Raises:
         OSError: the disk is full.
     """
     rng = np.random.default_rng(plan.seed)
     first = rng.normal(0, 30, plan.model_bytes).clip(-127, 127).astype(np.int8)
-    moved = rng.random(plan.model_bytes) < MOVED_SHARE
-    step = rng.choice(np.array([-1, 1], np.int8), plan.model_bytes)
-    second = np.where(moved, first + step, first).astype(np.int8)
+    if plan.moved_share < 1.0:
+        moved = rng.random(plan.model_bytes) < plan.moved_share
+        second = first + np.where(moved, rng.choice(STEPS, plan.model_bytes), 0)
+    else:
+        second = rng.integers(-128, 128, plan.model_bytes, np.int8)
     return (
         _write(folder / f"{MODEL}-{BEFORE}", BEFORE, first.tobytes()),
-        _write(folder / f"{MODEL}-{AFTER}", AFTER, second.tobytes()),
+        _write(folder / f"{MODEL}-{AFTER}", AFTER, second.astype(np.int8).tobytes()),
     )
 
 

@@ -20,7 +20,9 @@ PLAIN_EVERY_S: Final = 3.0
 STYLES: Final = {
     Became.CONVERGED: "green",
     Became.RETURNED: "magenta",
+    Became.BACK: "blue",
     Became.REFUSED: "red",
+    Became.EXCLUDED: "bright_black",
     Became.BROKEN: "bold red",
     Became.WAITING: "yellow",
     Became.UNDER_WAY: "cyan",
@@ -76,6 +78,8 @@ class SceneView:
         connected = sum(tally.connected.values())
         counts = tally.counts()
         states = ", ".join(f"{counts[each]} {each}" for each in Became if counts[each])
+        if scene.standing is not None:
+            states = f"{scene.standing.state}, {scene.standing.told} told, {states}"
         return f": {connected} connected, {states}, broker {scene.broker_mb:.0f} MB"
 
     def _picture(self, now_s: float) -> RenderableType:

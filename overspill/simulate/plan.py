@@ -22,6 +22,7 @@ BEFORE: Final = "1"
 AFTER: Final = "2"
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Words = Annotated[str, Field(max_length=100)]
 Seconds = Annotated[float, Field(ge=0, le=3600)]
 
 
@@ -100,6 +101,38 @@ class Quality(_Part):
     spill: Share = 0.10
 
 
+class Rolling(_Part):
+    """How the version is rolled out; the words of `overspill rollout start`.
+
+    Attributes:
+        waves: as `--waves`.
+        soak: as `--soak`; only where there are several waves.
+        probation: as `--probation`.
+        max_parallel: as `--max-parallel`.
+        lease: as `--lease`.
+        gates: whether gates are asked.
+        shared: as `--shared`.
+    """
+
+    waves: Words = "all"
+    soak: Words = "5s"
+    probation: Words = "3s"
+    max_parallel: Annotated[int, Field(ge=1)] = 100
+    lease: Words = "60s"
+    gates: bool = True
+    shared: bool = False
+
+    def words(self) -> list[str]:
+        """The options of the command."""
+        return [
+            *("--waves", self.waves, "--probation", self.probation),
+            *("--max-parallel", str(self.max_parallel), "--lease", self.lease),
+            *(() if self.waves == "all" else ("--soak", self.soak)),
+            *(() if self.gates else ("--no-gates",)),
+            *(("--shared",) if self.shared else ()),
+        ]
+
+
 class Plan(_Part):
     """All of a simulation. Written as TOML.
 
@@ -107,22 +140,26 @@ class Plan(_Part):
         agents: how many.
         seed: of everything that is drawn.
         model_bytes: size of the model file of each version.
+        moved_share: of the weights, how many differ between the versions.
         connect_over_s: they connect spread over so long.
         requests_per_s: what each device is asked, in pretence.
         audit_share: of what it is sure of, what the cloud is asked too.
         before: of the version that all agents have.
         after: of the version that is rolled out.
+        rollout: how it is rolled out.
         faults: by name.
     """
 
     agents: Annotated[int, Field(ge=1, le=MOST_AGENTS)] = 100
     seed: Annotated[int, Field(ge=0)] = 1
     model_bytes: Annotated[int, Field(ge=1024, le=64 * 1024**2)] = 750_000
+    moved_share: Share = 0.3
     connect_over_s: Seconds = 4.0
     requests_per_s: Annotated[float, Field(gt=0, le=1000)] = 5.0
     audit_share: Share = 0.05
     before: Quality = Quality()
     after: Quality = Quality(agreement=0.94)
+    rollout: Rolling = Rolling()
     faults: dict[Fault, Trouble] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from overspill.simulate.operator import Standing
 from overspill.simulate.run import Outcome
 from overspill.simulate.tally import Became, Row
 
@@ -14,7 +15,9 @@ FORMAT: Final = 1
 SHOWN: Final = (
     Became.CONVERGED,
     Became.RETURNED,
+    Became.BACK,
     Became.REFUSED,
+    Became.EXCLUDED,
     Became.WAITING,
     Became.UNDER_WAY,
     Became.UNREACHED,
@@ -28,7 +31,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "format": FORMAT,
         "agents": outcome.plan.agents,
         "seed": outcome.plan.seed,
-        "settled": outcome.settled,
+        "settled": outcome.tally.settled,
         "counts": _counted(outcome.tally.counts()),
         "rows": [
             {
@@ -49,7 +52,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "broker_connected_mb": round(outcome.broker_connected_mb, 1),
         "broker_peak_mb": round(outcome.broker_peak_mb, 1),
         "agents_mb": round(outcome.agents_mb, 1),
-        "rollout": outcome.rollout,
+        "rollout": None if outcome.standing is None else _standing(outcome.standing),
         "disagreements": list(outcome.disagreements),
         "failures": outcome.failures,
     }
@@ -89,8 +92,20 @@ def _sentence(outcome: Outcome) -> str:
         f"RabbitMQ {outcome.broker_rest_mb:.0f} MB at rest, "
         f"{outcome.broker_connected_mb:.0f} MB with all connected, "
         f"{outcome.broker_peak_mb:.0f} MB at most; agents "
-        f"{outcome.agents_mb:.0f} MB in all. {outcome.rollout}"
-    ).rstrip()
+        f"{outcome.agents_mb:.0f} MB in all. {_rollout(outcome)}"
+    )
+
+
+def _standing(standing: Standing) -> dict[str, Any]:
+    return {"state": standing.state, "why": standing.why, "told": standing.told}
+
+
+def _rollout(outcome: Outcome) -> str:
+    standing = outcome.standing
+    if standing is None:
+        return "The fleet did not say how far the rollout is."
+    why = "" if standing.why is None else f": {standing.why}"
+    return f"The rollout is {standing.state.replace('_', ' ')}{why}."
 
 
 def _name(row: Row) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,8 @@ from lifecycle.clock import SystemClock
 from overspill.program import ProgramEnded
 from overspill.simulate.bundles import write_bundles
 from overspill.simulate.crew import Crew
-from overspill.simulate.plan import AFTER, MODEL, Plan, cast, name_of
+from overspill.simulate.operator import Operator, Standing
+from overspill.simulate.plan import AFTER, BEFORE, MODEL, Plan, cast, name_of
 from overspill.simulate.stage import Stage
 from overspill.simulate.tally import SETTLED, Became, Tally, compare
 from overspill.tasks import alongside
@@ -36,11 +36,13 @@ class Scene:
         headline: what is being done.
         parts: how far each part of the stage has come.
         tally: of the agents.
-        broker_mb: resident memory of RabbitMQ now, and at its highest.
+        standing: of the rollout, as the fleet says.
+        broker_mb, broker_peak_mb: resident memory of RabbitMQ now, and at its highest.
     """
 
     tally: Tally
     headline: str = "starting"
+    standing: Standing | None = None
     parts: dict[str, str] = field(default_factory=dict)
     broker_mb: float = 0.0
     broker_peak_mb: float = 0.0
@@ -53,7 +55,7 @@ class Outcome:
     Attributes:
         plan: of it.
         tally: of its agents.
-        settled: whether nothing more is to come of any agent.
+        standing: of the rollout at the end, as the fleet says.
         start_s: until the stage was ready.
         connect_s: until all agents were connected and known to the fleet.
         told_s: how long `overspill rollout start` took.
@@ -67,7 +69,7 @@ class Outcome:
 
     plan: Plan
     tally: Tally
-    settled: bool
+    standing: Standing | None
     start_s: float
     connect_s: float
     told_s: float
@@ -78,17 +80,26 @@ class Outcome:
     agents_mb: float
     heard_bytes: int
     disagreements: tuple[str, ...]
-    rollout: str = ""
+
+    @property
+    def last_s(self) -> float:
+        """When the last agent settled; the whole time if some have not."""
+        if not self.tally.settled:
+            return self.rollout_s
+        return max((row.last_s or 0.0 for row in self.tally.rows()), default=0.0)
 
     @property
     def failures(self) -> list[str]:
         """What is wrong, in sentences; nothing when it went as it should."""
         found = []
-        counts = self.tally.counts()
-        late = {each: n for each, n in counts.items() if each not in SETTLED and n}
-        if late:
-            states = ", ".join(f"{n} {each}" for each, n in late.items())
-            found.append(f"not settled after {self.rollout_s:.0f} s: {states}")
+        if not self.tally.settled:
+            counts = self.tally.counts()
+            late = [f"{n} {each}" for each, n in counts.items() if each not in SETTLED]
+            rollout = "" if self.standing is None else f"{self.standing.state}; "
+            found.append(
+                f"not settled after {self.rollout_s:.0f} s: the rollout is {rollout}"
+                f"{', '.join(late) or 'every agent has settled'}"
+            )
         if self.disagreements:
             found.append(
                 f"the fleet does not know what {len(self.disagreements)} agents serve, "
@@ -177,50 +188,64 @@ class Simulation:
 
     async def _direct(self, stage: Stage, start_s: float) -> Outcome:
         """The order of events."""
-        scene, tally = self.scene, self.scene.tally
-        rest_mb = scene.broker_mb or _resident_mb(stage)
-        scene.headline = "agents connect"
-        await self._connect(stage)
-        connect_s, connected_mb = self._since_s(), scene.broker_mb
-        scene.headline = f"rolling out version {AFTER}"
-        heard = sum(tally.heard_bytes.values())
-        self._began_s = self._clock.monotonic()
-        # Agents may be done before the command is.
-        tally.generation = 1
-        started = await stage.operate(
-            *("rollout", "start", MODEL, AFTER),
-            *("--waves", "all", "--probation", "0s"),
-        )
-        tally.generation = int(started["generation"])
-        told_s = self._since_s()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._options.within_s - told_s):
-                await _until(lambda: tally.settled)
-        rollout_s = self._since_s()
-        scene.headline = "asking the fleet what it knows"
-        disagreements = await self._ask_fleet(stage)
+        async with Operator(stage.home) as operator:
+            rest_mb = _resident_mb(stage)
+            self.scene.headline = "agents connect"
+            await self._connect(stage, operator)
+            connect_s, connected_mb = self._since_s(), self.scene.broker_mb
+            heard = self._heard_bytes()
+            self.scene.headline = f"rolling out version {AFTER}"
+            told_s = await self._start(stage)
+            await self._watch(operator)
+            rollout_s = self._since_s()
+            heard = self._heard_bytes() - heard
+            self.scene.headline = "asking the fleet what it knows"
+            disagreements = await self._compare(operator)
+        tally = self.scene.tally
         return Outcome(
             plan=self._plan,
             tally=tally,
-            settled=tally.settled,
+            standing=self.scene.standing,
             start_s=start_s,
             connect_s=connect_s,
             told_s=told_s,
             rollout_s=rollout_s,
             broker_rest_mb=rest_mb,
             broker_connected_mb=connected_mb,
-            broker_peak_mb=scene.broker_peak_mb,
+            broker_peak_mb=self.scene.broker_peak_mb,
             agents_mb=sum(tally.rss_kb.values()) / 1024,
-            heard_bytes=sum(tally.heard_bytes.values()) - heard,
+            heard_bytes=heard,
             disagreements=disagreements,
         )
 
-    async def _connect(self, stage: Stage) -> None:
+    def _heard_bytes(self) -> int:
+        return sum(self.scene.tally.heard_bytes.values())
+
+    async def _start(self, stage: Stage) -> float:
+        """Start the rollout; gives how many seconds the command took."""
+        words = self._plan.rollout.words()
+        self._began_s = self._clock.monotonic()
+        # Agents may be done before the command is.
+        self.scene.tally.generation = 1
+        started = await stage.operate("rollout", "start", MODEL, AFTER, *words)
+        self.scene.tally.generation = int(started["generation"])
+        return self._since_s()
+
+    async def _watch(self, operator: Operator) -> None:
+        """Look at the rollout until it and every agent have settled, or time is up."""
+        tally = self.scene.tally
+        while not tally.settled and self._since_s() < self._options.within_s:
+            standing = await operator.standing(tally.generation or 0)
+            self.scene.standing = standing
+            tally.excluded = {**tally.excluded, **standing.excluded}
+            tally.ended = standing.state if standing.ended else None
+            await asyncio.sleep(LOOK_EVERY_S if standing.ended else ASK_EVERY_S)
+
+    async def _connect(self, stage: Stage, operator: Operator) -> None:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await _until(self._connected_or_broken)
-                while not await self._fleet_knows_all(stage):
-                    await asyncio.sleep(ASK_EVERY_S)
+                while not await self._all_known(operator):  # noqa: ASYNC110 - it asks
+                    await asyncio.sleep(LOOK_EVERY_S)
         except TimeoutError:
             connected = sum(self.scene.tally.connected.values())
             raise NotConnected(
@@ -229,21 +254,19 @@ class Simulation:
                 f"{stage.logs}"
             ) from None
 
-    def _connected_or_broken(self) -> bool:
+    async def _all_known(self, operator: Operator) -> bool:
         tally = self.scene.tally
         broken = [each for each in tally.fates.values() if each.became is Became.BROKEN]
         if broken:
             raise NotConnected(f"an agent of the simulation failed: {broken[0].reason}")
-        return tally.all_connected
+        if not tally.all_connected:
+            return False
+        return len(await operator.serving()) >= self._plan.agents
 
-    async def _fleet_knows_all(self, stage: Stage) -> bool:
-        return len(await stage.operate("device", "list")) >= self._plan.agents
-
-    async def _ask_fleet(self, stage: Stage) -> tuple[str, ...]:
+    async def _compare(self, operator: Operator) -> tuple[str, ...]:
         give_up_s = self._clock.monotonic() + FLEET_LEARNS_S
         while True:
-            devices = await stage.operate("device", "list")
-            wrong = compare(self.scene.tally, devices, MODEL)
+            wrong = compare(self.scene.tally, await operator.serving(), BEFORE)
             if not wrong or self._clock.monotonic() > give_up_s:
                 return tuple(wrong)
             await asyncio.sleep(ASK_EVERY_S)
@@ -255,11 +278,6 @@ class Simulation:
                 self.scene.broker_peak_mb, self.scene.broker_mb
             )
             await asyncio.sleep(LOOK_EVERY_S)
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    while not holds():  # noqa: ASYNC110 - other processes say it, without an event
-        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _until_one_died(stage: Stage) -> None:

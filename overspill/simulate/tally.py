@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -16,15 +16,26 @@ class Became(StrEnum):
 
     CONVERGED = "converged"
     RETURNED = "returned"
+    BACK = "sent back"
     REFUSED = "refused"
+    EXCLUDED = "excluded"
     WAITING = "waiting"
     UNDER_WAY = "under way"
     UNREACHED = "unreached"
     BROKEN = "broken"
 
 
+DONE: Final = "done"
 # In these nothing more is to come of this rollout.
-SETTLED: Final = frozenset({Became.CONVERGED, Became.RETURNED, Became.REFUSED})
+SETTLED: Final = frozenset(
+    {
+        Became.CONVERGED,
+        Became.RETURNED,
+        Became.BACK,
+        Became.REFUSED,
+        Became.EXCLUDED,
+    }
+)
 _BY_STATE: Final[Mapping[str, Became]] = {
     "idle": Became.UNDER_WAY,
     "waiting": Became.WAITING,
@@ -65,12 +76,16 @@ class Tally:
     Attributes:
         personas: every agent.
         version: that is rolled out.
-        generation: of the rollout; None until it began.
+        generation: of the rollout, whose way back has the next; None until it began.
+        ended: how the rollout ended, as the fleet says; None while it goes on.
+        excluded: whom the fleet did not choose, and why.
     """
 
     personas: Sequence[Persona]
     version: str
     generation: int | None = None
+    ended: str | None = None
+    excluded: Mapping[str, str] = field(default_factory=dict)
     fates: dict[str, Fate] = field(default_factory=dict)
     connected: dict[int, int] = field(default_factory=dict)
     heard_bytes: dict[int, int] = field(default_factory=dict)
@@ -90,18 +105,29 @@ class Tally:
         if self.generation is None or slot["generation"] < self.generation:
             return Fate(Became.UNREACHED)
         state = slot["state"]
-        if slot["active"] == self.version and state in {"idle", "swapped"}:
-            return Fate(Became.CONVERGED, at_s)
+        if state in {"idle", "swapped"}:
+            if slot["active"] == self.version:
+                return Fate(Became.CONVERGED, at_s)
+            if slot["generation"] > self.generation:
+                return Fate(Became.BACK, at_s)
         return Fate(_BY_STATE[state], at_s, slot["reason"])
 
     def of(self, persona: Persona) -> Fate:
         """What became of one agent so far."""
-        return self.fates.get(persona.agent, Fate(Became.UNREACHED))
+        fate = self.fates.get(persona.agent, Fate(Became.UNREACHED))
+        why = self.excluded.get(persona.agent)
+        if fate.became is Became.UNREACHED and why is not None:
+            return Fate(Became.EXCLUDED, None, why)
+        return fate
 
     @property
     def settled(self) -> bool:
-        """Whether nothing more is to come of any agent."""
-        return all(self.of(each).became in SETTLED for each in self.personas)
+        """Whether nothing more is to come: not of the rollout, nor of any agent."""
+        if self.ended is None:
+            return False
+        moving = {self.of(each).became for each in self.personas} - SETTLED
+        # Whom a rollout that was stopped never reached, nothing will happen to.
+        return not moving or (moving == {Became.UNREACHED} and self.ended != DONE)
 
     @property
     def all_connected(self) -> bool:
@@ -140,28 +166,18 @@ def _general(reason: str) -> str:
     return " ".join("…" if "/" in word and "sim-" in word else word for word in words)
 
 
-def compare(
-    tally: Tally, devices: Iterable[Mapping[str, Any]], model: str
-) -> list[str]:
+def compare(tally: Tally, known: Mapping[str, str | None], before: str) -> list[str]:
     """Agents of whom the fleet knows something else than they say themselves.
 
     Args:
         tally: what they say.
-        devices: what the fleet's inventory says, as `overspill device list --json`.
-        model: whose slot is compared.
+        known: the version that each serves, as the fleet's inventory has it.
+        before: the version that agents had.
     """
-    known = {
-        device["agent"]: slot["active"]
-        for device in devices
-        for slot in device["slots"]
-        if slot["model"] == model
-    }
     wrong = []
     for persona in tally.personas:
-        fate = tally.of(persona)
-        if (
-            fate.became is Became.CONVERGED
-            and known.get(persona.agent) != tally.version
-        ):
+        became = tally.of(persona).became
+        serves = tally.version if became is Became.CONVERGED else before
+        if became in SETTLED and known.get(persona.agent) != serves:
             wrong.append(persona.agent)
     return wrong

@@ -36,7 +36,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def version(number: str, at_ms: int = NOW_MS) -> PublishedVersion:
-    return PublishedVersion("fashion", number, "0" * 64, 100, "f" * 16, at_ms)
+    return PublishedVersion("fashion", number, "0" * 64, 100, at_ms)
 
 
 def test_what_was_written_is_there_after_reopening(place: str) -> None:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 from structlog.testing import capture_logs
@@ -22,6 +23,7 @@ from fleet.core.devices import Device
 from fleet.core.orders import BadOrder
 from fleet.operator.examination import examine
 from tests.fleet_places import KINDS, fresh_place
+from tests.postgres import PrivatePostgres
 
 NOW_MS = 1_700_000_000_000
 
@@ -135,14 +137,12 @@ def test_what_was_desired_is_kept_whole(database: FleetDatabase) -> None:
 
 def test_a_draft_that_is_signed_later_keeps_its_time(database: FleetDatabase) -> None:
     draft = PublishedVersion(
-        "fashion", "2", "ab", 9, "", NOW_MS, 4, VersionState.DRAFT, {"memory_mb": 64}
+        "fashion", "2", "ab", 9, NOW_MS, 4, VersionState.DRAFT, {"memory_mb": 64}
     )
     with database.writing() as ledger:
         ledger.keep_version(draft)
     with database.writing() as ledger:
-        ledger.keep_version(
-            PublishedVersion("fashion", "2", "ab", 9, "k", NOW_MS + 5, 4)
-        )
+        ledger.keep_version(PublishedVersion("fashion", "2", "ab", 9, NOW_MS + 5, 4))
         (version,) = ledger.versions()
     assert version.state is VersionState.SIGNED
     assert version.published_at_ms == NOW_MS
@@ -293,6 +293,29 @@ def test_an_older_copy_of_the_home_is_found_out(tmp_path: Path) -> None:
     with FleetDatabase(home / "fleet.db", head=head) as database:
         (fault,) = examine(database, head).faults
     assert "an older copy was restored" in fault.reason
+
+
+def test_a_server_that_drops_every_connection_is_come_back_to(
+    postgres: PrivatePostgres,
+) -> None:
+    place = postgres.fresh()
+    with FleetDatabase(place) as database:
+        record(database, "a")
+        with pytest.raises(DatabaseUnavailable, match="connection broke off"):
+            record_while_dropped(database, place)
+        record(database, "b")
+        with database.reading() as ledger:
+            assert [each.subject for each in ledger.audit()] == ["a", "b"]
+
+
+def record_while_dropped(database: FleetDatabase, place: str) -> None:
+    with database.writing() as ledger:
+        ledger.record("alice@desk", "device.label", "x", at_ms=NOW_MS)
+        with psycopg.connect(place, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_database_from_before_migrations_is_carried_over(old: Path) -> None:
         assert sorted(ledger.devices()) == ["a", "b"]
         assert ledger.devices()["a"].slots[0].active == "1"
         (version,) = ledger.versions()
-        assert (version.version, version.epoch, version.state) == ("1", 0, "signed")
+        assert (version.version, version.epoch, version.state) == ("1", 0, "draft")
         assert [(each.generation, each.targets) for each in ledger.rollouts()] == [
             (1, None),
             (2, frozenset({"b"})),

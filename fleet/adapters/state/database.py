@@ -31,7 +31,11 @@ log = structlog.get_logger(__name__)
 
 
 class DatabaseUnavailable(Exception):
-    """The fleet's database cannot be used now; nothing was changed."""
+    """The fleet's database cannot be used now.
+
+    Nothing was changed, unless it says that the connection broke off: then the commit
+    may have been done, and only its answer lost.
+    """
 
 
 class FleetDatabase:

@@ -110,6 +110,9 @@ def sentence(place: str, error: Exception) -> str:
     cause = getattr(error, "orig", None) or error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     state = getattr(cause, "sqlstate", None)
+    if getattr(error, "connection_invalidated", False):
+        # Perhaps only the answer to COMMIT was lost.
+        return f"{place}: {lines[0]}: {_BROKEN}"
     if state is None and not isinstance(cause, sqlite3.Error):
         # What libpq says of a connection that never was has no code.
         advice = next((do for say, do in _UNCONNECTED.items() if say in str(cause)), "")
@@ -118,6 +121,7 @@ def sentence(place: str, error: Exception) -> str:
 
 
 _NOTHING: Final = "nothing was changed"
+_BROKEN: Final = "the connection broke off: look whether it was done, then try again"
 _WAITED: Final = "another process is writing for too long: try again"
 _ADVICE: Final[Mapping[str, str]] = {
     "database is locked": _WAITED,

@@ -89,7 +89,6 @@ VERSIONS: Final = Table(
     _key("version"),
     _said("sha256", String),
     _said("size_bytes", BigInteger),
-    _said("key_id", Words),
     _said("published_at_ms", BigInteger),
     _said("epoch", BigInteger),
     _said("state", String),

@@ -32,7 +32,6 @@ class PublishedVersion:
     version: str
     sha256: str
     size_bytes: int
-    key_id: str
     published_at_ms: int
     epoch: int = 0
     state: VersionState = VersionState.SIGNED

@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 from broker.codec import decode
 from broker.messages import CascadeReport, Desired, Report, SlotReport
 from bundle import layout
+from bundle.delta.offer import read_offer
 from bundle.folder_tree import FolderTree
 from bundle.pack import unpack
 from bundle.seal import read_seal, verify_packed
@@ -145,6 +146,23 @@ def test_a_published_version_is_listed_and_can_be_verified_and_unpacked(
     verify_packed(packed, seal)
     manifest = unpack(packed, tmp_path / "slot", seal=seal)
     assert (manifest.name, manifest.version) == ("fashion", "1")
+
+
+def test_a_publish_offers_deltas_from_what_agents_serve(
+    say: Say, source: Source, home: Path
+) -> None:
+    say("model", "publish", source("1"))
+    report(home, "a", slot("1"))
+    told = json.loads(say("model", "publish", source("2"), "--json").stdout)
+    assert told["version"] == "2"
+    tree = FolderTree(home / "registry")
+    (path,) = [each.path for each in tree.list(layout.DELTAS)]
+    offer = read_offer(tree.read(path, max_bytes=1000))
+    assert 0 < offer.size_bytes < 1000
+    assert tree.size(layout.blob(offer.sha256)) == offer.size_bytes
+    # The same again makes nothing new.
+    say("model", "publish", source("2"))
+    assert [each.path for each in tree.list(layout.DELTAS)] == [path]
 
 
 def test_publishing_twice_changes_nothing(say: Say, source: Source) -> None:

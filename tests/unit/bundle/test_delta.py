@@ -108,6 +108,17 @@ def test_what_was_coded_is_decoded_a_few_bytes_at_a_time(
     assert got == data
 
 
+@pytest.mark.parametrize("level", [5, 19])
+def test_what_is_longer_than_a_read_is_decoded_whole(level: int) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 12, 400_000, np.uint8).tobytes()
+    coding, packed = encode(data, lambda: None, level=level)
+    assert len(packed) > 2 * coded.READ_BYTES
+    decoded = Decoded(coding, reading(packed), len(data))
+    got = b"".join(iter(lambda: decoded.some(65_536), b""))
+    assert got == data
+
+
 @pytest.mark.parametrize("coding", [Coding.ZSTD, Coding.LZMA])
 def test_a_decompression_bomb_gives_no_more_than_is_asked_for(coding: Coding) -> None:
     zeros = bytes(50_000_000)

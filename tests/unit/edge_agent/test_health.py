@@ -49,13 +49,26 @@ def test_the_median_of_few_runs_lies_anywhere_and_of_many_in_a_narrow_band() -> 
 
 
 counts = st.integers(0, 2**40)
+COUNTS = (
+    "requests",
+    "errors",
+    "spilled",
+    "compared",
+    "agreed",
+    "chosen",
+    "chosen_agreed",
+    "with_active",
+    "with_active_agreed",
+)
 
 
 @given(st.lists(counts, min_size=9, max_size=9), times, st.floats(0, 1e6))
 def test_an_account_goes_on_after_a_restart_where_it_was(
     numbers: list[int], ms: list[float], for_s: float
 ) -> None:
-    account = Account(0.0, *numbers)
+    account = Account()
+    for name, number in zip(COUNTS, numbers, strict=True):
+        setattr(account, name, number)
     for each in ms:
         account.ran(each)
     again = Account.from_state(account.to_state(for_s), 1e7)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 from bundle.manifest import parse_manifest
-from edge_agent.__main__ import _cascade
+from edge_agent.__main__ import _cascade, _update
+from edge_agent.core.health import Account
+from edge_agent.core.slots import Slots
 from edge_agent.core.watch import Surroundings, Watch, WatchOptions
 from edge_agent.status import cascade_families
 from lifecycle.metrics import Family
@@ -55,3 +57,15 @@ def test_metrics_say_only_what_is_known() -> None:
     assert families["overspill_agent_promise_value"].values == {}
     assert families["overspill_agent_drift_alarm"].values == {}
     assert "overspill_agent_spill_budget_left" not in families
+
+
+def test_an_update_is_said_with_its_epoch_and_what_was_counted() -> None:
+    slots = Slots("m", active="2", epoch=3, floor=3, staged="4", staged_epoch=5)
+    account = Account(requests=7, errors=1, spilled=2, compared=2, agreed=1)
+    account.ran(1.0)
+    health = account.report(60.0).model_dump()
+    staged, epoch, counted = _update({**slots.shown(), "health": health})
+    assert staged == "staged 4 in epoch 5"
+    assert epoch == "epoch 3, nothing below 3 is taken"
+    assert counted.startswith("in 60 s 7 requests, 1 failed, 2 spilled, agreed with")
+    assert list(_update({**Slots("m").shown(), "health": None})) == []

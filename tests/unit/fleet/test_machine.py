@@ -183,6 +183,41 @@ def test_who_is_away_is_told_when_it_is_back_and_holds_nobody_up() -> None:
     assert "a0" in fleet.told(one)
 
 
+def test_a_fleet_that_is_away_is_not_through_its_waves_unseen() -> None:
+    fleet = Small([f"a{each}" for each in range(100)])
+    here = [f"a{each}" for each in range(5)]
+    fleet.passes(1000, heard=here)
+    waves = (Wave(share=0.01), Wave(share=0.1), Wave())
+    one = fleet.start(waves=waves, patience_s=3600)
+    for _ in range(5):
+        fleet.look()
+        fleet.obey(*here)
+        fleet.passes(60, heard=here)
+    assert fleet.told(one) == set(here)
+    assert (state(fleet, one), fleet.course(one).wave) == (R.RUNNING, 1)
+    for _ in range(5):
+        fleet.passes(900, heard=here)
+        fleet.look()
+    assert state(fleet, one) is R.AWAITING_APPROVAL
+    assert "5 agents more belong to this wave" in (fleet.course(one).reason or "")
+
+
+def test_no_wave_soaks_while_nobody_is_heard() -> None:
+    fleet = Small(TEN)
+    one = fleet.start(waves=(Wave(count=2, soak_s=600), Wave()))
+    fleet.look()
+    fleet.obey()
+    fleet.look()
+    # RabbitMQ is away for an hour; then all report again.
+    fleet.passes(3600)
+    fleet.look(listening_since_ms=fleet.now_ms)
+    assert len(fleet.told(one)) == 2
+    since_ms = fleet.now_ms
+    fleet.passes(600)
+    fleet.look(listening_since_ms=since_ms)
+    assert len(fleet.told(one)) == 10
+
+
 def bad_after(version: str) -> Any:
     def answer(desired: DesiredModel) -> SlotReport:
         if desired.version != version:

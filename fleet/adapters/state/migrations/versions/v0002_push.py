@@ -79,8 +79,11 @@ def _devices() -> None:
 
 def _rollouts() -> None:
     _add("versions", "epoch", sa.BigInteger, "0")
-    _add("versions", "state", sa.String, "signed")
+    # Signed with the key of before, which no agent asks for any more.
+    _add("versions", "state", sa.String, "draft")
     _add("versions", "requires", sa.JSON, "{}")
+    with op.batch_alter_table("versions") as versions:
+        versions.drop_column("key_id")
     _add("rollouts", "epoch", sa.BigInteger, "0")
     _add("rollouts", "terms", sa.JSON, "{}")
     _add("rollouts", "course", sa.JSON, "{}")

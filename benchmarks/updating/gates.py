@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from benchmarks.limits import Limit, median, progress, quantile, report
 from broker.messages import HealthReport, SlotReport
+from fleet.core.advancing import View, advance
 from fleet.core.cohorts import in_order
 from fleet.core.devices import Device
 from fleet.core.following import Now
 from fleet.core.gates import DEFAULT_GATES
-from fleet.core.machine import View, advance
 from fleet.core.rollouts import (
     Course,
     Rollout,

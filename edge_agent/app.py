@@ -211,6 +211,9 @@ class Agent:
         settings = self.settings
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._stack.enter_context(only_agent_of(settings.state_dir))
+        if settings.trusted_root is not None:
+            # Told at the start, not when the first update comes.
+            settings.trusted_root.read_bytes()
         stamps = TimeStampFile(settings.state_dir / "time.json", self._boot_id)
         self._timekeeping = Timekeeping(stamps, self._clock)
         self._time = self._timekeeping.time
@@ -528,8 +531,6 @@ class Agent:
         settings = self.settings
         if settings.trusted_root is None:
             return NoTrustRoot()
-        # Told at the start, not when the first update comes.
-        settings.trusted_root.read_bytes()
         return TrustedSeals(
             settings.trusted_root,
             settings.state_dir / "trust",

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -192,6 +192,46 @@ async def run_command(
     Raises:
         CommandFailed: it could not be started, or took too long.
     """
+    async with _running(command, variables, timeout_s) as process:
+        out, err = await process.communicate()
+    return (
+        process.returncode or 0,
+        out.decode(errors="replace"),
+        err.decode(errors="replace"),
+    )
+
+
+async def follow_command(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    hear: Callable[[str], None],
+    *,
+    timeout_s: float = COMMAND_TIMEOUT_S,
+) -> tuple[int, str]:
+    """As `run_command`, but hear each line of its output when it is written.
+
+    Returns:
+        Its exit code and errors.
+
+    Raises:
+        CommandFailed: it could not be started, or took too long.
+    """
+    async with _running(command, variables, timeout_s) as process:
+        out, errors = process.stdout, process.stderr
+        if out is None or errors is None:
+            raise CommandFailed(f"{command[0]} was started without its output")
+        async with asyncio.TaskGroup() as group:
+            err = group.create_task(errors.read())
+            async for line in out:
+                hear(line.decode(errors="replace").rstrip())
+        code = await process.wait()
+    return code, err.result().decode(errors="replace")
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    command: Sequence[str], variables: Mapping[str, str], timeout_s: float
+) -> AsyncIterator[Process]:
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -205,7 +245,7 @@ async def run_command(
         raise CommandFailed(f"cannot start {command[0]}: {error.strerror}") from error
     try:
         async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate()
+            yield process
     except TimeoutError:
         raise CommandFailed(
             f"`{' '.join(command)}` took longer than {timeout_s:g} s"
@@ -215,8 +255,3 @@ async def run_command(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    return (
-        process.returncode or 0,
-        out.decode(errors="replace"),
-        err.decode(errors="replace"),
-    )

@@ -30,6 +30,7 @@ from overspill.program import (
     Program,
     ProgramEnded,
     environment,
+    follow_command,
     python,
     run_command,
 )
@@ -225,6 +226,18 @@ class System:
         """
         variables = environment(**self.operator_variables)
         return await run_command(python("overspill", *words), variables)
+
+    async def follow(self, hear: Callable[[str], None], *words: str) -> tuple[int, str]:
+        """As `operate`, but hear each line of output when it is written.
+
+        Returns:
+            Its exit code and errors.
+
+        Raises:
+            CommandFailed: it took too long.
+        """
+        variables = environment(**self.operator_variables)
+        return await follow_command(python("overspill", *words), variables, hear)
 
     # --- life -----------------------------------------------------------------------
 

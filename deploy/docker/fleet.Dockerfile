@@ -32,7 +32,8 @@ FROM python:${PYTHON}-slim
 # The same number in every image, so that they can share the registry's volume.
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin overspill \
     && install -d -o overspill -g overspill /var/lib/overspill \
-        /var/lib/overspill/fleet /var/lib/overspill/fleet/registry
+        /var/lib/overspill/fleet /var/lib/overspill/fleet/registry \
+        /var/lib/overspill/record
 COPY --from=build /opt/overspill /opt/overspill
 ENV PATH=/opt/overspill/bin:$PATH \
     PYTHONUNBUFFERED=1 \

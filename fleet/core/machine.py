@@ -283,7 +283,7 @@ class _Look:
         for agent in self.eligible:
             if len(chosen) >= min(room, places):
                 break
-            if self._untold(agent, shadow=shadow) and self._here(agent):
+            if self._can_be_told(agent, shadow=shadow):
                 chosen.append(agent)
         for agent in chosen:
             self._keep(self._fresh(agent, wave, shadow=shadow))
@@ -384,7 +384,7 @@ class _Look:
         Or a fleet that is mostly away would be through all its waves with the few that
         are there, and all the others would come into one that nobody watches.
         """
-        if self._last():
+        if self._last() or wave_of(self.rollout, self.course.wave).shadow:
             return 0
         upto = cut(self.rollout, self.course.wave, len(self.eligible))
         return max(0, upto - self._in_wave(self.course.wave))
@@ -429,12 +429,13 @@ class _Look:
         if any(self._at(agent) in MOVING for agent in self.told):
             return False
         if not any(self._at(agent) in SUCCEEDED | FAILED_AGENT for agent in self.told):
-            return False  # Nothing has happened yet: nothing can be said.
+            # Nothing has happened yet, so nothing can be said; unless nobody serves
+            # any version that a shadow could run beside.
+            return shadow and not self.told and any(map(self._here, self.eligible))
         if self._in_wave(wave) >= cut(self.rollout, wave, len(self.eligible)):
             return True
         return not any(
-            self._untold(agent, shadow=shadow) and self._here(agent)
-            for agent in self.eligible
+            self._can_be_told(agent, shadow=shadow) for agent in self.eligible
         )
 
     def _failed(self) -> list[str]:
@@ -448,9 +449,16 @@ class _Look:
             if agent not in self.view.taken
         }
 
-    def _untold(self, agent: str, *, shadow: bool) -> bool:
+    def _can_be_told(self, agent: str, *, shadow: bool) -> bool:
         told = self.told.get(agent)
-        return told is None or (told.shadow and not shadow)
+        if told is not None and (shadow or not told.shadow):
+            return False
+        return self._here(agent) and not (shadow and self._serves(agent) is None)
+
+    def _serves(self, agent: str) -> str | None:
+        device = self.view.devices.get(agent)
+        slot = None if device is None else device.slot(self.rollout.model)
+        return None if slot is None else slot.active
 
     def _here(self, agent: str) -> bool:
         return self.view.now.heard(self.view.devices.get(agent))

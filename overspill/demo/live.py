@@ -113,7 +113,7 @@ class LiveView:
         self._rate = Rate()
         self._shown_rate = 0.0
         self._plain_due_s = 0.0
-        self._plain_last = ""
+        self._plain_last = ("", "")
         self._closed = False
         self._live = Live(
             console=console,
@@ -142,9 +142,9 @@ class LiveView:
         self._shown_rate = self._rate.after(now_s, self._scene.asked)
         if self._console.is_terminal or self._closed:
             return
-        changed = self._scene.headline != self._plain_last
-        if changed or now_s >= self._plain_due_s:
-            self._plain_last = self._scene.headline
+        news = (self._scene.headline, self._scene.rollout)
+        if news != self._plain_last or now_s >= self._plain_due_s:
+            self._plain_last = news
             self._plain_due_s = now_s + PLAIN_EVERY_S
             self._console.print(self._plain(now_s), highlight=False, soft_wrap=True)
 
@@ -168,6 +168,7 @@ class LiveView:
             f"{total('edge')} edge, {total('cloud')} cloud, "
             f"{total('edge_fallback')} fallback; versions {versions}"
             + (f"; {self._queues()}" if scene.queues else "")
+            + (f"; {scene.rollout}" if scene.rollout else "")
         )
 
     def _render(self) -> RenderableType:

@@ -11,6 +11,7 @@ from overspill.demo.measures import FIRST, SECOND, Measures, PhaseMeasures, Spre
 from overspill.demo.overload import Overload
 from overspill.demo.promises import ByDevices, Kept, Kind
 from overspill.demo.run import Performance
+from overspill.demo.stopped import Stopped
 
 STANDINGS = {"kept": "kept", "at_risk": "at risk", "broken": "broken"}
 PROMISES = ("edge model", "target", "realised", "as the agents know it")
@@ -52,6 +53,7 @@ def meaning(done: Performance) -> list[str]:
     lines = [
         lost,
         pushed,
+        *_stopped(done.stopped),
         *_overloaded(done.overload),
         f"Picture: {done.plot}   took {done.seconds:.0f} s",
     ]
@@ -59,6 +61,26 @@ def meaning(done: Performance) -> list[str]:
         lines.append(f"Logs and histories: {done.folder}")
     lines += [f"NOT GOOD: {fault}" for fault in done.faults]
     return lines
+
+
+def _stopped(found: Stopped) -> list[str]:
+    """What came of the bad version, in sentences."""
+    course = found.course
+    if course.turned_ms is None:
+        return []
+    after_s = (course.turned_ms - course.began_ms) / 1000
+    took_s = (course.ended_ms - course.began_ms) / 1000
+    said = (
+        f"Then version {course.version} was rolled out, whose labels are shuffled: it "
+        f"reached {len(course.told)} of {found.agents} agents, was stopped after "
+        f"{after_s:.1f} s, and version {course.version.partition('-')[0]} was back after "
+        f"{took_s:.1f} s ({course.reason}). Of {found.requests} requests meanwhile "
+        f"{found.lost + found.unanswered} had no answer; "
+        f"{percent(found.exposed_accuracy)} of the answers there were right"
+    )
+    if found.spared_accuracy is None:
+        return [f"{said}."]
+    return [f"{said}, {percent(found.spared_accuracy)} of the others'."]
 
 
 def percent(share: float) -> str:

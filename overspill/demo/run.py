@@ -8,7 +8,6 @@ and all else from what the devices wrote down.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from broker.link import LinkDown
 from broker.topology import model_queues
 from bundle.manifest import Manifest
 from lifecycle.clock import Clock, SystemClock
-from overspill.demo import overload
+from overspill.demo import overload, stopped
 from overspill.demo.cast import CastDevice, all_until, shares
 from overspill.demo.crowd import TIMES_TOO_MANY, PoolLoad
 from overspill.demo.device import Stage
@@ -44,9 +43,11 @@ from overspill.demo.measures import (
     measure,
     right_by_image,
 )
+from overspill.demo.operator import Operator, mislabel
 from overspill.demo.overload import OVERLOAD, PROBE, Crowd, Overload, moment
 from overspill.demo.picture import Realised, draw
 from overspill.demo.promises import Accounts, ByAgent, Change, Promised, Target
+from overspill.demo.stopped import BAD, Course, Stopped
 from overspill.demo.workplace import Workplace, workplace
 from overspill.example import Example
 from overspill.program import (
@@ -61,7 +62,6 @@ from overspill.tasks import alongside, to_the_end, together
 
 DEVICE_RATE: Final = 34.0
 CLOUD_WINDOW: Final = 64
-ROLLOUT_TIMEOUT_S: Final = 90
 # Of the devices' requests before and during the overload.
 DEADLINE_S: Final = 2.0
 # A minute is short: what takes agents a day to know, they are to know at its end.
@@ -95,6 +95,7 @@ class Performance:
 
     Attributes:
         measures: what was measured.
+        stopped: what came of a version that had to be stopped.
         overload: what came of the devices while the pool had too much to do.
         faults: what keeps it from being a success, for people.
         images: how many there were.
@@ -106,6 +107,7 @@ class Performance:
     """
 
     measures: Measures
+    stopped: Stopped
     overload: Overload
     faults: list[str]
     images: int
@@ -119,6 +121,7 @@ class Performance:
         """As `--json` writes it."""
         return {
             **self.measures.document(),
+            "stopped": self.stopped.document(),
             "overload": self.overload.document(),
             "ok": not self.faults,
             "faults": self.faults,
@@ -146,6 +149,7 @@ class _Played:
 
     push: Push
     promised: dict[str, Promised]
+    bad: Course
     flooded: _Flooded
 
 
@@ -210,13 +214,17 @@ class _Demo:
         asked = [asked for each in cast for asked in each.history()]
         edges = read_edges(self._edges_file)
         measures = self._measure(asked, edges, played)
+        by_agent = {each.name: each.place.agent for each in cast}
+        halted = stopped.stopped(asked, self._labels(), played.bad, by_agent)
         overloaded = self._measure_overload(asked, edges, played)
         await asyncio.to_thread(self._draw, measures, edges, asked)
         found = faults(measures, agents=len(system.agents))
+        found += stopped.faults(halted)
         found += overload.faults(overloaded)
         self._place.keep = self._place.keep or bool(found)
         return Performance(
             measures=measures,
+            stopped=halted,
             overload=overloaded,
             faults=found,
             images=len(self._images),
@@ -278,18 +286,20 @@ class _Demo:
         await keep_account(before)
         self._scene.headline = f"pushing edge model {after.version}, traffic goes on"
         await self._all_perform(cast, SWAP, rate=DEVICE_RATE, endless=True)
-        push = await self._push(system, before.version, after.version)
+        operator = Operator(system, self._clock, self._tell)
+        push = await self._push(operator, before.version, after.version)
         self._scene.headline = f"streaming with edge model {after.version}"
         await self._all_perform(cast, SECOND, rate=DEVICE_RATE, deadline_s=DEADLINE_S)
         await all_until(cast, SECOND)
         await keep_account(after)
+        bad = await self._push_bad(operator, cast)
         flooded = await self._overload(system, cast, after.version)
         self._scene.headline = "asking the cloud alone, for comparison"
         await self._all_perform(cast, CLOUD, window=CLOUD_WINDOW, force=True)
         for each in cast:
             await each.finish()
         await together(all_until(cast, "over"), self._ask_edges_alone())
-        return _Played(push, promised, flooded)
+        return _Played(push, promised, bad, flooded)
 
     async def _all_perform(
         self,
@@ -334,31 +344,32 @@ class _Demo:
             await asyncio.sleep(LOOK_EVERY_S)
         return None
 
-    async def _push(self, system: System, before: str, after: str) -> Push:
-        """Publish the second version and roll it out, as an operator does."""
-        example = self._example
-        self._scene.rollout = f"overspill model publish {example.bundles[1].name}"
-        code, _, err = await system.operate("model", "publish", str(example.bundles[1]))
-        if code:
-            raise CommandFailed(f"`overspill model publish` failed: {err.strip()}")
-        self._scene.rollout = f"overspill rollout start {example.model} {after}"
-        began_ms = self._clock.monotonic() * 1000.0
-        code, out, err = await system.operate(
-            *("rollout", "start", example.model, after, "--probation", "2s"),
-            *("--wait", str(ROLLOUT_TIMEOUT_S), "--json"),
-        )
-        ended_ms = self._clock.monotonic() * 1000.0
-        try:
-            said = json.loads(out)
-        except ValueError:
-            raise CommandFailed(
-                f"`overspill rollout start` failed: {err.strip() or out.strip()}"
-            ) from None
-        updated = [each for each in said["agents"] if each["state"] == "updated"]
-        self._scene.rollout = f"{len(updated)} agents updated to {after}"
+    async def _push(self, operator: Operator, before: str, after: str) -> Push:
+        """Publish the second version and roll it out in waves, as an operator does."""
+        await operator.publish(self._example.bundles[1])
+        course = await operator.roll_out(self._example.model, after)
         return Push(
-            before, after, began_ms, ended_ms, len(updated), err.strip() or None
+            before,
+            after,
+            course.began_ms,
+            course.ended_ms,
+            len(course.updated),
+            course.reason or None,
         )
+
+    async def _push_bad(self, operator: Operator, cast: Sequence[CastDevice]) -> Course:
+        """Roll out a version that must be stopped, while the devices go on."""
+        bad = mislabel(self._example.bundles[1], self._place.folder)
+        self._scene.headline = "pushing a version whose labels are shuffled"
+        await self._all_perform(
+            cast, BAD, rate=DEVICE_RATE, endless=True, deadline_s=DEADLINE_S
+        )
+        await operator.publish(bad)
+        version = f"{self._example.manifests()[1].version}-mislabelled"
+        return await operator.roll_out(self._example.model, version)
+
+    def _tell(self, news: str) -> None:
+        self._scene.rollout = news
 
     async def _ask_edges_alone(self) -> None:
         """What each edge model says without the cloud, on the same images."""

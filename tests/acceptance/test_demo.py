@@ -109,6 +109,19 @@ def test_the_cascade_beats_the_edge_by_more_than_two_points(
 
 
 @pytest.mark.timeout(DEMO_TIMEOUT_S)
+def test_a_bad_version_is_stopped_in_its_first_wave_and_goes_back(
+    figures: dict[str, Any],
+) -> None:
+    bad = figures["stopped"]
+    assert (bad["version"], bad["state"]) == ("2-mislabelled", "rolled_back")
+    assert (len(bad["told"]), bad["waves"], bad["updated"]) == (1, 1, [])
+    assert 0 < bad["stopped_after_s"] <= bad["seconds"]
+    assert (bad["lost"], bad["unanswered"], bad["duplicated"]) == (0, 0, 0)
+    # The devices of the others were served as ever.
+    assert bad["exposed_accuracy"] < bad["spared_accuracy"]
+
+
+@pytest.mark.timeout(DEMO_TIMEOUT_S)
 def test_the_push_reaches_every_agent_and_drops_nothing(
     figures: dict[str, Any],
 ) -> None:

@@ -159,6 +159,7 @@ def test_every_variable_has_the_default_that_the_example_shows(
         "rabbitmq",
         "registry",
         "fleet",
+        "record",
         "mosquitto",
         "agent",
     }

@@ -123,7 +123,14 @@ def test_program_takes_what_compose_gives_it(
         mount.split(":")[-2 if mount.endswith(":ro") else -1]
         for mount in service["volumes"]
     }
-    for name in ("state_dir", "models", "registry", "home", "trusted_root"):
+    for name in (
+        "state_dir",
+        "models",
+        "registry",
+        "home",
+        "audit_head",
+        "trusted_root",
+    ):
         if name in said:
             places = {str(said[name]), str(Path(str(said[name])).parent)}
             assert places & targets, f"{name} is not on a volume"

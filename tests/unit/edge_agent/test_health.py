@@ -66,7 +66,9 @@ COUNTS = (
 def test_an_account_goes_on_after_a_restart_where_it_was(
     numbers: list[int], ms: list[float], for_s: float
 ) -> None:
-    account = Account(**dict(zip(COUNTS, numbers, strict=True)))
+    account = Account()
+    for name, number in zip(COUNTS, numbers, strict=True):
+        setattr(account, name, number)
     for each in ms:
         account.ran(each)
     again = Account.from_state(account.to_state(for_s), 1e7)

@@ -112,7 +112,7 @@ class Operator:
             "--agents",
             "agent-4",
             "--probation",
-            "0s",
+            "1s",
             "--wait",
             "30",
         )

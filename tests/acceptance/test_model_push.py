@@ -296,10 +296,14 @@ async def corrupt(by: Operator, folder: Path, version: str) -> None:
     await by.publish(bundle(folder, version))
     with Fleet(FleetSettings(home=by.home)) as fleet:
         sealed = fleet.registry.seal("fashion", version).sha256
-    packed = by.home / "registry" / layout.blob(sealed)
+    registry = by.home / "registry"
+    packed = registry / layout.blob(sealed)
     data = bytearray(packed.read_bytes())
     data[len(data) // 2] ^= 0xFF
     packed.write_bytes(data)
+    # A good delta would bring it all the same.
+    for offer in registry.glob(f"{layout.DELTAS}/*/{sealed}.json"):
+        offer.unlink()
 
 
 START = ("rollout", "start", "fashion")

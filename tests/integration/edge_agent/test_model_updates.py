@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from broker.codec import encode
 from broker.messages import Desired, DesiredModel, UpdatePolicy
@@ -22,7 +23,10 @@ from bundle.pack import pack
 from bundle.seal import Seal, make_seal
 from edge_agent.adapters.model_store import ModelStore
 from edge_agent.app import Agent
+from edge_agent.core.accounts import Accounts
+from edge_agent.core.served import Served
 from edge_agent.core.slots import Slots, State
+from edge_agent.loops.loading import Loading, LoadingSettings
 from edge_agent.settings import AgentSettings
 from lifecycle.clock import SystemClock
 from tests.integration.edge_agent.edge import (
@@ -265,3 +269,28 @@ async def test_a_version_on_probation_that_the_disk_has_damaged_returns(
         shown = (await agent.status())["models"]["fashion"]
         assert (shown["serving"], shown["state"]) == ("1", State.RETURNED)
         assert "cannot be loaded any more" in shown["reason"]
+
+
+async def test_a_start_that_cannot_be_counted_serves_the_proved_version(
+    crashed: Callable[[int], AgentSettings],
+) -> None:
+    class Full(ModelStore):
+        @override
+        def save(self, slots: Slots) -> None:
+            raise OSError(28, "No space left on device")
+
+    served: list[str] = []
+
+    async def swap(model: Served) -> None:
+        served.append(model.manifest.version)
+        await model.runner.close()
+
+    loading = Loading(
+        store=Full(crashed(1).state_dir / "models"),
+        settings=LoadingSettings(1, 8, 60.0, 512),
+        accounts=Accounts(),
+        swap=swap,
+    )
+    slots = (await loading.restore([]))["fashion"]
+    assert (served, slots.state) == (["1"], State.RETURNED)
+    assert "could not be counted" in (slots.reason or "")

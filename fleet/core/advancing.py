@@ -128,7 +128,9 @@ class _Look:
         room -= self._in_wave(wave)
         # Also those that a newer rollout will have: until it tells them they pull on.
         places = self.rollout.max_parallel - sum(
-            self._alone(agent) in PULLS for agent in self.told
+            self._alone(agent) in PULLS
+            for agent in self.told
+            if agent in self.view.devices
         )
         chosen: list[str] = []
         for agent in self.eligible:
@@ -152,7 +154,7 @@ class _Look:
         """All are back, or their lease to go back has run out."""
         waiting, lost = 0, []
         for agent in self.told:
-            if agent in self.view.taken or self._at(agent) is AgentState.BACK:
+            if self._at(agent) in {AgentState.SUPERSEDED, AgentState.BACK}:
                 continue
             if self._at(agent) is AgentState.GOING_BACK:
                 waiting += 1
@@ -244,7 +246,7 @@ class _Look:
         """How many of those still its own it has told, the shadows apart."""
         shadow = wave_of(self.rollout, wave).shadow
         return sum(
-            each.shadow == shadow and agent not in self.view.taken
+            each.shadow == shadow and self._at(agent) is not AgentState.SUPERSEDED
             for agent, each in self.told.items()
         )
 
@@ -294,10 +296,11 @@ class _Look:
 
     def _counted(self) -> Mapping[str, AgentState]:
         """Every told agent that is still this rollout's, and how it stands."""
+        states = {agent: self._at(agent) for agent in self.told}
         return {
-            agent: self._at(agent)
-            for agent in self.told
-            if agent not in self.view.taken
+            agent: state
+            for agent, state in states.items()
+            if state is not AgentState.SUPERSEDED
         }
 
     def _can_be_told(self, agent: str, *, shadow: bool) -> bool:
@@ -333,7 +336,8 @@ class _Look:
         self._standing.pop(told.agent, None)
 
     def _at(self, agent: str) -> AgentState:
-        if agent in self.view.taken:
+        # A retired agent is as little this rollout's as one that a newer one has.
+        if agent in self.view.taken or agent not in self.view.devices:
             return AgentState.SUPERSEDED
         return self._alone(agent)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 from typing_extensions import override
@@ -19,11 +20,12 @@ from bundle.seal import CHUNK_BYTES, Seal, make_seal, verify_packed
 from edge_agent.adapters.model_store import REPACKED, ModelStore, StoredBundle
 from edge_agent.adapters.part_file import PART_SUFFIX
 from edge_agent.core.slots import Slots
+from edge_agent.loops.fetching import FetchSettings
 from edge_agent.loops.pulling import Puller
 
 PLENTY_BYTES: Final = 8 * 1024**3
-# Chunks are under way when it has been asked so often whether to leave off.
-ASKS_BEFORE_DAMAGE: Final = 6
+# Asked once more than a window holds, whether to leave off: something is written then.
+ASKS_BEFORE_DAMAGE: Final = FetchSettings().window + 1
 DAMAGED: Final = b"bad flash"
 
 
@@ -31,6 +33,7 @@ class Unpacked:
     """One unpacked bundle of each version, and one packed, for a process's devices."""
 
     def __init__(self, folder: Path) -> None:
+        self._alone = Lock()
         self._folder = folder
         self._store = ModelStore(folder)
         self._store.prepare()
@@ -39,10 +42,11 @@ class Unpacked:
 
     def take(self, packed: Path, seal: Seal) -> StoredBundle:
         """The unpacked bundle of a file that was verified."""
-        if seal.sha256 not in self._kept:
-            self._kept[seal.sha256] = self._store.install(packed, seal)
-            self._keep(packed, seal.name, seal.version)
-        return self._kept[seal.sha256]
+        with self._alone:  # devices install in threads
+            if seal.sha256 not in self._kept:
+                self._kept[seal.sha256] = self._store.install(packed, seal)
+                self._keep(packed, seal.name, seal.version)
+            return self._kept[seal.sha256]
 
     def bundle(self, sha256: str) -> StoredBundle:
         """One that some device unpacked."""

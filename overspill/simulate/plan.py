@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 MAX_PLAN_BYTES: Final = 64 * 1024
 MOST_AGENTS: Final = 10_000
 MODEL: Final = "simulated"
+NAME_PREFIX: Final = "sim-"
 BEFORE: Final = "1"
 AFTER: Final = "2"
 
@@ -142,6 +143,8 @@ class Plan(_Part):
         model_bytes: size of the model file of each version.
         moved_share: of the weights, how many differ between the versions.
         connect_over_s: they connect spread over so long.
+        outage_s: once a third has converged the broker is killed and away for so long,
+            and all agents come back together; 0: it is not.
         requests_per_s: what each device is asked, in pretence.
         audit_share: of what it is sure of, what the cloud is asked too.
         before: of the version that all agents have.
@@ -155,6 +158,7 @@ class Plan(_Part):
     model_bytes: Annotated[int, Field(ge=1024, le=64 * 1024**2)] = 750_000
     moved_share: Share = 0.3
     connect_over_s: Seconds = 4.0
+    outage_s: Seconds = 0.0
     requests_per_s: Annotated[float, Field(gt=0, le=1000)] = 5.0
     audit_share: Share = 0.05
     before: Quality = Quality()
@@ -251,7 +255,7 @@ def usual_plan(**stated: object) -> Plan:
 
 def name_of(index: int) -> str:
     """What a simulated agent is called."""
-    return f"sim-{index:05d}"
+    return f"{NAME_PREFIX}{index:05d}"
 
 
 def cast(plan: Plan) -> tuple[Persona, ...]:

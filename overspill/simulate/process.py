@@ -22,7 +22,8 @@ from edge_agent.loops.probation import Probation
 from edge_agent.loops.pulling import Puller
 from edge_agent.loops.reporting import Reporting
 from edge_agent.loops.slot_book import SlotBook
-from edge_agent.loops.updates import Here, Updates, UpdateSettings
+from edge_agent.loops.update_ports import Here
+from edge_agent.loops.updates import Updates, UpdateSettings
 from overspill.simulate.flash import Flash, FlashPulls
 from overspill.simulate.line import Line
 from overspill.simulate.plan import AFTER, MODEL, Persona, random_of
@@ -107,7 +108,6 @@ class AgentProcess:
             here=Here(device=self._device, local_now=self._local_now),
             settings=UpdateSettings(poll_every_s=POLL_EVERY_S, spread_s=SPREAD_S),
             try_out=self._loading.try_out,
-            serve=self._loading.serve,
             rng=rng,
         )
         self._reporting = Reporting(

@@ -39,6 +39,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
                 "agents": row.agents,
                 "became": _counted(row.became),
                 "reasons": [{"reason": why, "agents": n} for why, n in row.reasons],
+                "waits": [{"reason": why, "agents": n} for why, n in row.waits],
                 "last_s": None if row.last_s is None else round(row.last_s, 2),
             }
             for row in outcome.tally.rows()
@@ -48,6 +49,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "told_s": round(outcome.told_s, 2),
         "rollout_s": round(outcome.rollout_s, 2),
         "heard_bytes": outcome.heard_bytes,
+        "back_s": None if outcome.back_s is None else round(outcome.back_s, 1),
         "broker_rest_mb": round(outcome.broker_rest_mb, 1),
         "broker_connected_mb": round(outcome.broker_connected_mb, 1),
         "broker_peak_mb": round(outcome.broker_peak_mb, 1),
@@ -75,7 +77,8 @@ def show(console: Console, outcome: Outcome) -> None:
         )
     console.print(table)
     for row in rows:
-        for reason, agents in row.reasons:
+        told = [*row.reasons, *((f"waited: {why}", n) for why, n in row.waits)]
+        for reason, agents in told:
             console.print(
                 f"  {_name(row)}, {agents}: {reason}", highlight=False, markup=False
             )
@@ -86,9 +89,14 @@ def show(console: Console, outcome: Outcome) -> None:
 
 def _sentence(outcome: Outcome) -> str:
     converged = outcome.tally.counts()[Became.CONVERGED]
+    away = (
+        ""
+        if outcome.back_s is None
+        else f"all were back {outcome.back_s:.1f} s after the outage; "
+    )
     return (
         f"{converged} of {outcome.plan.agents} agents converged in "
-        f"{outcome.rollout_s:.1f} s; {outcome.heard_bytes / 1e6:.1f} MB came to them; "
+        f"{outcome.rollout_s:.1f} s; {outcome.heard_bytes / 1e6:.1f} MB came to them; {away}"
         f"RabbitMQ {outcome.broker_rest_mb:.0f} MB at rest, "
         f"{outcome.broker_connected_mb:.0f} MB with all connected, "
         f"{outcome.broker_peak_mb:.0f} MB at most; agents "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ from overspill.simulate.bundles import write_bundles
 from overspill.simulate.crew import Crew
 from overspill.simulate.operator import Operator, Standing
 from overspill.simulate.plan import AFTER, BEFORE, MODEL, Plan, cast, name_of
-from overspill.simulate.stage import Stage
+from overspill.simulate.stage import NODE_TIMEOUT_S, Stage
 from overspill.simulate.tally import SETTLED, Became, Tally, compare
 from overspill.tasks import alongside
 
@@ -38,6 +38,7 @@ class Scene:
         tally: of the agents.
         standing: of the rollout, as the fleet says.
         broker_mb, broker_peak_mb: resident memory of RabbitMQ now, and at its highest.
+        back_s: how long after an outage all agents were connected again.
     """
 
     tally: Tally
@@ -46,6 +47,7 @@ class Scene:
     parts: dict[str, str] = field(default_factory=dict)
     broker_mb: float = 0.0
     broker_peak_mb: float = 0.0
+    back_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Outcome:
             before the agents came, with all of them connected, and at its highest.
         agents_mb: resident memory of all processes that hold agents.
         heard_bytes: what came to the agents since the rollout began.
+        back_s: how long after an outage of the broker all agents were connected again.
         disagreements: agents of whom the fleet knows something else than they do.
     """
 
@@ -79,6 +82,7 @@ class Outcome:
     broker_peak_mb: float
     agents_mb: float
     heard_bytes: int
+    back_s: float | None
     disagreements: tuple[str, ...]
 
     @property
@@ -149,13 +153,13 @@ class Simulation:
         stage = Stage(
             self._folder,
             self._plan,
+            bundles,
             workers=self._options.workers,
             changed=scene.parts.__setitem__,
         )
         scene.parts.update(dict.fromkeys(stage.parts, "waiting"))
         scene.headline = "starting the broker, the pool and the fleet"
         async with stage:
-            await stage.publish(bundles)
             start_s = self._clock.monotonic() - began_s
             urls = [
                 stage.node.mqtt_url(name_of(index))
@@ -175,6 +179,7 @@ class Simulation:
                     self._direct(stage, start_s),
                     crew.listen(),
                     self._sample(stage),
+                    self._take_broker_away(stage),
                     _until_one_died(stage),
                 )
                 scene.headline = "stopping"
@@ -215,6 +220,7 @@ class Simulation:
             broker_peak_mb=self.scene.broker_peak_mb,
             agents_mb=sum(tally.rss_kb.values()) / 1024,
             heard_bytes=heard,
+            back_s=self.scene.back_s,
             disagreements=disagreements,
         )
 
@@ -271,6 +277,20 @@ class Simulation:
                 return tuple(wrong)
             await asyncio.sleep(ASK_EVERY_S)
 
+    async def _take_broker_away(self, stage: Stage) -> None:
+        """Kill the broker on the way, and see all agents come back at once."""
+        if not self._plan.outage_s:
+            return
+        tally = self.scene.tally
+        third = self._plan.agents / 3
+        await _until(lambda: tally.counts()[Became.CONVERGED] >= third)
+        await stage.node.kill()
+        await asyncio.sleep(self._plan.outage_s)
+        await stage.node.start(NODE_TIMEOUT_S)
+        began_s = self._clock.monotonic()
+        await _until(lambda: tally.all_connected)
+        self.scene.back_s = self._clock.monotonic() - began_s
+
     async def _sample(self, stage: Stage) -> None:
         while True:
             self.scene.broker_mb = _resident_mb(stage)
@@ -278,6 +298,11 @@ class Simulation:
                 self.scene.broker_peak_mb, self.scene.broker_mb
             )
             await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - other processes say it, without an event
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 async def _until_one_died(stage: Stage) -> None:

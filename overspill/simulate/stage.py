@@ -6,10 +6,11 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
-from broker.node import Node
+from broker.node import Node, NodeError
 from broker.node_files import find_server
 from overspill.example import Example
 from overspill.program import CommandFailed, Program, environment, python, run_command
@@ -31,6 +32,7 @@ class Stage:
     Args:
         folder: everything it writes.
         plan: whose agents may connect.
+        bundles: what is published, in this order.
         workers: how many serve the registry.
         changed: told how far each part has come.
     """
@@ -39,6 +41,7 @@ class Stage:
         self,
         folder: Path,
         plan: Plan,
+        bundles: Sequence[Path],
         *,
         workers: int = 1,
         changed: StateChanged = lambda _part, _state: None,
@@ -51,7 +54,7 @@ class Stage:
             agents=[name_of(index) for index in range(plan.agents)],
         )
         self.programs: list[Program] = []
-        self._plan = plan
+        self._bundles = tuple(bundles)
         self._workers = workers
         self._changed = changed
 
@@ -68,11 +71,11 @@ class Stage:
 
     @property
     def operator_variables(self) -> dict[str, str]:
-        """The settings of the operator's commands."""
-        return {
-            "OVERSPILL_FLEET_HOME": str(self.home),
-            "OVERSPILL_FLEET_AMQP_URL": self.node.amqp_url("fleet"),
-        }
+        """The settings of the operator's commands; with the broker once it is there."""
+        variables = {"OVERSPILL_FLEET_HOME": str(self.home)}
+        with suppress(NodeError):
+            variables["OVERSPILL_FLEET_AMQP_URL"] = self.node.amqp_url("fleet")
+        return variables
 
     def died(self) -> Program | None:
         """A program that has ended though nobody asked it to."""
@@ -84,22 +87,24 @@ class Stage:
         Raises:
             CommandFailed: it failed, or took too long.
         """
+        return json.loads(await self._type(*words, "--json"))
+
+    async def _type(self, *words: str) -> str:
         code, out, err = await run_command(
-            python("overspill", *words, "--json"),
+            python("overspill", *words),
             environment(**self.operator_variables),
             timeout_s=COMMAND_TIMEOUT_S,
         )
         if code:
             raise CommandFailed(f"`overspill {' '.join(words)}` failed: {err.strip()}")
-        return json.loads(out)
+        return out
 
     async def __aenter__(self) -> Self:
         find_server()
         self.logs.mkdir(parents=True, exist_ok=True)
         try:
-            self._changed("rabbitmq", "starting")
-            await self.node.start(NODE_TIMEOUT_S)
-            self._changed("rabbitmq", "ready")
+            # Nobody needs the broker to sign and to publish.
+            await together(self._publish(), self._start_node())
             await together(
                 self._start_fleet(),
                 *(self._start_worker(n) for n in range(1, self._workers + 1)),
@@ -112,16 +117,17 @@ class Stage:
     async def __aexit__(self, *_: object) -> None:
         await to_the_end(self._stop())
 
-    async def publish(self, bundles: Sequence[Path]) -> None:
-        """Make the fleet's keys and publish bundles, one after the other.
+    async def _start_node(self) -> None:
+        self._changed("rabbitmq", "starting")
+        await self.node.start(NODE_TIMEOUT_S)
+        self._changed("rabbitmq", "ready")
 
-        Raises:
-            CommandFailed: one was refused.
-        """
+    async def _publish(self) -> None:
+        """Make the fleet's keys and publish the bundles."""
         self._changed("registry", "starting")
-        await self.operate("trust", "init", "--dev")
-        for bundle in bundles:
-            await self.operate("model", "publish", str(bundle))
+        await self._type("trust", "init", "--dev")
+        for bundle in self._bundles:
+            await self._type("model", "publish", str(bundle))
         self._changed("registry", "ready")
 
     async def _start_fleet(self) -> None:

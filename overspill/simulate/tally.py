@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from overspill.simulate.plan import Fault, Persona
+from overspill.simulate.plan import NAME_PREFIX, Fault, Persona
 
 
 class Became(StrEnum):
@@ -26,6 +26,7 @@ class Became(StrEnum):
 
 
 DONE: Final = "done"
+MOST_REASONS: Final = 3
 # In these nothing more is to come of this rollout.
 SETTLED: Final = frozenset(
     {
@@ -60,12 +61,19 @@ class Fate:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of all agents with one fault."""
+    """What became of all agents with one fault.
+
+    Attributes:
+        reasons: why they ended otherwise than converged, and how many for each.
+        waits: why they waited on their way, and how many for each.
+        last_s: when the last of them settled.
+    """
 
     fault: Fault | None
     agents: int
     became: Mapping[Became, int]
     reasons: Sequence[tuple[str, int]]
+    waits: Sequence[tuple[str, int]]
     last_s: float | None
 
 
@@ -87,6 +95,7 @@ class Tally:
     ended: str | None = None
     excluded: Mapping[str, str] = field(default_factory=dict)
     fates: dict[str, Fate] = field(default_factory=dict)
+    waited: dict[str, str] = field(default_factory=dict)
     connected: dict[int, int] = field(default_factory=dict)
     heard_bytes: dict[int, int] = field(default_factory=dict)
     rss_kb: dict[int, int] = field(default_factory=dict)
@@ -97,7 +106,9 @@ class Tally:
         self.heard_bytes[process] = said["heard_bytes"]
         self.rss_kb[process] = said["rss_kb"]
         for agent, slot in said["slots"].items():
-            self.fates[agent] = self._fate(slot, at_s)
+            fate = self.fates[agent] = self._fate(slot, at_s)
+            if fate.became is Became.WAITING and fate.reason:
+                self.waited[agent] = fate.reason
         for agent, error in said["failed"].items():
             self.fates[agent] = Fate(Became.BROKEN, at_s, error)
 
@@ -144,26 +155,32 @@ class Tally:
         for fault in (None, *Fault):
             struck = [each for each in self.personas if each.fault is fault]
             if struck:
-                found.append(_row(fault, [self.of(each) for each in struck]))
+                found.append(self._row(fault, struck))
         return found
 
-
-def _row(fault: Fault | None, fates: Sequence[Fate]) -> Row:
-    reasons = Counter(_general(fate.reason) for fate in fates if fate.reason)
-    settled = [fate.at_s for fate in fates if fate.became in SETTLED]
-    return Row(
-        fault=fault,
-        agents=len(fates),
-        became=Counter(fate.became for fate in fates),
-        reasons=reasons.most_common(3),
-        last_s=max(filter(None, settled), default=None),
-    )
+    def _row(self, fault: Fault | None, struck: Sequence[Persona]) -> Row:
+        fates = [self.of(each) for each in struck]
+        reasons = Counter(_general(fate.reason) for fate in fates if fate.reason)
+        waits = Counter(
+            _general(self.waited[each.agent])
+            for each in struck
+            if each.agent in self.waited
+        )
+        settled = [fate.at_s for fate in fates if fate.became in SETTLED]
+        return Row(
+            fault=fault,
+            agents=len(fates),
+            became=Counter(fate.became for fate in fates),
+            reasons=reasons.most_common(MOST_REASONS),
+            waits=waits.most_common(MOST_REASONS),
+            last_s=max(filter(None, settled), default=None),
+        )
 
 
 def _general(reason: str) -> str:
-    """A reason without what only one agent's would have."""
+    """A reason without what only one agent's would have: its paths."""
     words = reason.split()
-    return " ".join("…" if "/" in word and "sim-" in word else word for word in words)
+    return " ".join("…" if NAME_PREFIX in word else word for word in words)
 
 
 def compare(tally: Tally, known: Mapping[str, str | None], before: str) -> list[str]:

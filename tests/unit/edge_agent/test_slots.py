@@ -9,20 +9,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from broker.messages import DesiredModel, UpdatePolicy
-from edge_agent.core.slots import (
-    NEXT,
+from edge_agent.core.decisions import (
     Adopt,
-    BadSlots,
-    Event,
     GoBack,
     Nothing,
     Pull,
     Refuse,
     Return,
+    decide,
+)
+from edge_agent.core.slots import (
+    NEXT,
+    BadSlots,
+    Event,
     Slots,
     State,
     WrongMove,
-    decide,
 )
 
 SERVING = Slots("fashion", active="2", previous="1", state=State.SWAPPED, generation=5)

@@ -38,6 +38,7 @@ from fleet.core.rollouts import (
     Told,
     Wave,
 )
+from fleet.core.windows import is_open
 
 R, E = RolloutState, Event
 WATCHED: Final = frozenset({R.RUNNING, R.AWAITING_APPROVAL})
@@ -136,7 +137,7 @@ class _Look:
         for agent in self.eligible:
             if len(chosen) >= min(room, places):
                 break
-            if self._can_be_told(agent, shadow=shadow):
+            if self._can_be_told(agent, shadow=shadow) and self._in_window(agent):
                 chosen.append(agent)
         for agent in chosen:
             self._keep(self._fresh(agent, wave, shadow=shadow))
@@ -308,6 +309,10 @@ class _Look:
         if told is not None and (shadow or not told.shadow):
             return False
         return self._here(agent) and not (shadow and self._serves(agent) is None)
+
+    def _in_window(self, agent: str) -> bool:
+        facts = self.view.devices[agent].facts
+        return is_open(self.rollout.policy.window, facts, self.now_ms)
 
     def _serves(self, agent: str) -> str | None:
         device = self.view.devices.get(agent)

@@ -70,7 +70,8 @@ def judge(
         else:
             slots.append(slot)
     wave = max(told[agent].wave for agent in states)
-    seen = Seen(states, slots, settled, wave)
+    first = all(told[agent].before is None for agent in states)
+    seen = Seen(states, slots, settled, wave, first)
     return tuple(JUDGES[each.kind](each, seen) for each in rollout.gates)
 
 
@@ -83,12 +84,14 @@ class Seen:
         slots: what agents say of the rollout's version, broken ones left out.
         settled: whether nobody is on the way any more.
         wave: the last in which one of them was told.
+        first: none of them has served any version before.
     """
 
     states: Mapping[str, AgentState]
     slots: Sequence[SlotReport]
     settled: bool
     wave: int
+    first: bool = False
 
 
 def _showing(rollout: Rollout, told: Told, device: Device | None) -> SlotReport | None:
@@ -174,6 +177,8 @@ def _of_spill(gate: Gate, seen: Seen) -> Verdict:
 
 
 def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
+    if seen.first:
+        return Verdict(gate.kind, Decision.PASS, 0, reason="no version to compare with")
     # A part of the chance each: either may fail the gate.
     miss = gate.false_alarm / 2
     audited = _drop(

@@ -20,11 +20,12 @@ from bundle.seal import CHUNK_BYTES, Seal, make_seal, verify_packed
 from edge_agent.adapters.model_store import REPACKED, ModelStore, StoredBundle
 from edge_agent.adapters.part_file import PART_SUFFIX
 from edge_agent.core.slots import Slots
+from edge_agent.loops.fetching import FetchSettings
 from edge_agent.loops.pulling import Puller
 
 PLENTY_BYTES: Final = 8 * 1024**3
-# Chunks are under way when it has been asked so often whether to leave off.
-ASKS_BEFORE_DAMAGE: Final = 6
+# Asked once more than a window holds, whether to leave off: something is written then.
+ASKS_BEFORE_DAMAGE: Final = FetchSettings().window + 1
 DAMAGED: Final = b"bad flash"
 
 

@@ -18,8 +18,9 @@ from broker.codec import encode
 from broker.messages import Desired, DesiredModel, UpdatePolicy
 from broker.node import Node
 from bundle import layout
+from bundle.delta.offering import offer_delta
 from bundle.pack import pack
-from bundle.seal import make_seal
+from bundle.seal import Seal, make_seal
 from edge_agent.adapters.model_store import ModelStore
 from edge_agent.app import Agent
 from edge_agent.core.accounts import Accounts
@@ -48,7 +49,7 @@ class Operators:
     folder: Path
     trust: FleetTrust
 
-    def publish(self, version: str, epoch: int, **changes: Any) -> None:
+    def publish(self, version: str, epoch: int, **changes: Any) -> Seal:
         """The bundle of the pool's own model, unsure of every answer, changed as given."""
         folder = self.folder / version
         shutil.copytree(SMALL, folder)
@@ -64,6 +65,7 @@ class Operators:
         self.trust.repository.draft_seals("fashion", [(seal, False)])
         self.trust.sign()
         self.trust.tree.write_copy(layout.blob(seal.sha256), packed)
+        return seal
 
     def desire(self, version: str, generation: int, **more: Any) -> None:
         """Of `agent-1`."""
@@ -218,6 +220,22 @@ def crashed(short_tmp: Path) -> Callable[[int], AgentSettings]:
         )
 
     return made
+
+
+async def test_an_agent_makes_a_version_of_a_delta_and_what_it_serves(
+    updated: Callable[..., AgentSettings], operators: Operators
+) -> None:
+    first = operators.publish("v1", 1)
+    second = operators.publish("v2", 3, answers="provisional")
+    operators.desire("v1", 1, epoch=1)
+    async with Agent(updated()) as agent:
+        await until_status(agent, slots_are(State.SWAPPED, "v1"), 40)
+        offer = offer_delta(operators.trust.tree, first.sha256, second.sha256)
+        assert 0 < offer.size_bytes < second.size_bytes // 100
+        # Nothing but the delta can bring it.
+        operators.trust.tree.delete(layout.blob(second.sha256))
+        operators.desire("v2", 2, epoch=3)
+        await until_status(agent, slots_are(State.SWAPPED, "v2"), 40)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ probation = "1s"
 
 [faults.slow]
 agents = 1
-bytes_per_s = 100_000
+bytes_per_s = 200_000
 
 [faults.offline]
 agents = 1

@@ -55,7 +55,7 @@ def test_each_option_is_a_field() -> None:
         budget="1MB",
         shared=True,
     )
-    assert one.agents == {"a", "b"}
+    assert one.agents == frozenset({"a", "b"})
     terms = terms_of(one, 5)
     kinds = [each.kind for each in terms.gates]
     assert GateKind.SPILL not in kinds

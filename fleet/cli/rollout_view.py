@@ -260,6 +260,8 @@ def _learned(gate: Gate, verdict: Verdict | None) -> str:
     if verdict is None:
         return ""
     unit = UNITS[gate.kind]
+    if verdict.decision is Decision.PASS and not verdict.sample:
+        return verdict.reason
     if verdict.sample < gate.min_sample:
         return f"{verdict.sample} {unit}, needs {gate.min_sample}"
     return f"{verdict.sample} {unit}"

@@ -49,6 +49,11 @@ def measure() -> tuple[dict[str, object], list[Limit]]:
         "broker at rest, MB": round(done.broker_rest_mb),
         "broker with all connected, MB": round(done.broker_connected_mb),
         "agents in all, MB": round(done.agents_mb),
+        # Two cores have a hundred and twenty of them in a minute.
+        "processor in all, s": round(sum(done.processor_s.values()), 1),
+        "processor by part, s": {
+            name: round(spent, 1) for name, spent in done.processor_s.items()
+        },
         "rollout": "unknown" if done.standing is None else done.standing.state,
     }
     return figures, [

@@ -139,13 +139,17 @@ class Slots:
     policy: UpdatePolicy | None = None
 
     def pulling(self, version: str, generation: int, epoch: int = 0) -> Self:
-        """A pull of `version` begins."""
+        """A pull of `version` begins; what the same one waited for stays to be read."""
+        waited = self.state is State.WAITING and (version, generation) == (
+            self.staged,
+            self.generation,
+        )
         return replace(
             self,
             state=self._after(Event.PULL),
             staged=version,
             staged_epoch=epoch,
-            reason=None,
+            reason=self.reason if waited else None,
             generation=generation,
         )
 

@@ -275,11 +275,8 @@ class Updates:
         if slots.state is State.SHADOW and slots.staged != desired.version:
             await self._shadows.stop(slots.model)
         waits = slots.waiting(why, desired.version, desired.generation, desired.epoch)
-        try:
-            await self._slots.save(waits)
-        except OSError:
-            # The disk may be what it waits for.
-            self._slots.put(waits)
+        # Not on the disk, which it may wait for: after a restart it is decided anew.
+        self._slots.put(waits)
 
     async def _refuse(self, desired: DesiredModel, reason: str) -> None:
         slots = self._slots.of(desired.model)
@@ -364,7 +361,8 @@ class Updates:
         if slots.state is State.SHADOW and slots.staged != desired.version:
             await self._shadows.stop(slots.model)
         slots = slots.pulling(desired.version, desired.generation, desired.epoch)
-        await self._slots.save(slots)
+        # Pulls and trials do not outlive the process, so flash is spared the word of them.
+        self._slots.put(slots)
         log.info("update_begins", model=slots.model, version=desired.version)
         stored = await asyncio.to_thread(self._store.holds, seal)
         if stored is None:
@@ -373,7 +371,7 @@ class Updates:
             # It may have taken hours.
             self._check_time(desired)
         slots = slots.pulled()
-        await self._slots.save(slots)
+        self._slots.put(slots)
         await self._try_out(stored, await self._active(slots), desired.policy)
         await self._shadows.stop(slots.model)
         if desired.shadow:

@@ -173,7 +173,7 @@ def _of_spill(gate: Gate, seen: Seen) -> Verdict:
     # Spilling less than before may be overconfidence: both ways are a shift.
     turned = Estimate(-came.value, -came.high, -came.low, came.sample)
     worse = came if came.value >= 0 else turned
-    return _by_interval(gate, seen, came, worse, f"over {came.sample} requests")
+    return _by_interval(gate, seen, came, worse, f"more, over {came.sample} requests")
 
 
 def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
@@ -187,7 +187,11 @@ def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
         _enough(gate),
     )
     fair = _by_interval(
-        gate, seen, audited, audited, f"over {audited.sample} audits, drawn by chance"
+        gate,
+        seen,
+        audited,
+        audited,
+        f"less, over {audited.sample} audits drawn by chance",
     )
     if fair.decision is not Decision.INCONCLUSIVE:
         return fair
@@ -202,7 +206,7 @@ def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
         seen,
         compared,
         compared,
-        f"over {compared.sample} compared, most of them hard",
+        f"less, over {compared.sample} compared, most of them hard",
     )
     # Hard requests can prove a version bad. That it is good only a fair sample can.
     return rough if rough.decision is Decision.FAIL else fair

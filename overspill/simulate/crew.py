@@ -63,6 +63,11 @@ class Crew:
             for number, mine in enumerate(shares(plan.agents, processes))
         ]
 
+    @property
+    def pids(self) -> list[int | None]:
+        """The ids of the processes."""
+        return [each.program.pid for each in self._started]
+
     async def __aenter__(self) -> Self:
         try:
             await together(*(each.start() for each in self._started))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from broker.mqtt.target import MqttTarget
 from lifecycle.clock import SystemClock
 from lifecycle.logs import configure_logs
 from overspill.simulate.agent import SimulatedAgent
+from overspill.simulate.costs import resident_mb
 from overspill.simulate.flash import Unpacked
 from overspill.simulate.plan import Plan, cast, random_of
 from overspill.simulate.surroundings import Surroundings
@@ -120,7 +122,7 @@ class Host:
         return {
             "connected": sum(agent.up for agent in self._agents),
             "heard_bytes": sum(agent.heard_bytes for agent in self._agents),
-            "rss_kb": _rss_kb(),
+            "resident_mb": resident_mb(os.getpid()),
             "slots": {
                 name: slot.model_dump(exclude={"health", "before", "cascade"})
                 for name, slot in changed.items()
@@ -164,13 +166,6 @@ async def _input_ended() -> None:
 def _say(document: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(document, separators=(",", ":")) + "\n")
     sys.stdout.flush()
-
-
-def _rss_kb() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1])
-    return 0
 
 
 def shares(count: int, processes: int) -> list[Sequence[int]]:

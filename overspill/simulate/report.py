@@ -53,6 +53,9 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "broker_rest_mb": round(outcome.broker_rest_mb, 1),
         "broker_connected_mb": round(outcome.broker_connected_mb, 1),
         "broker_peak_mb": round(outcome.broker_peak_mb, 1),
+        "processor_s": {
+            name: round(spent, 2) for name, spent in outcome.processor_s.items()
+        },
         "agents_mb": round(outcome.agents_mb, 1),
         "rollout": None if outcome.standing is None else _standing(outcome.standing),
         "disagreements": list(outcome.disagreements),

@@ -11,6 +11,7 @@ from typing import Any, Final
 from lifecycle.clock import SystemClock
 from overspill.program import ProgramEnded
 from overspill.simulate.bundles import write_bundles
+from overspill.simulate.costs import processor_s, resident_mb
 from overspill.simulate.crew import Crew
 from overspill.simulate.operator import Operator, Standing
 from overspill.simulate.plan import AFTER, BEFORE, MODEL, Plan, cast, name_of
@@ -67,6 +68,7 @@ class Outcome:
         agents_mb: resident memory of all processes that hold agents.
         heard_bytes: what came to the agents since the rollout began.
         back_s: how long after an outage of the broker all agents were connected again.
+        processor_s: what each part used of the processor during the rollout.
         disagreements: agents of whom the fleet knows something else than they do.
     """
 
@@ -83,6 +85,7 @@ class Outcome:
     agents_mb: float
     heard_bytes: int
     back_s: float | None
+    processor_s: Mapping[str, float]
     disagreements: tuple[str, ...]
 
     @property
@@ -176,7 +179,7 @@ class Simulation:
                 said=self._hear,
             ) as crew:
                 outcome = await alongside(
-                    self._direct(stage, start_s),
+                    self._direct(stage, crew, start_s),
                     crew.listen(),
                     self._sample(stage),
                     self._take_broker_away(stage),
@@ -191,19 +194,22 @@ class Simulation:
     def _since_s(self) -> float:
         return self._clock.monotonic() - self._began_s
 
-    async def _direct(self, stage: Stage, start_s: float) -> Outcome:
+    async def _direct(self, stage: Stage, crew: Crew, start_s: float) -> Outcome:
         """The order of events."""
         async with Operator(stage.home) as operator:
-            rest_mb = _resident_mb(stage)
+            rest_mb = resident_mb(stage.node.info.pid)
             self.scene.headline = "agents connect"
             await self._connect(stage, operator)
             connect_s, connected_mb = self._since_s(), self.scene.broker_mb
             heard = self._heard_bytes()
             self.scene.headline = f"rolling out version {AFTER}"
+            spent_s = _spent(stage, crew)
             told_s = await self._start(stage)
             await self._watch(operator)
             rollout_s = self._since_s()
             heard = self._heard_bytes() - heard
+            now_s = _spent(stage, crew)
+            spent_s = {name: now_s[name] - was_s for name, was_s in spent_s.items()}
             self.scene.headline = "asking the fleet what it knows"
             disagreements = await self._compare(operator)
         tally = self.scene.tally
@@ -218,9 +224,10 @@ class Simulation:
             broker_rest_mb=rest_mb,
             broker_connected_mb=connected_mb,
             broker_peak_mb=self.scene.broker_peak_mb,
-            agents_mb=sum(tally.rss_kb.values()) / 1024,
+            agents_mb=sum(tally.resident_mb.values()),
             heard_bytes=heard,
             back_s=self.scene.back_s,
+            processor_s=spent_s,
             disagreements=disagreements,
         )
 
@@ -293,11 +300,18 @@ class Simulation:
 
     async def _sample(self, stage: Stage) -> None:
         while True:
-            self.scene.broker_mb = _resident_mb(stage)
+            self.scene.broker_mb = resident_mb(stage.node.info.pid)
             self.scene.broker_peak_mb = max(
                 self.scene.broker_peak_mb, self.scene.broker_mb
             )
             await asyncio.sleep(LOOK_EVERY_S)
+
+
+def _spent(stage: Stage, crew: Crew) -> dict[str, float]:
+    """Seconds of processor used so far, by part."""
+    parts = {program.name: [program.pid] for program in stage.programs}
+    parts |= {"rabbitmq": [stage.node.info.pid], "agents": crew.pids}
+    return {name: processor_s(pids) for name, pids in parts.items()}
 
 
 async def _until(holds: Callable[[], bool]) -> None:
@@ -311,15 +325,3 @@ async def _until_one_died(stage: Stage) -> None:
         if dead is not None:
             raise ProgramEnded(dead.obituary())
         await asyncio.sleep(LOOK_EVERY_S)
-
-
-def _resident_mb(stage: Stage) -> float:
-    """What RabbitMQ's own process holds, in MB (10⁶ bytes)."""
-    try:
-        lines = Path(f"/proc/{stage.node.info.pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    for line in lines:
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return 0.0

@@ -98,13 +98,13 @@ class Tally:
     waited: dict[str, str] = field(default_factory=dict)
     connected: dict[int, int] = field(default_factory=dict)
     heard_bytes: dict[int, int] = field(default_factory=dict)
-    rss_kb: dict[int, int] = field(default_factory=dict)
+    resident_mb: dict[int, float] = field(default_factory=dict)
 
     def take(self, process: int, said: Mapping[str, Any], at_s: float) -> None:
         """One line of one process, heard `at_s` seconds after the rollout began."""
         self.connected[process] = said["connected"]
         self.heard_bytes[process] = said["heard_bytes"]
-        self.rss_kb[process] = said["rss_kb"]
+        self.resident_mb[process] = said["resident_mb"]
         for agent, slot in said["slots"].items():
             fate = self.fates[agent] = self._fate(slot, at_s)
             if fate.became is Became.WAITING and fate.reason:

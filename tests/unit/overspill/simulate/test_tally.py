@@ -14,7 +14,7 @@ def said(**slots: dict[str, Any]) -> dict[str, Any]:
     return {
         "connected": 4,
         "heard_bytes": 10,
-        "rss_kb": 100,
+        "resident_mb": 100.0,
         "slots": {name.replace("_", "-"): slot for name, slot in slots.items()},
         "failed": {},
     }

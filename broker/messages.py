@@ -184,33 +184,27 @@ class Result(Message):
 
 
 class Get(Message):
-    """An agent asks the pool for a part of a model update.
+    """An agent asks the pool for `length` bytes of a registry's file from `offset` on.
 
-    Of a `file` of the registry (`bundle.layout`) it gets `length` bytes from `offset`
-    on. With `shared` the answer may come on the topic that all agents of a wave hear.
+    Paths are those of `bundle.layout`. With `shared` the answer may come on the topic
+    that all agents of a wave hear.
     """
 
-    want: Literal["desired", "seal", "chunk", "file"]
-    model: Id | None = None
-    version: ModelVersion | None = None
-    index: MonotonicCount = 0
-    path: RegistryPath | None = None
+    want: Literal["file"]
+    path: RegistryPath
     offset: MonotonicCount = 0
     length: Annotated[int, Field(ge=1, le=MAX_READ_BYTES)] = READ_BYTES
     shared: bool = False
 
 
 class Blob(Message):
-    """The answer to a `Get`, whose fields it repeats so that any order will do.
+    """The answer to a `Get`, whose path and offset it repeats so that any order will do.
 
     `total_bytes` is the size of the whole file. A `busy` pool says when to ask again.
     """
 
-    want: Literal["desired", "seal", "chunk", "file"]
-    model: Id | None = None
-    version: ModelVersion | None = None
-    index: MonotonicCount = 0
-    path: RegistryPath | None = None
+    want: Literal["file"]
+    path: RegistryPath
     offset: MonotonicCount = 0
     total_bytes: MonotonicCount = 0
     status: Literal["ok", "not_found", "failed", "busy"] = "ok"

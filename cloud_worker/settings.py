@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.messages import ID_PATTERN, Id
+from bundle.open_tree import open_tree
 
 
 def _own_id() -> str:
@@ -101,6 +102,13 @@ class WorkerSettings(BaseSettings):
         ge=0,
         description="MiB of the disk that examples leave free.",
     )
+
+    @field_validator("registry")
+    @classmethod
+    def _can_be_opened(cls, place: str | Path | None) -> str | Path | None:
+        if place is not None:
+            open_tree(place)
+        return place
 
     @field_validator("trusted_root")
     @classmethod

@@ -63,7 +63,8 @@ from edge_agent.loops.shadowing import Shadowing
 from edge_agent.loops.slot_book import SlotBook
 from edge_agent.loops.spans import RequestSpans
 from edge_agent.loops.timekeeping import Timekeeping
-from edge_agent.loops.updates import Here, NoTrustRoot, Trust, Updates, UpdateSettings
+from edge_agent.loops.update_ports import Here, NoTrustRoot, Trust
+from edge_agent.loops.updates import Updates, UpdateSettings
 from edge_agent.loops.uplink import Link, NoLink, Uplink, UplinkLimits
 from edge_agent.operator import Operator
 from edge_agent.settings import AgentSettings

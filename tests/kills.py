@@ -120,7 +120,7 @@ def each_call(site: Site) -> dict[str, object]:
         if ran.code is not None:
             assert ran.code == 0, ran
             break
-        found[other.serves().state] += 1
+        found[_said(other.serves())] += 1
         if forked(functools.partial(other.update, "2")) != 0:
             raise SystemExit(f"no recovery from a kill at call {killed}: {ran.calls}")
         slots = other.serves()
@@ -166,7 +166,7 @@ def often(site: Site, count: int) -> dict[str, object]:
     done = killed = 0
     while killed < count:
         slots = site.serves()
-        found[slots.state] += 1
+        found[_said(slots)] += 1
         version = "2" if slots.active == "1" else "1"
         # The agent may have taken a wish that it was killed over.
         epoch, generation = slots.floor + 1 + killed, slots.generation + 1
@@ -180,6 +180,10 @@ def often(site: Site, count: int) -> dict[str, object]:
             done += 1
     site.serves()
     return {"kills": killed, "done": done, "found": dict(found)}
+
+
+def _said(slots: Slots) -> str:
+    return f"{slots.active} {slots.state}"
 
 
 def _was_killed(work: Callable[[], int], after_s: float) -> bool:

@@ -72,6 +72,9 @@ class Small:
         slot = SlotReport(model=MODEL, active=active)
         self.devices[agent] = Device(agent, self.now_ms, self.now_ms, (slot,))
 
+    def knows(self, agent: str, **facts: str) -> None:
+        self.devices[agent] = replace(self.devices[agent], facts=facts)
+
     def start(self, version: str = "2", **more: Any) -> Rollout:
         rollout = Rollout(
             next_generation(self.rollouts, self.devices.values()),

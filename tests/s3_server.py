@@ -44,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    # Headers and body in one packet: two would wait for each other (Nagle).
+    wbufsize = -1
     server: Bucket
 
     @override

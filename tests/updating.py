@@ -39,7 +39,8 @@ from edge_agent.loops.metering import Metering
 from edge_agent.loops.probation import Probation
 from edge_agent.loops.pulling import Puller
 from edge_agent.loops.slot_book import SlotBook
-from edge_agent.loops.updates import Here, Updates, UpdateSettings
+from edge_agent.loops.update_ports import Here
+from edge_agent.loops.updates import Updates, UpdateSettings
 from tests.waiting import until
 
 AGENT = "edge"

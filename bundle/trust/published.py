@@ -37,6 +37,8 @@ class Published:
     def __init__(self, tree: Tree, home: Path) -> None:
         self._tree = tree
         self._home = home
+        # By path: a version never changes once it is shown.
+        self._known: dict[str, bytes] = {}
 
     def root_json(self) -> bytes:
         """The newest root, as agents are given it at provisioning.
@@ -108,6 +110,7 @@ class Published:
         path = layout.metadata(roles.file_name(role, metadata.signed.version))
         data = metadata.to_bytes()
         self._tree.write(path, data)
+        self._known[path] = data
         if role == roles.ROOT:
             self._keep_root(data)
 
@@ -151,10 +154,15 @@ class Published:
         raise refusal or TrustRefused(f"the registry lacks {role}")
 
     def _read(self, path: str, role: str) -> AnyMetadata | None:
-        try:
-            data = self._tree.read(path, max_bytes=roles.MAX_BYTES[roles.kind(role)])
-        except NotThere:
-            return None
+        data = self._known.get(path)
+        if data is None or role == roles.TIMESTAMP:
+            try:
+                data = self._tree.read(
+                    path, max_bytes=roles.MAX_BYTES[roles.kind(role)]
+                )
+            except NotThere:
+                return None
+            self._known[path] = data
         return parse(data, path)
 
     def _anchor(self) -> bytes:

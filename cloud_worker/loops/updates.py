@@ -89,7 +89,7 @@ class Updates:
         """Whether the broker has the answer, or none is due."""
         topic = blobs(agent)
         digest = _shared_digest(get)
-        chunk = (get.path or "", get.offset, get.length)
+        chunk = (get.path, get.offset, get.length)
         if digest is not None:
             if not self.shared.claim(chunk, time.monotonic()):
                 return True
@@ -112,7 +112,7 @@ class Updates:
 
     async def _read(self, agent: str, get: Get) -> Blob:
         asked = Blob(want=get.want, path=get.path, offset=get.offset)
-        if get.path is None or not _may_read(agent, get.path):
+        if not _may_read(agent, get.path):
             # The same words as for a file that is not there: what others may read is
             # nobody's business.
             return _refusal(asked, "not_found", f"{get.path} is not in the registry")
@@ -137,7 +137,7 @@ def _may_read(agent: str, path: str) -> bool:
 
 def _shared_digest(get: Get) -> str | None:
     """The blob whose wave may hear the answer; None: the asker alone."""
-    if not get.shared or get.path is None:
+    if not get.shared:
         return None
     folder, _, digest = get.path.partition("/")
     return digest if folder == layout.BLOBS and _is_digest(digest) else None

@@ -152,8 +152,6 @@ class MqttSource:
 
     def _on_blobs(self, payload: bytes) -> None:
         for blob in _read(payload):
-            if blob.path is None:
-                continue
             for future in self._asked.get((blob.path, blob.offset), ()):
                 if not future.done():
                     future.set_result(blob)
@@ -167,7 +165,7 @@ class MqttSource:
                 heard(blob.offset, blob.data)
 
     async def _ask(self, get: Get) -> Blob:
-        key = (get.path or "", get.offset)
+        key = (get.path, get.offset)
         question = encode(get)
         for _ in range(self._tries):
             future: asyncio.Future[Blob] = asyncio.get_running_loop().create_future()
@@ -201,4 +199,4 @@ def _read(payload: bytes) -> tuple[Blob, ...]:
     except WireError as error:
         log.warning("blob_unreadable", error=str(error))
         return ()
-    return tuple(each for each in envelope.items if each.want == "file")
+    return envelope.items

@@ -11,26 +11,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
-from broker.codec import WireError, decode
 from broker.link import LinkDown
-from broker.messages import MAX_READ_BYTES, Desired, DesiredModel, UpdatePolicy
-from bundle import layout
+from broker.messages import DesiredModel, UpdatePolicy
 from bundle.pack import BundleRejected
 from bundle.seal import Seal, SealRejected
-from bundle.source import NotThere, Source, SourceUnavailable
+from bundle.source import Source, SourceUnavailable
 from bundle.trust.errors import NotSigned, Untrusted
 from edge_agent.adapters.model_store import ModelStore, StoredBundle
 from edge_agent.adapters.trial import TrialFailed
-from edge_agent.core.fit import Device, ModelRefused, PutOff, check_fits, put_off_until
-from edge_agent.core.slots import (
+from edge_agent.core.decisions import (
     Adopt,
     Decision,
     GoBack,
@@ -38,18 +33,19 @@ from edge_agent.core.slots import (
     Pull,
     Refuse,
     Return,
-    Slots,
-    State,
     decide,
 )
+from edge_agent.core.fit import ModelRefused, PutOff, check_fits, put_off_until
+from edge_agent.core.slots import Slots, State
 from edge_agent.loops.asking import PullInterrupted
+from edge_agent.loops.desired import read_desired
 from edge_agent.loops.probation import Probation
 from edge_agent.loops.slot_book import SlotBook
+from edge_agent.loops.update_ports import Here, Pulls, Shadows, Trust
 
 log = structlog.get_logger(__name__)
 
 RETRY_S: Final = 5.0
-MAX_DESIRED_BYTES: Final = 4 * 1024 * 1024
 MAX_MODELS_AT_ONCE: Final = 4
 # The packed bundle, the unpacked one, and room to breathe.
 SPACE_FACTOR: Final = 3
@@ -67,64 +63,6 @@ WAITS: Final = (
 REFUSALS: Final = (SealRejected, BundleRejected, ModelRefused, NotSigned, TrialFailed)
 
 
-class Trust(Protocol):
-    """Who says which bundles are good."""
-
-    async def refresh(self) -> None:
-        """Learn what is signed by now."""
-        ...
-
-    async def seal_for(self, model: str, version: str, epoch: int) -> Seal:
-        """The seal of a version in an epoch; refuses one that nobody signed."""
-        ...
-
-
-class NoTrustRoot:
-    """The trust of an agent that was given no root: it takes nothing."""
-
-    async def refresh(self) -> None:
-        """There is nothing to learn."""
-
-    async def seal_for(self, model: str, version: str, epoch: int) -> Seal:
-        """Refuses.
-
-        Raises:
-            ModelRefused: always.
-        """
-        raise ModelRefused(
-            f"{model} {version} in epoch {epoch}: this agent does not know who may "
-            "sign models; give it the fleet's root.json (OVERSPILL_AGENT_TRUSTED_ROOT)"
-        )
-
-
-class Pulls(Protocol):
-    """How bundles get here."""
-
-    async def pull(
-        self,
-        seal: Seal,
-        base: Path | None,
-        *,
-        policy: UpdatePolicy,
-        superseded: Callable[[], bool],
-        progress: Callable[[int, int], None],
-    ) -> Path:
-        """A file that has the seal's digest; the caller takes it away."""
-        ...
-
-
-class Shadows(Protocol):
-    """Where candidates run beside the active versions."""
-
-    async def start(self, stored: StoredBundle) -> None:
-        """Run one; it replaces the model's last."""
-        ...
-
-    async def stop(self, model: str) -> None:
-        """End a model's, if there is one."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class UpdateSettings:
     """How the agent looks for updates.
@@ -138,19 +76,6 @@ class UpdateSettings:
     poll_every_s: float
     spread_s: float = 0.0
     disk_reserve_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Here:
-    """What an update asks of the machine.
-
-    Attributes:
-        device: what it is.
-        local_now: the device's own time; None when it does not know the time.
-    """
-
-    device: Callable[[], Device]
-    local_now: Callable[[], datetime | None]
 
 
 class Updates:
@@ -284,19 +209,10 @@ class Updates:
             self._again = None
 
     async def _learn_desired(self) -> None:
-        data = await read_whole(
-            self._sources, f"{layout.DESIRED}/{self._agent}", MAX_DESIRED_BYTES
-        )
-        if data is None:
-            return  # Nobody has ever desired anything of this agent.
-        try:
-            envelope = decode(data, Desired)
-        except WireError as error:
-            raise PutOff(f"the desired state is unreadable: {error}") from error
-        self._refreshed = False
-        for desired in envelope.items:
-            if desired.agent == self._agent:
-                self._desired = {each.model: each for each in desired.models}
+        desired = await read_desired(self._sources, self._agent)
+        if desired is not None:
+            self._desired = desired
+            self._refreshed = False
 
     # --- one model ------------------------------------------------------------------
 
@@ -359,11 +275,8 @@ class Updates:
         if slots.state is State.SHADOW and slots.staged != desired.version:
             await self._shadows.stop(slots.model)
         waits = slots.waiting(why, desired.version, desired.generation, desired.epoch)
-        try:
-            await self._slots.save(waits)
-        except OSError:
-            # The disk may be what it waits for.
-            self._slots.put(waits)
+        # Not on the disk, which it may wait for: after a restart it is decided anew.
+        self._slots.put(waits)
 
     async def _refuse(self, desired: DesiredModel, reason: str) -> None:
         slots = self._slots.of(desired.model)
@@ -448,7 +361,8 @@ class Updates:
         if slots.state is State.SHADOW and slots.staged != desired.version:
             await self._shadows.stop(slots.model)
         slots = slots.pulling(desired.version, desired.generation, desired.epoch)
-        await self._slots.save(slots)
+        # Pulls and trials do not outlive the process, so flash is spared the word of them.
+        self._slots.put(slots)
         log.info("update_begins", model=slots.model, version=desired.version)
         stored = await asyncio.to_thread(self._store.holds, seal)
         if stored is None:
@@ -457,7 +371,7 @@ class Updates:
             # It may have taken hours.
             self._check_time(desired)
         slots = slots.pulled()
-        await self._slots.save(slots)
+        self._slots.put(slots)
         await self._try_out(stored, await self._active(slots), desired.policy)
         await self._shadows.stop(slots.model)
         if desired.shadow:
@@ -517,45 +431,6 @@ class Updates:
 
     def _came(self, model: str, done: int, total: int) -> None:
         self.progress[model] = (done, total)
-
-
-async def read_whole(
-    sources: Collection[Source], path: str, max_bytes: int
-) -> bytes | None:
-    """A small file of the registry, from the first source that has it.
-
-    Returns:
-        None when every source says that there is no such file.
-
-    Raises:
-        SourceUnavailable: one that might have it cannot be asked.
-        PutOff: it is too long, or changed while it was read.
-    """
-    unavailable: SourceUnavailable | None = None
-    for source in sources:
-        try:
-            return await _read(source, path, max_bytes)
-        except NotThere:
-            continue
-        except SourceUnavailable as error:
-            unavailable = error
-    if unavailable is not None:
-        raise unavailable
-    return None
-
-
-async def _read(source: Source, path: str, max_bytes: int) -> bytes:
-    data = b""
-    while True:
-        piece = await source.read(path, len(data), MAX_READ_BYTES)
-        data += piece.data
-        if piece.total_bytes > max_bytes:
-            raise PutOff(f"{path} of {source.name} is over {max_bytes} bytes")
-        if len(data) >= piece.total_bytes or not piece.data:
-            break
-    if len(data) != piece.total_bytes:
-        raise PutOff(f"{path} of {source.name} changed while it was read")
-    return data
 
 
 def _why_refused(desired: DesiredModel, error: Exception) -> str:

@@ -9,7 +9,7 @@ trust/root.json  what agents are given at provisioning
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,10 @@ from bundle.trust.signing import Settled, Signed
 
 MAX_PASSPHRASE_BYTES: Final = 1024
 OTHERS: Final = 0o077
+THERE_ALREADY: Final = (
+    "trust is set up already: see overspill trust status; a key is replaced by "
+    "overspill trust rotate"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,8 @@ class TrustHome:
     ) -> None:
         self.repository = repository
         self.home = home
-        self._passphrase = passphrase
+        self._ask = passphrase
+        self._told: dict[Path, bytes | None] = {}
 
     @property
     def root_file(self) -> Path:
@@ -76,6 +81,12 @@ class TrustHome:
         """The keys at hand, and those in `more` files or folders."""
         return KeyRing([*more, self.online, self.offline], self._passphrase)
 
+    def _passphrase(self, path: Path) -> bytes | None:
+        """Of a key, asked for once."""
+        if path not in self._told:
+            self._told[path] = self._ask(path)
+        return self._told[path]
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Two publishes at once must not take the same epoch."""
@@ -89,39 +100,35 @@ class TrustHome:
         *,
         root: Sequence[Path] = (),
         targets: Sequence[Path] = (),
-        encrypted: bool = True,
+        passphrase: bytes | None,
     ) -> list[Path]:
         """Make the keys that are not given, and draft the first root and targets.
 
         Args:
             root: `.pub` files of the root's holders; none: three are made here.
             targets: the same for targets.
-            encrypted: whether the keys made here need the passphrase.
+            passphrase: of the keys made here; None leaves them open.
 
         Returns:
             The key files that were made.
 
         Raises:
-            TrustRefused: there is trust already, or a passphrase is missing.
+            TrustRefused: there is trust already.
             KeyRejected: a key that was given cannot be used.
         """
         if self.repository.is_there:
-            raise TrustRefused(
-                "trust is set up already: see overspill trust status; a key is "
-                "replaced by overspill trust rotate"
-            )
+            raise TrustRefused(THERE_ALREADY)
         made: list[Path] = []
         holders = {
             role: [read_public(each) for each in given]
             or [
-                self._make(self.offline / f"{role}-{number}", made, encrypted=encrypted)
+                self._make(self.offline / f"{role}-{number}", made, passphrase)
                 for number in range(1, roles.OFFLINE_KEYS + 1)
             ]
             for role, given in ((roles.ROOT, root), (roles.TARGETS, targets))
         }
         online = [
-            self._make(self.online / role, made, encrypted=encrypted)
-            for role in roles.ONLINE
+            self._make(self.online / role, made, passphrase) for role in roles.ONLINE
         ]
         self.repository.begin(
             holders[roles.ROOT], holders[roles.TARGETS], online[0], online[1]
@@ -139,7 +146,11 @@ class TrustHome:
         return Signature(signed, self.repository.signing.settle(ring))
 
     def rotate(
-        self, role: str, old: str | None, new: Path | None, *, encrypted: bool = True
+        self,
+        role: str,
+        old: str | None,
+        new: Path | None,
+        passphrase: Callable[[Path], bytes | None],
     ) -> tuple[str, PublicKey]:
         """Draft that a key takes another's place.
 
@@ -147,7 +158,7 @@ class TrustHome:
             role: one of the four.
             old: the id or name of the key that goes.
             new: the `.pub` of the key that comes; None: one is made here.
-            encrypted: whether a key made here needs the passphrase.
+            passphrase: gives that of a key made here.
 
         Returns:
             The id of the key that goes, and the key that comes.
@@ -160,29 +171,22 @@ class TrustHome:
         old = self.repository.key_that_goes(role, by_name.get(old or "", old))
         if new is None:
             folder = self.online if role in roles.ONLINE else self.offline
-            key = self._make(
-                folder / _next_name(role, folder, names.values()),
-                [],
-                encrypted=encrypted,
-            )
+            stem = folder / _next_name(role, folder, names.values())
+            key = self._make(stem, [], passphrase(stem))
         else:
             key = read_public(new)
         return self.repository.rotate(role, old, key), key
 
-    def _make(self, stem: Path, made: list[Path], *, encrypted: bool) -> PublicKey:
+    def _make(
+        self, stem: Path, made: list[Path], passphrase: bytes | None
+    ) -> PublicKey:
         path = stem.with_name(stem.name + KEY_SUFFIX)
         public = path.with_suffix(PUBLIC_SUFFIX)
         if path.exists() and public.exists():
             return read_public(public)  # an init that was cut short made it
-        passphrase = self._passphrase(path) if encrypted else None
-        if encrypted and not passphrase:
-            raise TrustRefused(
-                "keys are encrypted with a passphrase: set OVERSPILL_FLEET_PASSPHRASE "
-                "or OVERSPILL_FLEET_PASSPHRASE_FILE, run this on a terminal to be "
-                "asked, or use --dev to try things out without"
-            )
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         made.append(path)
+        self._told[path] = passphrase
         return make_key(path, passphrase)
 
 

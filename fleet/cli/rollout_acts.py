@@ -43,7 +43,7 @@ def resume(
     *,
     json: AsJson = False,
 ) -> None:
-    """Go on with a paused rollout; gates that had failed are overruled for this wave."""
+    """Go on with a paused rollout; gates that had failed are overruled from now on."""
     settings = terminal.read_settings(home, amqp_url)
     with terminal.opened(settings) as fleet:
         number = chosen(fleet, which)

@@ -215,7 +215,11 @@ def declared(said: dict[str, Any]) -> DeclaredRollout:
     Raises:
         typer.BadParameter: one cannot be read; says which and what would do.
     """
-    fields = {name: value for name, value in said.items() if value not in {None, False}}
+    fields = {
+        name: value
+        for name, value in said.items()
+        if value is not None and value is not False
+    }
     no_gates = fields.pop("no_gates", False)
     gates = fields.pop("gates", None)
     if no_gates and gates:

@@ -111,6 +111,10 @@ def next_words(seen: Outlook) -> str:
     return f"overspill rollout {may[0]} {seen.rollout.generation}{others}"
 
 
+# Of a version against the one before, so that less than nothing means something.
+DIFFERENCES: Final = frozenset({GateKind.AGREEMENT, GateKind.SPILL})
+
+
 class Bar:
     """How far a wave is: updated, failed, on their way, and still to come.
 
@@ -246,20 +250,26 @@ def _says(gate: Gate, verdict: Verdict | None, *, overruled: bool) -> Text:
 def _between(verdict: Verdict | None) -> str:
     if verdict is None or verdict.low is None or verdict.high is None:
         return ""
-    return f"{_percent(verdict.low)} to {_percent(verdict.high)}"
+    low, high = verdict.low, verdict.high
+    if verdict.kind not in DIFFERENCES:
+        low, high = max(0.0, low), min(1.0, high)
+    return f"{_percent(low)} to {_percent(high)}"
 
 
 def _learned(gate: Gate, verdict: Verdict | None) -> str:
     if verdict is None:
         return ""
     unit = UNITS[gate.kind]
+    if verdict.decision is Decision.PASS and not verdict.sample:
+        return verdict.reason
     if verdict.sample < gate.min_sample:
         return f"{verdict.sample} {unit}, needs {gate.min_sample}"
     return f"{verdict.sample} {unit}"
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
+    # Not -0.0.
+    return f"{round(100 * share, 1) + 0.0:.1f}%"
 
 
 def _failed(seen: Outlook, most: int) -> Iterable[RenderableType]:

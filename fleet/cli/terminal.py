@@ -99,26 +99,44 @@ def opened(settings: FleetSettings) -> Iterator[Fleet]:
         yield fleet
 
 
-def ask_passphrase(key: Path, *, new: bool = False) -> bytes | None:
+def ask_passphrase(key: Path) -> bytes | None:
     """Ask whoever is at the terminal for a key's passphrase; None when nobody is."""
-    if not sys.stdin.isatty():
-        return None
-    said: str = typer.prompt(
-        f"passphrase of {key}", hide_input=True, confirmation_prompt=new, err=True
-    )
-    return said.encode() or None
+    return _prompt(f"passphrase of {key}", twice=False)
+
+
+def new_passphrase(key: str) -> bytes:
+    """The passphrase for a key that is being made.
+
+    Raises:
+        KeyRejected: none is configured, and nobody is at the terminal.
+    """
+    found = _said_passphrase() or _prompt(f"new passphrase for {key}", twice=True)
+    if not found:
+        raise KeyRejected(
+            "keys are encrypted with a passphrase: set OVERSPILL_FLEET_PASSPHRASE or "
+            "OVERSPILL_FLEET_PASSPHRASE_FILE, run this on a terminal to be asked, or "
+            "use --dev to try things out without"
+        )
+    return found
 
 
 def passphrases() -> Passphrase:
     """The passphrase of the settings, or of whoever is at the terminal."""
+    return lambda key: _said_passphrase() or ask_passphrase(key)
+
+
+def _said_passphrase() -> bytes | None:
     settings = read_settings(None)
+    said = settings.passphrase
+    text = None if said is None else said.get_secret_value()
+    return passphrase_from(text, settings.passphrase_file)
 
-    def passphrase(key: Path) -> bytes | None:
-        said = settings.passphrase
-        text = None if said is None else said.get_secret_value()
-        return passphrase_from(text, settings.passphrase_file) or ask_passphrase(key)
 
-    return passphrase
+def _prompt(text: str, *, twice: bool) -> bytes | None:
+    if not sys.stdin.isatty():
+        return None
+    said: str = typer.prompt(text, hide_input=True, confirmation_prompt=twice, err=True)
+    return said.encode() or None
 
 
 @contextmanager

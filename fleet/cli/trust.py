@@ -11,9 +11,9 @@ from rich.table import Table
 
 from bundle.trust import roles
 from bundle.trust.drafts import Drafts
-from bundle.trust.errors import KeyRejected, TrustRefused
+from bundle.trust.errors import TrustRefused
 from bundle.trust.keys import PUBLIC_SUFFIX, KeyRing, make_key
-from fleet.adapters.trust_home import passphrase_from
+from fleet.adapters.trust_home import THERE_ALREADY
 from fleet.app import Fleet
 from fleet.cli import terminal
 from fleet.cli.signing import (
@@ -78,8 +78,11 @@ def init(
     timestamp stay here, for the daemon. Agents are provisioned with trust/root.json.
     """
     with terminal.opened(terminal.read_settings(home)) as fleet:
+        if fleet.trust.repository.is_there:
+            raise TrustRefused(THERE_ALREADY)
+        passphrase = None if dev else terminal.new_passphrase("the keys made here")
         made = fleet.trust.begin(
-            root=root or (), targets=targets or (), encrypted=not dev
+            root=root or (), targets=targets or (), passphrase=passphrase
         )
         done = fleet.sign()
         _record(fleet, "trust.init", "dev" if dev else "root and targets, 2 of 3")
@@ -131,7 +134,7 @@ def key(
     or overspill trust rotate.
     """
     with terminal.telling_failures():
-        made = make_key(file, None if dev else _new_passphrase(file))
+        made = make_key(file, None if dev else terminal.new_passphrase(str(file)))
     public = file.with_suffix(PUBLIC_SUFFIX)
     if json:
         terminal.print_json(
@@ -139,20 +142,6 @@ def key(
         )
         return
     terminal.note(f"made {file} (keep it) and {public} (give it away): {made.key_id}")
-
-
-def _new_passphrase(file: Path) -> bytes:
-    settings = terminal.read_settings(None)
-    said = settings.passphrase
-    found = passphrase_from(
-        None if said is None else said.get_secret_value(), settings.passphrase_file
-    ) or terminal.ask_passphrase(file, new=True)
-    if not found:
-        raise KeyRejected(
-            "a key needs a passphrase: set OVERSPILL_FLEET_PASSPHRASE_FILE, or run "
-            "this on a terminal to be asked"
-        )
-    return found
 
 
 @app.command()
@@ -324,7 +313,12 @@ def rotate(  # noqa: PLR0913 - one option each
     """
     with terminal.opened(terminal.read_settings(home)) as fleet:
         names = fleet.trust.repository.key_names()
-        gone, came = fleet.trust.rotate(role, old, new, encrypted=not dev)
+        gone, came = fleet.trust.rotate(
+            role,
+            old,
+            new,
+            lambda path: None if dev else terminal.new_passphrase(str(path)),
+        )
         _record(fleet, "trust.rotate", f"{role}: {gone} by {came.key_id}")
         done = fleet.sign(key or ())
         if json:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from fleet.core.advancing import View, advance
 from fleet.core.devices import Device
 from fleet.core.following import Now
-from fleet.core.machine import OPEN, Event, Step, View, advance, can, order
+from fleet.core.machine import OPEN, Event, Step, can, order
 from fleet.core.plan import Chosen, Needs, choose
 from fleet.core.rollouts import LIVE, Course, Rollout, RolloutState
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cascade.tails import at_most
@@ -159,7 +159,9 @@ def difference(pairs: Sequence[Pair], miss: float, scale: float) -> Estimate:
     )
     spread = max(within, _widened(between, len(used))) / total**2
     sample = sum(each.new.trials for each in used)
-    return _around(value, spread, miss, scale, sample)
+    found = _around(value, spread, miss, scale, sample)
+    # No difference of two shares is greater than one.
+    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
 
 
 def _around(

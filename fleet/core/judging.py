@@ -70,7 +70,8 @@ def judge(
         else:
             slots.append(slot)
     wave = max(told[agent].wave for agent in states)
-    seen = Seen(states, slots, settled, wave)
+    first = all(told[agent].before is None for agent in states)
+    seen = Seen(states, slots, settled, wave, first)
     return tuple(JUDGES[each.kind](each, seen) for each in rollout.gates)
 
 
@@ -83,12 +84,14 @@ class Seen:
         slots: what agents say of the rollout's version, broken ones left out.
         settled: whether nobody is on the way any more.
         wave: the last in which one of them was told.
+        first: none of them has served any version before.
     """
 
     states: Mapping[str, AgentState]
     slots: Sequence[SlotReport]
     settled: bool
     wave: int
+    first: bool = False
 
 
 def _showing(rollout: Rollout, told: Told, device: Device | None) -> SlotReport | None:
@@ -170,10 +173,12 @@ def _of_spill(gate: Gate, seen: Seen) -> Verdict:
     # Spilling less than before may be overconfidence: both ways are a shift.
     turned = Estimate(-came.value, -came.high, -came.low, came.sample)
     worse = came if came.value >= 0 else turned
-    return _by_interval(gate, seen, came, worse, f"over {came.sample} requests")
+    return _by_interval(gate, seen, came, worse, f"more, over {came.sample} requests")
 
 
 def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
+    if seen.first:
+        return Verdict(gate.kind, Decision.PASS, 0, reason="no version to compare with")
     # A part of the chance each: either may fail the gate.
     miss = gate.false_alarm / 2
     audited = _drop(
@@ -182,7 +187,11 @@ def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
         _enough(gate),
     )
     fair = _by_interval(
-        gate, seen, audited, audited, f"over {audited.sample} audits, drawn by chance"
+        gate,
+        seen,
+        audited,
+        audited,
+        f"less, over {audited.sample} audits drawn by chance",
     )
     if fair.decision is not Decision.INCONCLUSIVE:
         return fair
@@ -197,7 +206,7 @@ def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
         seen,
         compared,
         compared,
-        f"over {compared.sample} compared, most of them hard",
+        f"less, over {compared.sample} compared, most of them hard",
     )
     # Hard requests can prove a version bad. That it is good only a fair sample can.
     return rough if rough.decision is Decision.FAIL else fair

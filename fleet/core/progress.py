@@ -146,7 +146,8 @@ def _of_agent(  # noqa: PLR0913, PLR0917 - all that bears on one agent
     slot = None if device is None else device.slot(rollout.model)
     seen = None if device is None else device.last_seen_ms
     version = None if slot is None else slot.active
-    over = course.state is RolloutState.SUPERSEDED or agent in taken
+    gone = agent in taken or (device is None and told is not None)
+    over = course.state is RolloutState.SUPERSEDED or gone
     if told is not None:
         state = AgentState.SUPERSEDED if over else standing(rollout, told, device, now)
         reason = None if over else told.reason

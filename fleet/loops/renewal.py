@@ -25,7 +25,8 @@ class Renewal:
     """
 
     def __init__(self, trust: TrustHome, *, every_s: float = EVERY_S) -> None:
-        self._trust = trust
+        self._signing = trust.repository.signing
+        self._ring = trust.ring()
         self._every_s = every_s
 
     async def run(self) -> None:
@@ -41,12 +42,11 @@ class Renewal:
             The roles that were renewed. What stops it is logged: an agent says so
             too, once what it sees has expired.
         """
-        signing, ring = self._trust.repository.signing, self._trust.ring()
         try:
-            settled = signing.settle(ring)
+            settled = self._signing.settle(self._ring)
             if settled.shown:
                 log.info("signed metadata is shown", roles=list(settled.shown))
-            renewed = signing.renew(ring)
+            renewed = self._signing.renew(self._ring)
         except NoTrust:
             return ()
         except FAULTS as error:

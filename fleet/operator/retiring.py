@@ -40,8 +40,8 @@ def retire(
         retired = sorted({*agents} & ledger.retired().keys())
         if retired:
             raise BadOrder(f"agent {retired[0]!r} is retired already")
+        every = ledger.labels()
         for agent in sorted({*agents}):
-            labels = ledger.labels().get(agent, {})
             ledger.retire(Retired(agent, now_ms, who, reason))
             # Before the commit: what is gone from the registry by mistake comes back
             # with the agent's next report, what stays there would be pulled.
@@ -50,7 +50,7 @@ def retire(
                 who,
                 "device.retire",
                 agent,
-                {"reason": reason, "labels": labels},
+                {"reason": reason, "labels": every.get(agent, {})},
                 at_ms=now_ms,
             )
 

@@ -22,7 +22,8 @@ from edge_agent.loops.probation import Probation
 from edge_agent.loops.pulling import Puller
 from edge_agent.loops.reporting import Reporting
 from edge_agent.loops.slot_book import SlotBook
-from edge_agent.loops.updates import Here, Updates, UpdateSettings
+from edge_agent.loops.update_ports import Here
+from edge_agent.loops.updates import Updates, UpdateSettings
 from overspill.simulate.flash import Flash, FlashPulls
 from overspill.simulate.line import Line
 from overspill.simulate.plan import AFTER, MODEL, Persona, random_of

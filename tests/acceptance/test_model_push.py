@@ -296,7 +296,10 @@ async def corrupt(by: Operator, folder: Path, version: str) -> None:
     await by.publish(bundle(folder, version))
     with Fleet(FleetSettings(home=by.home)) as fleet:
         sealed = fleet.registry.seal("fashion", version).sha256
-    packed = by.home / "registry" / layout.blob(sealed)
+    registry = by.home / "registry"
+    # What a delta gives is checked as well; here there is the whole or nothing.
+    shutil.rmtree(registry / layout.DELTAS, ignore_errors=True)
+    packed = registry / layout.blob(sealed)
     data = bytearray(packed.read_bytes())
     data[len(data) // 2] ^= 0xFF
     packed.write_bytes(data)

@@ -149,12 +149,12 @@ def test_a_newer_schema_is_refused_by_name(place: str) -> None:
 
 def test_processes_that_migrate_at_once_find_it_done_once(old: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    openers = [context.Process(target=open_once, args=(str(old),)) for _ in range(3)]
+    openers = [context.Process(target=open_once, args=(str(old),)) for _ in range(2)]
     for each in openers:
         each.start()
     for each in openers:
         each.join(15)
-    assert [each.exitcode for each in openers] == [0, 0, 0]
+    assert [each.exitcode for each in openers] == [0, 0]
 
 
 def open_once(place: str) -> None:

@@ -333,7 +333,6 @@ async def test_a_worker_serves_the_files_of_its_registry(
         for nowhere in (
             Get(want="file", path="desired/agent-1"),
             Get(want="file", path="blobs/none"),
-            Get(want="file"),
         ):
             blob = await other.get(nowhere)
             assert (blob.status, blob.data) == ("not_found", b"")

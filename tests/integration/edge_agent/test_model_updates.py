@@ -12,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from broker.codec import encode
 from broker.messages import Desired, DesiredModel, UpdatePolicy
 from broker.node import Node
 from bundle import layout
+from bundle.delta.offering import offer_delta
 from bundle.pack import pack
-from bundle.seal import make_seal
+from bundle.seal import Seal, make_seal
 from edge_agent.adapters.model_store import ModelStore
 from edge_agent.app import Agent
+from edge_agent.core.accounts import Accounts
+from edge_agent.core.served import Served
 from edge_agent.core.slots import Slots, State
+from edge_agent.loops.loading import Loading, LoadingSettings
 from edge_agent.settings import AgentSettings
 from lifecycle.clock import SystemClock
 from tests.integration.edge_agent.edge import (
@@ -44,7 +49,7 @@ class Operators:
     folder: Path
     trust: FleetTrust
 
-    def publish(self, version: str, epoch: int, **changes: Any) -> None:
+    def publish(self, version: str, epoch: int, **changes: Any) -> Seal:
         """The bundle of the pool's own model, unsure of every answer, changed as given."""
         folder = self.folder / version
         shutil.copytree(SMALL, folder)
@@ -60,6 +65,7 @@ class Operators:
         self.trust.repository.draft_seals("fashion", [(seal, False)])
         self.trust.sign()
         self.trust.tree.write_copy(layout.blob(seal.sha256), packed)
+        return seal
 
     def desire(self, version: str, generation: int, **more: Any) -> None:
         """Of `agent-1`."""
@@ -216,6 +222,22 @@ def crashed(short_tmp: Path) -> Callable[[int], AgentSettings]:
     return made
 
 
+async def test_an_agent_makes_a_version_of_a_delta_and_what_it_serves(
+    updated: Callable[..., AgentSettings], operators: Operators
+) -> None:
+    first = operators.publish("v1", 1)
+    second = operators.publish("v2", 3, answers="provisional")
+    operators.desire("v1", 1, epoch=1)
+    async with Agent(updated()) as agent:
+        await until_status(agent, slots_are(State.SWAPPED, "v1"), 40)
+        offer = offer_delta(operators.trust.tree, first.sha256, second.sha256)
+        assert 0 < offer.size_bytes < second.size_bytes // 100
+        # Nothing but the delta can bring it.
+        operators.trust.tree.delete(layout.blob(second.sha256))
+        operators.desire("v2", 2, epoch=3)
+        await until_status(agent, slots_are(State.SWAPPED, "v2"), 40)
+
+
 @pytest.mark.parametrize(
     ("starts", "serving", "state", "left"),
     [(2, "2", State.PROBATION, 2), (3, "1", State.RETURNED, 0)],
@@ -247,3 +269,28 @@ async def test_a_version_on_probation_that_the_disk_has_damaged_returns(
         shown = (await agent.status())["models"]["fashion"]
         assert (shown["serving"], shown["state"]) == ("1", State.RETURNED)
         assert "cannot be loaded any more" in shown["reason"]
+
+
+async def test_a_start_that_cannot_be_counted_serves_the_proved_version(
+    crashed: Callable[[int], AgentSettings],
+) -> None:
+    class Full(ModelStore):
+        @override
+        def save(self, slots: Slots) -> None:
+            raise OSError(28, "No space left on device")
+
+    served: list[str] = []
+
+    async def swap(model: Served) -> None:
+        served.append(model.manifest.version)
+        await model.runner.close()
+
+    loading = Loading(
+        store=Full(crashed(1).state_dir / "models"),
+        settings=LoadingSettings(1, 8, 60.0, 512),
+        accounts=Accounts(),
+        swap=swap,
+    )
+    slots = (await loading.restore([]))["fashion"]
+    assert (served, slots.state) == (["1"], State.RETURNED)
+    assert "could not be counted" in (slots.reason or "")

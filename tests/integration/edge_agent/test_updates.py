@@ -349,7 +349,7 @@ async def test_a_bundle_that_holds_something_else_than_was_sealed_is_refused(
     [
         b"",
         b"\xc1 nonsense",
-        encode(Get(want="desired")),
+        encode(Get(want="file", path="desired/agent-1")),
         encode(Desired(agent="another", models=[DesiredModel(model="x", version="1")])),
     ],
     ids=["empty", "nonsense", "another message", "another agent's"],

@@ -141,7 +141,7 @@ async def test_a_version_goes_in_waves_a_person_approves_and_takes_it_back(
         planned = await say("rollout", "plan", "fashion", "2", *where, *staged)
         assert len(planned["eligible"]) == 3
         assert [each["agents"] for each in planned["waves"]] == [1, 1, 1]
-        assert planned["bytes"] > 3000
+        assert 0 < planned["bytes"] < 3 * 10_000
         assert planned["way_back"] == "1"
 
         begun = await say(

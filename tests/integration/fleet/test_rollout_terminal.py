@@ -28,7 +28,8 @@ from lifecycle.clock import SystemClock
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
 
 COLUMNS, ROWS = 80, 24
-ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
+MOVES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @pytest.fixture
@@ -103,7 +104,9 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        return ESCAPES.sub(b"", self.written).decode(errors="replace")
+        """What was written, with a new line where the cursor was moved elsewhere."""
+        still = COLOURS.sub(b"", self.written)
+        return MOVES.sub(b"\n", still).decode(errors="replace")
 
 
 @pytest.fixture

@@ -100,18 +100,26 @@ results = st.builds(
     server_time_ms=counts,
     pool_wait_ms=times,
 )
-wants = st.sampled_from(["desired", "seal", "chunk"])
+paths = st.from_regex(
+    r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,9}(/[a-z0-9]{1,9}){0,5}", fullmatch=True
+)
 gets = st.builds(
-    Get, want=wants, model=optional(ids), version=optional(versions), index=counts
+    Get,
+    want=st.just("file"),
+    path=paths,
+    offset=counts,
+    length=st.integers(1, 2**20),
+    shared=st.booleans(),
 )
 blobs = st.builds(
     Blob,
-    want=wants,
-    model=optional(ids),
-    version=optional(versions),
-    index=counts,
-    status=st.sampled_from(["ok", "not_found", "failed"]),
+    want=st.just("file"),
+    path=paths,
+    offset=counts,
+    total_bytes=counts,
+    status=st.sampled_from(["ok", "not_found", "failed", "busy"]),
     reason=optional(texts),
+    retry_after_s=optional(times),
     data=st.binary(max_size=256),
 )
 reports = st.builds(
@@ -257,7 +265,7 @@ def test_an_unknown_version_is_refused_by_name(version: object) -> None:
 
 def test_an_envelope_of_another_kind_is_refused_and_both_are_named() -> None:
     with pytest.raises(codec.WireError, match=r"'req'.*'get'"):
-        codec.decode(codec.encode(Get(want="desired")), Request)
+        codec.decode(codec.encode(Get(want="file", path="desired/agent-1")), Request)
 
 
 def test_one_bad_item_costs_only_itself_and_says_whose_it_was() -> None:

@@ -131,7 +131,7 @@ def test_program_takes_what_compose_gives_it(
         "audit_head",
         "trusted_root",
     ):
-        if name in said:
+        if said.get(name) is not None:
             places = {str(said[name]), str(Path(str(said[name])).parent)}
             assert places & targets, f"{name} is not on a volume"
 

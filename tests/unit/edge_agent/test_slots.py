@@ -9,20 +9,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from broker.messages import DesiredModel, UpdatePolicy
-from edge_agent.core.slots import (
-    NEXT,
+from edge_agent.core.decisions import (
     Adopt,
-    BadSlots,
-    Event,
     GoBack,
     Nothing,
     Pull,
     Refuse,
     Return,
+    decide,
+)
+from edge_agent.core.slots import (
+    NEXT,
+    BadSlots,
+    Event,
     Slots,
     State,
     WrongMove,
-    decide,
 )
 
 SERVING = Slots("fashion", active="2", previous="1", state=State.SWAPPED, generation=5)
@@ -162,6 +164,10 @@ def test_what_waits_is_decided_anew_at_each_look() -> None:
     assert slots.interrupted() == slots
     assert decide(want("3", 6), slots) == Pull("3", 6)
     assert decide(want("2", 6), slots) == Adopt(6)
+    # Until it is done it says what held it up; another wish begins without.
+    assert slots.pulling("3", 6).pulled().reason == "no room"
+    assert slots.pulling("3", 6).pulled().passed().reason is None
+    assert slots.pulling("3", 7).reason is None
 
 
 def test_a_way_back_is_not_given_up_while_it_may_be_needed() -> None:

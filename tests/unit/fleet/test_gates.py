@@ -41,6 +41,7 @@ def verdict(
     health: Mapping[str, Any] | None = None,
     gate: Gate | None = None,
     wave: int = 0,
+    served: str | None = "1",
     **more: Any,
 ) -> Verdict:
     """What one gate says of agents that all report the same."""
@@ -58,7 +59,7 @@ def verdict(
         replace(ONE, gates=(gate or GATES[kind],)),
         dict(zip(names, states, strict=True)),
         {each: Device(each, 0, 0, (said,)) for each in names},
-        {each: Told(each, wave, 0) for each in names},
+        {each: Told(each, wave, 0, before=served) for each in names},
     )
     return came
 
@@ -177,6 +178,11 @@ def test_agreement_is_judged_by_audits_first(
     came = verdict(GateKind.AGREEMENT, [OK] * 10, health)
     assert came.decision is decision, came
     assert of in came.reason
+
+
+def test_the_first_version_of_a_model_has_nothing_to_agree_less_than() -> None:
+    came = verdict(GateKind.AGREEMENT, [OK] * 10, {}, served=None)
+    assert (came.decision, came.reason) == (Decision.PASS, "no version to compare with")
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,20 @@ def test_a_fleet_that_is_away_is_not_through_its_waves_unseen() -> None:
     assert "5 agents more belong to this wave" in (fleet.course(one).reason or "")
 
 
+def test_an_agent_that_is_retired_fails_nothing_and_holds_nothing_up() -> None:
+    fleet = Small(TEN)
+    one = fleet.start(gates=(Gate(GateKind.SUCCESS, limit=0.05),), way_back=BACK)
+    fleet.look()
+    fleet.obey(*TEN[1:])
+    del fleet.devices["a0"]
+    fleet.look()
+    assert state(fleet, one) is R.DONE
+    fleet.do(one, Event.ROLL_BACK)
+    fleet.obey()
+    fleet.look()
+    assert (state(fleet, one), fleet.course(one).reason) == (R.ROLLED_BACK, "because")
+
+
 def test_no_wave_soaks_while_nobody_is_heard() -> None:
     fleet = Small(TEN)
     one = fleet.start(waves=(Wave(count=2, soak_s=600), Wave()))

@@ -268,3 +268,11 @@ def test_a_gate_that_a_person_overruled_says_so() -> None:
     console.print(picture(overruled))
     assert isinstance(console.file, io.StringIO)
     assert "errors     overruled" in console.file.getvalue()
+
+
+def test_a_gate_that_has_nothing_to_compare_with_says_so() -> None:
+    nothing = Verdict(
+        GateKind.SPILL, Decision.PASS, 0, reason="no version to compare with"
+    )
+    text = "\n".join(lines(seen(verdicts=(nothing,))))
+    assert "no version to compare with" in text

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from typing_extensions import override
 
 from broker.messages import SlotReport
 from fleet.core.following import Now, standing
@@ -189,6 +190,7 @@ class Rollouts(RuleBasedStateMachine):
                     busy += at in PULLS
             assert busy <= one.max_parallel
 
+    @override
     def teardown(self) -> None:
         """However it went: when agents report again, everything comes to an end."""
         for _ in range(60):

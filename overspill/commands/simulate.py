@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias
 
 import typer
 from rich.console import Console
@@ -15,7 +17,9 @@ from overspill.demo.workplace import workplace
 from overspill.interruption import Interrupted, run_until_interrupted
 from overspill.simulate.live import SceneView
 from overspill.simulate.plan import (
+    BEFORE,
     MAX_PLAN_BYTES,
+    MODEL,
     MOST_AGENTS,
     BadPlan,
     Plan,
@@ -24,9 +28,12 @@ from overspill.simulate.plan import (
 )
 from overspill.simulate.report import document, show
 from overspill.simulate.run import Options, Outcome, Simulation
+from overspill.simulate.stage import Stage
 from overspill.tasks import alongside
 
 LOOK_EVERY_S: Final = 0.25
+
+Then: TypeAlias = Callable[[Outcome, Stage], Awaitable[None]]
 
 
 def simulate(  # noqa: PLR0913 - each is an option of the command
@@ -67,6 +74,12 @@ def simulate(  # noqa: PLR0913 - each is an option of the command
         Path | None,
         typer.Option(help="Work there and leave it; a temporary folder if unset."),
     ] = None,
+    stay: Annotated[
+        bool,
+        typer.Option(
+            "--stay", help="Leave it running until Ctrl-C, to roll out more by hand."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what came of it as JSON.")
     ] = False,
@@ -79,7 +92,8 @@ def simulate(  # noqa: PLR0913 - each is an option of the command
     machine.
 
     Exit code 0: every agent settled, and the fleet knows of each what it says itself.
-    1: not, and what is wrong is said. 2: wrong command line or plan. 130: interrupted.
+    1: not, and what is wrong is said. 2: wrong command line or plan. 130: interrupted,
+    which is also how `--stay` ends.
     """
     try:
         plan = _plan(plan_file, agents, seed, faults=faults)
@@ -87,17 +101,27 @@ def simulate(  # noqa: PLR0913 - each is an option of the command
         raise typer.BadParameter(str(error)) from error
     progress = Console(stderr=True)
     options = Options(workers=workers, processes=processes, within_s=within)
+
+    def tell(outcome: Outcome) -> None:
+        if as_json:
+            typer.echo(json.dumps(document(outcome), indent=2))
+        else:
+            show(_output(), outcome)
+
+    async def stay_up(outcome: Outcome, stage: Stage) -> None:
+        tell(outcome)
+        typer.echo(_invitation(stage))
+        await asyncio.Event().wait()
+
+    then = stay_up if stay else None
     try:
         outcome = run_until_interrupted(
-            lambda: _perform(plan, options, folder, progress)
+            lambda: _perform(plan, options, folder, then, progress)
         )
     except Interrupted as end:
         progress.print("interrupted: every process was stopped", highlight=False)
         raise typer.Exit(end.exit_code) from None
-    if as_json:
-        typer.echo(json.dumps(document(outcome), indent=2))
-    else:
-        show(_output(), outcome)
+    tell(outcome)
     raise typer.Exit(1 if outcome.failures else 0)
 
 
@@ -117,10 +141,14 @@ def _plan(
 
 
 async def _perform(
-    plan: Plan, options: Options, folder: Path | None, console: Console
+    plan: Plan,
+    options: Options,
+    folder: Path | None,
+    then: Then | None,
+    console: Console,
 ) -> Outcome:
     with workplace(folder, keep=False) as place:
-        simulation = Simulation(plan, options, place.folder)
+        simulation = Simulation(plan, options, place.folder, then)
         with SceneView(simulation.scene, console) as view:
             outcome = await alongside(simulation.run(), _look_for_ever(view))
         place.keep = place.keep or bool(outcome.failures)
@@ -130,6 +158,25 @@ async def _perform(
                 shutil.rmtree(left, ignore_errors=True)
             console.print(f"logs are in {place.folder / 'logs'}", highlight=False)
     return outcome
+
+
+def _invitation(stage: Stage) -> str:
+    """How to be the operator of what runs."""
+    path = stage.folder / "operator.env"
+    path.touch(mode=0o600)
+    path.write_text(
+        "".join(
+            f"{name}={shlex.quote(value)}\n"
+            for name, value in stage.operator_variables.items()
+        )
+    )
+    return f"""
+It stays up until Ctrl-C. Be the operator in another terminal:
+  set -a; . {shlex.quote(str(path))}; set +a
+  overspill rollout history
+  overspill rollout start {MODEL} {BEFORE} --waves 10%,50% --soak 5s --probation 3s
+  overspill rollout watch
+  overspill device list"""
 
 
 async def _look_for_ever(view: SceneView) -> None:

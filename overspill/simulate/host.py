@@ -138,8 +138,17 @@ def main() -> None:
     line = sys.stdin.buffer.readline(MAX_TASK_BYTES)
     if not line:
         return
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_run(Task.from_line(line)))
+    with contextlib.suppress(KeyboardInterrupt), _runner() as runner:
+        runner.run(_run(Task.from_line(line)))
+
+
+def _runner() -> asyncio.Runner:
+    """With the quicker loop where it is installed."""
+    try:
+        from uvloop import new_event_loop  # noqa: PLC0415 - it may be missing
+    except ImportError:
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=new_event_loop)
 
 
 async def _run(task: Task) -> None:

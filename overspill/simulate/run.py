@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -131,12 +131,26 @@ class Options:
 
 
 class Simulation:
-    """One simulation on its way; `scene` may be shown meanwhile."""
+    """One simulation on its way; `scene` may be shown meanwhile.
 
-    def __init__(self, plan: Plan, options: Options, folder: Path) -> None:
+    Args:
+        plan: of it.
+        options: how it is carried out.
+        folder: everything it writes.
+        then: called with what came of it while all still runs.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        options: Options,
+        folder: Path,
+        then: Callable[[Outcome, Stage], Awaitable[None]] | None = None,
+    ) -> None:
         self._plan = plan
         self._options = options
         self._folder = folder
+        self._then = then
         self._clock = SystemClock()
         self._began_s = 0.0
         self.scene = Scene(Tally(cast(plan), AFTER))
@@ -179,13 +193,20 @@ class Simulation:
                 said=self._hear,
             ) as crew:
                 outcome = await alongside(
-                    self._direct(stage, crew, start_s),
+                    self._perform(stage, crew, start_s),
                     crew.listen(),
                     self._sample(stage),
                     self._take_broker_away(stage),
                     _until_one_died(stage),
                 )
                 scene.headline = "stopping"
+        return outcome
+
+    async def _perform(self, stage: Stage, crew: Crew, start_s: float) -> Outcome:
+        outcome = await self._direct(stage, crew, start_s)
+        if self._then is not None:
+            self.scene.headline = "it stays up"
+            await self._then(outcome, stage)
         return outcome
 
     def _hear(self, process: int, said: Mapping[str, Any]) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from overspill.simulate.plan import READS, Fault, read_plan
+
+# Options of other commands that the page speaks of.
+ELSEWHERE = {"--only"}
 PLAN = """
 agents = 20
 seed = 3
@@ -94,3 +100,18 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
         timeout=170,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )
+
+
+def test_the_page_names_options_fields_and_faults_that_there_are() -> None:
+    page = Path("docs/simulate.md").read_text()
+    plan = page.partition("says. The same plan")[2].partition("| fault |")[0]
+    written = textwrap.dedent(plan.partition("\n\n")[2])
+    read = read_plan(written.encode())
+    assert read.outage_s == 2.0
+    assert set(read.faults) == {Fault.OFFLINE}
+    for fault, fields in READS.items():
+        (row,) = re.findall(rf"^\| `{fault.value}` \|.*$", page, re.MULTILINE)
+        assert set(re.findall(r"`(\w+)`", row)) == {fault.value, *fields}
+    said = run("--help").stdout
+    for option in set(re.findall(r"(?<=[ `])--[a-z-]+", page)) - ELSEWHERE:
+        assert option in said, option

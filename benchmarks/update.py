@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from benchmarks import updating
 from benchmarks.limits import Limit, progress, report
+from lifecycle.logs import configure_logs
 
 Measured: TypeAlias = tuple[dict[str, object], list[Limit]]
 # Whoever needs both cores for a minute comes when nothing else is warm.
@@ -30,6 +31,8 @@ def parts() -> list[str]:
 def main() -> int:
     """Measure, print, and fail when a limit does not hold or a part failed."""
     options = _arguments(parts())
+    # Standard output is for the figures.
+    configure_logs("warning")
     figures: dict[str, object] = {}
     limits: list[Limit] = []
     for name in options.only or parts():

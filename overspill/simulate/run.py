@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ LOOK_EVERY_S: Final = 0.2
 ASK_EVERY_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 120.0
 FLEET_LEARNS_S: Final = 20.0
+# After the end of a rollout: what agents say of themselves may come a moment later.
+GRACE_S: Final = 5.0
 
 
 class NotConnected(Exception):
@@ -267,12 +270,14 @@ class Simulation:
 
     async def _watch(self, operator: Operator) -> None:
         """Look at the rollout until it and every agent have settled, or time is up."""
-        tally = self.scene.tally
+        tally, ended_s = self.scene.tally, math.inf
         while not tally.settled and self._since_s() < self._options.within_s:
             standing = await operator.standing(tally.generation or 0)
             self.scene.standing = standing
             tally.excluded = {**tally.excluded, **standing.excluded}
             tally.ended = standing.state if standing.ended else None
+            ended_s = min(ended_s, self._since_s()) if standing.ended else math.inf
+            tally.given_up = self._since_s() - ended_s > GRACE_S
             await asyncio.sleep(LOOK_EVERY_S if standing.ended else ASK_EVERY_S)
 
     async def _connect(self, stage: Stage, operator: Operator) -> None:

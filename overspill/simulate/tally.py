@@ -86,6 +86,7 @@ class Tally:
         version: that is rolled out.
         generation: of the rollout, whose way back has the next; None until it began.
         ended: how the rollout ended, as the fleet says; None while it goes on.
+        given_up: the rollout has ended a while ago, whoever has not settled.
         excluded: whom the fleet did not choose, and why.
     """
 
@@ -93,6 +94,7 @@ class Tally:
     version: str
     generation: int | None = None
     ended: str | None = None
+    given_up: bool = False
     excluded: Mapping[str, str] = field(default_factory=dict)
     fates: dict[str, Fate] = field(default_factory=dict)
     waited: dict[str, str] = field(default_factory=dict)
@@ -136,9 +138,14 @@ class Tally:
         """Whether nothing more is to come: not of the rollout, nor of any agent."""
         if self.ended is None:
             return False
-        moving = {self.of(each).became for each in self.personas} - SETTLED
-        # Whom a rollout that was stopped never reached, nothing will happen to.
-        return not moving or (moving == {Became.UNREACHED} and self.ended != DONE)
+        left = {self.of(each).became for each in self.personas} - SETTLED
+        if self.given_up:
+            # Whom the fleet waits for no longer, nobody else need wait for.
+            left -= {Became.WAITING, Became.UNDER_WAY}
+        if self.ended != DONE:
+            # Whom a rollout that was stopped never reached, nothing will happen to.
+            left -= {Became.UNREACHED}
+        return not left
 
     @property
     def all_connected(self) -> bool:

@@ -113,5 +113,5 @@ def test_the_page_names_options_fields_and_faults_that_there_are() -> None:
         (row,) = re.findall(rf"^\| `{fault.value}` \|.*$", page, re.MULTILINE)
         assert set(re.findall(r"`(\w+)`", row)) == {fault.value, *fields}
     said = run("--help").stdout
-    for option in set(re.findall(r"(?<=[ `])--[a-z-]+", page)) - ELSEWHERE:
+    for option in set(re.findall(r"(?<=[ `])--[a-z][a-z-]+", page)) - ELSEWHERE:
         assert option in said, option

@@ -82,6 +82,22 @@ def test_who_was_never_reached_holds_up_a_done_rollout_and_no_stopped_one() -> N
     assert found.settled
 
 
+def test_whom_the_fleet_waits_for_no_longer_nobody_else_waits_for() -> None:
+    found = tally("failed")
+    found.take(
+        0,
+        said(
+            **{f"sim_0000{n}": slot("swapped", "2") for n in range(3)},
+            sim_00003=slot("waiting", reason="expired"),
+        ),
+        1.0,
+    )
+    assert not found.settled
+    found.given_up = True
+    assert found.settled
+    assert found.counts()[Became.WAITING] == 1
+
+
 def test_who_was_excluded_is_told_with_the_fleets_reason() -> None:
     found = tally("done")
     found.take(0, said(**{f"sim_0000{n}": slot("swapped", "2") for n in range(3)}), 1.0)

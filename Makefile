@@ -58,8 +58,9 @@ UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes \
 lock: $(STAMP) ## resolve pyproject.toml into requirements/*.lock
 	@echo "==> requirements/*.lock"
 	@$(UV_COMPILE) --extra all --group dev -o requirements/dev.lock
-	@for extra in edge cloud fleet; do \
+	@for extra in edge cloud; do \
 		$(UV_COMPILE) --extra $$extra -c requirements/dev.lock -o requirements/$$extra.lock; done
+	@$(UV_COMPILE) --extra fleet --extra postgres -c requirements/dev.lock -o requirements/fleet.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-find-links \
 		--custom-compile-command "make lock" requirements/setup.in -o requirements/setup.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-find-links \

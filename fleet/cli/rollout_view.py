@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fleet.cli import terminal
 from fleet.core.amounts import percent
+from fleet.core.changes import NOBODY
 from fleet.core.gates import Decision, Gate, GateKind, Unsure, Verdict
 from fleet.core.outlook import Outlook, WaveLine, WaveState, counted, why
 from fleet.core.rollouts import RolloutState
@@ -64,6 +65,8 @@ def picture(
     parts: list[RenderableType] = [_title(seen), Text(counted(seen), "dim")]
     if seen.rollout.query is not None:
         parts.append(_line(f"where {seen.rollout.query}", "dim"))
+    if seen.quiet_s is not None:
+        parts.append(Text(NOBODY, "bold yellow"))
     because, following = _reason(seen), next_words(seen)
     if because is not None:
         parts.append(because)

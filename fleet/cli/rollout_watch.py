@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json as encoding
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,12 +20,14 @@ from fleet.cli import terminal
 from fleet.cli.rollout_choice import Which, chosen
 from fleet.cli.rollout_view import fitting, picture
 from fleet.cli.terminal import Home
-from fleet.core.outlook import Change, Outlook, changes, counted, document, outlook
+from fleet.core.changes import Change, changes
+from fleet.core.outlook import Outlook, counted, document, outlook
 from fleet.core.rollouts import RolloutState
 
 LOOK_EVERY_S: Final = 0.5
 # A look at a great fleet must not keep a core busy.
 REST: Final = 4.0
+NAP_S: Final = 0.05
 
 
 def watch(
@@ -59,8 +63,10 @@ def seen_now(fleet: Fleet, generation: int) -> Outlook:
     return outlook(fleet.rollouts.progress_of(generation), now.now_ms)
 
 
-def looks(fleet: Fleet, generation: int) -> Iterator[Outlook]:
-    """Looks at a rollout, until it has ended."""
+def looks(
+    fleet: Fleet, generation: int, rest: Callable[[float], None] = time.sleep
+) -> Iterator[Outlook]:
+    """Looks at a rollout, until it has ended; `rest` is what is done in between."""
     while True:
         began_s = fleet.clock.monotonic()
         seen = seen_now(fleet, generation)
@@ -68,7 +74,7 @@ def looks(fleet: Fleet, generation: int) -> Iterator[Outlook]:
         if seen.ended:
             return
         spent_s = fleet.clock.monotonic() - began_s
-        time.sleep(max(LOOK_EVERY_S, REST * spent_s))
+        rest(max(LOOK_EVERY_S, REST * spent_s))
 
 
 def _watch(fleet: Fleet, generation: int, *, as_json: bool) -> Outlook:
@@ -78,13 +84,38 @@ def _watch(fleet: Fleet, generation: int, *, as_json: bool) -> Outlook:
         return _lines(looks(fleet, generation), _text_line, _text_start)
     console = Console()
     seen = seen_now(fleet, generation)
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        for each in looks(fleet, generation):
+    with (
+        _ctrl_c() as rest,
+        Live(console=console, auto_refresh=False, transient=True) as live,
+    ):
+        for each in looks(fleet, generation, rest):
             seen = each
             live.update(fitting(seen, console), refresh=True)
     # What is left on the screen is the end, and all of it.
     console.print(picture(seen))
     return seen
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Callable[[float], None]]:
+    """A rest that Ctrl-C ends; in the middle of a picture it has to wait for its end.
+
+    Else half of a picture would stay on the screen, or the same one twice.
+    """
+    asked: list[int] = []
+
+    def rest(seconds: float) -> None:
+        until_s = time.monotonic() + seconds
+        while not asked and time.monotonic() < until_s:
+            time.sleep(NAP_S)
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield rest
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _lines(

@@ -106,10 +106,12 @@ def follow_back(rollout: Rollout, told: Told, device: Device | None) -> Told:
     if told.state is S.BACK or device is None or slot is None:
         return told
     back = told.before if told.shadow else rollout.way_back and rollout.way_back.version
-    if slot.generation < rollout.back_generation or (
+    heard = slot.generation >= rollout.back_generation
+    if not heard or (
         slot.active != back or slot.state in {"pulling", "testing", "shadow"}
     ):
-        reason = slot.reason if slot.state == "refused" else None
+        # Why it refused the version is no reason not to go back from it.
+        reason = slot.reason if heard and slot.state == "refused" else None
         if (slot.active, reason) == (told.version, told.reason):
             return told
         return replace(told, version=slot.active, reason=reason)

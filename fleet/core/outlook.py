@@ -1,19 +1,18 @@
 """A rollout as a person looks at it: its waves, its gates, and the agents that failed.
 
-Everything is counted from the order, the course and what is known of the fleet; `changes`
-is what is new between two looks.
+Everything is counted from the order, the course and what is known of the fleet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
 from fleet.core.cohorts import cut, is_last, wave_of
 from fleet.core.differences import reach
-from fleet.core.gates import Decision, Verdict
+from fleet.core.gates import Verdict
 from fleet.core.progress import AgentProgress, RolloutProgress
 from fleet.core.rollouts import (
     FAILED_AGENT,
@@ -26,6 +25,8 @@ from fleet.core.rollouts import (
 )
 
 MAX_WAVES: Final = 100
+# Agents report far more often: when none was heard for so long, nobody listens.
+QUIET_S: Final = 120.0
 BACK: Final = frozenset({AgentState.BACK, AgentState.GOING_BACK})
 UNREACHED: Final = frozenset({AgentState.EXCLUDED, AgentState.SUPERSEDED})
 WORDS: Final = {"moving": "on their way", "going_back": "going back"}
@@ -149,6 +150,13 @@ class Outlook:
         }
 
     @property
+    def quiet_s(self) -> float | None:
+        """For how long no agent at all was heard, when that is too long."""
+        seen_ms = [each.last_seen_ms or 0 for each in self.progress.agents]
+        quiet_s = (self.now_ms - max(seen_ms, default=self.now_ms)) / 1000
+        return quiet_s if quiet_s > QUIET_S and not self.ended else None
+
+    @property
     def failed(self) -> tuple[AgentProgress, ...]:
         """The told agents that failed, the latest wave first."""
         bad = [each for each in self.told if each.state in FAILED_AGENT]
@@ -163,45 +171,6 @@ def outlook(progress: RolloutProgress, now_ms: int) -> Outlook:
     """The rollout as it stands at this moment of the fleet's clock."""
     bare = Outlook(progress, (), now_ms)
     return replace(bare, waves=tuple(_waves(bare)))
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One thing that is new; `text` is a sentence, `details` the same for programs."""
-
-    kind: str
-    text: str
-    details: Mapping[str, Any]
-
-
-def changes(before: Outlook, after: Outlook) -> Iterator[Change]:
-    """What is new since an earlier look, in the order in which it is told."""
-    was = {each.agent: each.state for each in before.told}
-    for index in range(before.course.wave + 1, after.course.wave + 1):
-        number, of = index + 1, len(after.waves)
-        yield Change(
-            "wave", f"wave {number} of {of} begins", {"wave": number, "waves": of}
-        )
-    for each in after.failed:
-        reason = why(each)
-        if was.get(each.agent) is not each.state:
-            yield Change(
-                "agent",
-                f"{each.agent} {each.state.value}: {reason}",
-                {"agent": each.agent, "state": each.state.value, "reason": reason},
-            )
-    counts = _counts(after)
-    if counts != _counts(before):
-        yield Change("agents", counted(after), counts)
-    yield from _gate_changes(before, after)
-    if after.state is not before.state or after.course.reason != before.course.reason:
-        said = after.state.value.replace("_", " ")
-        because = f": {after.course.reason}" if after.course.reason else ""
-        yield Change(
-            "state",
-            f"{said}{because}",
-            {"state": after.state.value, "reason": after.course.reason},
-        )
 
 
 def why(agent: AgentProgress) -> str:
@@ -234,7 +203,7 @@ def document(seen: Outlook) -> dict[str, Any]:
         "way_back": None if rollout.way_back is None else rollout.way_back.version,
         "wave": course.wave + 1,
         "waves": [_wave(each) for each in seen.waves],
-        "gates": [_verdict(each) for each in course.verdicts],
+        "gates": [verdict_document(each) for each in course.verdicts],
         "agents": [
             {
                 "agent": each.agent,
@@ -267,7 +236,8 @@ def _wave(wave: WaveLine) -> dict[str, Any]:
     }
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """What a gate says, as JSON has it."""
     return {
         "gate": verdict.kind.value,
         "decision": verdict.decision.value,
@@ -279,19 +249,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _gate_changes(before: Outlook, after: Outlook) -> Iterator[Change]:
-    was = {each.kind: each.decision for each in before.course.verdicts}
-    for each in after.course.verdicts:
-        # Not yet known and not yet sure are the same to who waits.
-        if was.get(each.kind, Decision.INCONCLUSIVE) is each.decision:
-            continue
-        said = "not sure" if each.decision is Decision.INCONCLUSIVE else each.decision
-        yield Change(
-            "gate", f"gate {each.kind.value}: {said}, {each.reason}", _verdict(each)
-        )
-
-
-def _counts(seen: Outlook) -> dict[str, int]:
+def counts_of(seen: Outlook) -> dict[str, int]:
+    """How many told agents are where."""
     return {
         "told": len(seen.told),
         "updated": seen.count(AgentState.UPDATED),
@@ -306,7 +265,7 @@ def _counts(seen: Outlook) -> dict[str, int]:
 
 def counted(seen: Outlook) -> str:
     """How many agents are where, in one line."""
-    counts = _counts(seen)
+    counts = counts_of(seen)
     words = [
         f"{number} {WORDS.get(name, name)}"
         for name, number in counts.items()

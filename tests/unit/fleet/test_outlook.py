@@ -12,12 +12,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from fleet.cli.rollout_view import fitting, picture
+from fleet.core.changes import changes
 from fleet.core.cohorts import read_waves
 from fleet.core.gates import DEFAULT_GATES, Decision, GateKind, Verdict
 from fleet.core.outlook import (
     Outlook,
     WaveState,
-    changes,
     counted,
     document,
     outlook,
@@ -276,3 +276,12 @@ def test_a_gate_that_has_nothing_to_compare_with_says_so() -> None:
     )
     text = "\n".join(lines(seen(verdicts=(nothing,))))
     assert "no version to compare with" in text
+
+
+def test_a_fleet_that_nobody_hears_is_said_to_be_so() -> None:
+    heard = seen()
+    later = outlook(heard.progress, NOW_MS + 180_000)
+    assert [each.kind for each in changes(heard, later)] == ["quiet"]
+    assert "is `overspill fleet run` up" in " ".join(lines(later))
+    over = outlook(seen(RolloutState.DONE).progress, NOW_MS + 180_000)
+    assert over.quiet_s is None

@@ -92,9 +92,10 @@ def test_whom_the_fleet_waits_for_no_longer_nobody_else_waits_for() -> None:
         ),
         1.0,
     )
-    assert not found.settled
+    settled = [found.settled]
     found.given_up = True
-    assert found.settled
+    settled.append(found.settled)
+    assert settled == [False, True]
     assert found.counts()[Became.WAITING] == 1
 
 

@@ -14,12 +14,14 @@ from overspill.demo.stopped import Course
 from overspill.program import CommandFailed
 from overspill.system import System
 
-# One agent first, then all: watched for seconds, where a fleet would be for minutes.
+# One agent first, then all: watched for seconds, where a fleet would be for minutes, and
+# so with a wider gate, which a hundred comparisons can pass.
 TERMS: Final = (
     *("--waves", "1,all"),
     *("--soak", "2s"),
     *("--probation", "2s"),
     *("--lease", "60s"),
+    *("--gate", "agreement=0.1"),
 )
 TURNS: Final = "rolling back"
 MISLABELLED: Final = "mislabelled"

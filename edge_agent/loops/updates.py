@@ -298,8 +298,13 @@ class Updates:
         """What was signed of the desired version, if it may be taken here."""
         async with self._trusting:
             if not self._refreshed:
-                await self._trust.refresh()
+                # Said before: what is desired in the meantime may be signed since.
                 self._refreshed = True
+                try:
+                    await self._trust.refresh()
+                except BaseException:
+                    self._refreshed = False
+                    raise
             seal = await self._trust.seal_for(
                 desired.model, desired.version, desired.epoch
             )

@@ -260,7 +260,7 @@ class Updates:
             case Adopt(generation, epoch):
                 await self._adopt(desired, slots, generation, epoch)
             case GoBack():
-                await self._go_back(desired, slots)
+                return await self._go_back(desired, slots)
             case Pull():
                 await self._pull(desired, slots)
             case Nothing():
@@ -340,18 +340,23 @@ class Updates:
         await self._slots.save(adopted)
         await asyncio.to_thread(self._store.collect, adopted)
 
-    async def _go_back(self, desired: DesiredModel, slots: Slots) -> None:
-        """Serve the previous version: signed anew, and on the disk already."""
+    async def _go_back(self, desired: DesiredModel, slots: Slots) -> bool:
+        """Serve the previous version: signed anew, and on the disk already.
+
+        Returns:
+            False when all stays as it is: it cannot serve.
+        """
         seal = await self._seal(desired)
         self._check_time(desired)
         stored = await asyncio.to_thread(self._store.holds, seal)
         if stored is None:
             # Damaged, or another bundle under that name: it comes like any other.
             if slots.state is State.PROBATION:
-                await self._probation.give_up(slots, "another version is desired")
-                return
+                return await self._probation.give_up(
+                    slots, "another version is desired"
+                )
             await self._slots.save(slots.without_previous())
-            return
+            return True
         await self._try_out(stored, None, desired.policy)
         await self._probation.serve(stored)
         await self._shadows.stop(slots.model)
@@ -359,6 +364,7 @@ class Updates:
         await self._slots.save(after)
         await asyncio.to_thread(self._store.collect, after)
         log.info("update_went_back", model=slots.model, version=desired.version)
+        return True
 
     async def _pull(self, desired: DesiredModel, slots: Slots) -> None:
         seal = await self._seal(desired)

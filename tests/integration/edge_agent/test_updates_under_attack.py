@@ -10,7 +10,7 @@ import pytest
 from bundle.seal import Seal
 from bundle.trust.errors import NotSigned
 from edge_agent.core.slots import State
-from tests.updating import Agent, Registry, running, want
+from tests.updating import MODEL, Agent, Registry, running, want
 from tests.waiting import until
 
 
@@ -66,3 +66,24 @@ async def test_what_is_signed_while_trust_is_refreshed_is_looked_up_anew(
             10,
         )
         assert (agent.slots.state, agent.slots.active) == (State.SWAPPED, "2")
+
+
+async def test_a_way_back_that_is_damaged_holds_up_no_other_model_on_probation(
+    agent: Agent, registry: Registry
+) -> None:
+    watched = {"probation_s": 60.0}
+    registry.publish("1")
+    registry.publish("2", 1, data=b"another")
+    async with running(agent):
+        await agent.gets(want("1", 1))
+        await agent.serves("1")
+        await agent.gets(want("2", 2, 1, policy=watched))
+        await agent.until_state(State.PROBATION, "2")
+        registry.publish("1", 2)
+        (agent.root / "models" / MODEL / "1" / "m.tflite").write_bytes(b"rotted")
+        await agent.gets(want("1", 3, 2))
+        await agent.has_looked()
+        # The lock is let go of: whoever watches all probations goes on.
+        async with asyncio.timeout(2):
+            await agent.probation.look(MODEL)
+        assert agent.serving == {MODEL: "2"}

@@ -314,6 +314,10 @@ class Slots:
             policy=None if proved else policy or self.policy,
         )
 
+    def turned_back(self, generation: int) -> Self:
+        """The generation answered so far was none; one as old as this is heard again."""
+        return replace(self, generation=max(0, generation - 1))
+
     def interrupted(self) -> Self:
         """The agent stopped: an unfinished pull or trial is forgotten."""
         state = self._after(Event.INTERRUPTED)

@@ -47,6 +47,10 @@ log = structlog.get_logger(__name__)
 
 RETRY_S: Final = 5.0
 MAX_MODELS_AT_ONCE: Final = 4
+# Nobody signs a desired state. An older generation that is told so long is no late
+# message: the newer one was a lie, or the fleet has lost its state. Epochs keep their
+# floor all the same.
+LATE_S: Final = 600.0
 # The packed bundle, the unpacked one, and room to breathe.
 SPACE_FACTOR: Final = 3
 # What says nothing of a version: it is tried again later. Metadata that is not what the
@@ -118,6 +122,8 @@ class Updates:
         self._try_out = try_out
         self._rng = rng
         self._desired: dict[str, DesiredModel] = {}
+        # Since when an older generation is desired than the slots answer.
+        self._late_since_s: dict[str, float] = {}
         # Of the pulls under way: bytes that are here, and of all.
         self.progress: dict[str, tuple[int, int]] = {}
         self._busy: set[str] = set()
@@ -232,6 +238,9 @@ class Updates:
     async def _step(self, model: str) -> bool:
         """Do what is to be done next; False when that is nothing, for now."""
         desired, slots = self._desired.get(model), self._slots.of(model)
+        if desired is not None and self._is_late_no_more(desired, slots):
+            slots = slots.turned_back(desired.generation)
+            self._slots.put(slots)
         decision = decide(desired, slots)
         if desired is None or decision == Nothing():
             return False
@@ -248,6 +257,13 @@ class Updates:
         except Exception as error:  # noqa: BLE001 - no bundle ends the agent
             await self._refuse(desired, _why_refused(desired, error))
         return False
+
+    def _is_late_no_more(self, desired: DesiredModel, slots: Slots) -> bool:
+        if desired.generation >= slots.generation:
+            self._late_since_s.pop(slots.model, None)
+            return False
+        now_s = asyncio.get_running_loop().time()
+        return now_s - self._late_since_s.setdefault(slots.model, now_s) >= LATE_S
 
     async def _do(
         self, desired: DesiredModel, slots: Slots, decision: Decision

@@ -87,3 +87,26 @@ async def test_a_way_back_that_is_damaged_holds_up_no_other_model_on_probation(
         async with asyncio.timeout(2):
             await agent.probation.look(MODEL)
         assert agent.serving == {MODEL: "2"}
+
+
+async def test_a_generation_without_bounds_stops_updates_for_a_while_and_not_for_ever(
+    agent: Agent, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.loops.updates.LATE_S", 0.2, raising=False)
+    registry.publish("1")
+    registry.publish("2", 1)
+    async with running(agent):
+        await agent.gets(want("1", 1))
+        await agent.serves("1")
+        # By whoever can publish a desired state and sign nothing.
+        await agent.gets(want("evil", 2**63 - 1, 9))
+        await agent.until_state(State.REFUSED)
+        # What the fleet says is older now: a late message, perhaps.
+        await agent.gets(want("2", 2, 1))
+        await agent.has_looked()
+        assert agent.serving == {MODEL: "1"}
+        async with asyncio.timeout(10):
+            while agent.slots.active != "2":
+                await agent.has_looked()
+                await asyncio.sleep(0.05)
+        await agent.serves("2")

@@ -238,6 +238,10 @@ class Updates:
     async def _step(self, model: str) -> bool:
         """Do what is to be done next; False when that is nothing, for now."""
         desired, slots = self._desired.get(model), self._slots.of(model)
+        if slots.state in (State.PULLING, State.TESTING):
+            # The step before left off: with the lock held here, nobody pulls it.
+            slots = slots.interrupted()
+            self._slots.put(slots)
         if desired is not None and self._is_late_no_more(desired, slots):
             slots = slots.turned_back(desired.generation)
             self._slots.put(slots)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bundle.seal import Seal
+from bundle.source import SourceUnavailable
 from bundle.trust.errors import NotSigned
 from edge_agent.core.slots import State
 from tests.updating import MODEL, Agent, Registry, running, want
@@ -109,4 +110,28 @@ async def test_a_generation_without_bounds_stops_updates_for_a_while_and_not_for
             while agent.slots.active != "2":
                 await agent.has_looked()
                 await asyncio.sleep(0.05)
+        await agent.serves("2")
+
+
+async def test_a_pull_that_a_late_message_interrupted_begins_again(
+    agent: Agent, registry: Registry
+) -> None:
+    registry.publish("1")
+    registry.publish("2", 1, data=b"another")
+
+    def no_blobs(path: str, _offset: int) -> None:
+        if path.startswith("blobs/"):
+            raise SourceUnavailable("the test holds it back")
+
+    async with running(agent):
+        await agent.gets(want("1", 1))
+        await agent.serves("1")
+        registry.before_read = no_blobs
+        await agent.gets(want("2", 2, 1))
+        await agent.until_state(State.PULLING)
+        await agent.gets(want("1", 1))
+        await agent.has_looked()
+        await until(lambda: not agent.book.lock(MODEL).locked(), 10)
+        registry.before_read = lambda _path, _offset: None
+        await agent.gets(want("2", 2, 1))
         await agent.serves("2")

@@ -386,6 +386,20 @@ async def test_a_delta_that_is_no_good_falls_back_to_the_whole_file_by_itself(
     assert stage.parts() == [packed.name]
 
 
+async def test_a_delta_that_never_comes_holds_up_no_pull_for_ever(stage: Stage) -> None:
+    blob = offered(stage)
+
+    async def busy(path: str, _offset: int, _length: int) -> Piece | None:
+        if path == blob:
+            raise SourceUnavailable("not now, as ever", 0.05)
+        return None
+
+    puller = stage.puller(Wayward("busy", stage.source(), busy), stall_s=0.3)
+    packed = await pull(puller, stage.seal, stage.base)
+    assert packed.read_bytes() == stage.wanted.read_bytes()
+    assert stage.parts() == [packed.name]
+
+
 async def test_a_base_that_cannot_be_read_falls_back_to_the_whole_file(
     stage: Stage, tmp_path: Path
 ) -> None:

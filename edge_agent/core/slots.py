@@ -138,6 +138,16 @@ class Slots:
     starts: int = 0
     policy: UpdatePolicy | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever taken of this model."""
+        return (
+            self.active is None
+            and self.previous is None
+            and not self.floor
+            and self.state in (State.IDLE, State.WAITING, State.REFUSED)
+        )
+
     def pulling(self, version: str, generation: int, epoch: int = 0) -> Self:
         """A pull of `version` begins; what the same one waited for stays to be read."""
         waited = self.state is State.WAITING and (version, generation) == (

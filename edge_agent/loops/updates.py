@@ -219,6 +219,7 @@ class Updates:
         if desired is not None:
             self._desired = desired
             self._refreshed = False
+            self._slots.forget_empty(keep=desired.keys() | self._busy)
 
     # --- one model ------------------------------------------------------------------
 
@@ -237,21 +238,15 @@ class Updates:
 
     async def _step(self, model: str) -> bool:
         """Do what is to be done next; False when that is nothing, for now."""
-        desired, slots = self._desired.get(model), self._slots.of(model)
-        if slots.state in (State.PULLING, State.TESTING):
-            # The step before left off: with the lock held here, nobody pulls it.
-            slots = slots.interrupted()
-            self._slots.put(slots)
-        if desired is not None and self._is_late_no_more(desired, slots):
-            slots = slots.turned_back(desired.generation)
-            self._slots.put(slots)
+        desired = self._desired.get(model)
+        slots = self._slots_now(model, desired)
         decision = decide(desired, slots)
         if desired is None or decision == Nothing():
             return False
         try:
             return await self._do(desired, slots, decision)
         except NotSigned as error:
-            await self._refuse(desired, _why_refused(desired, error))
+            await self._refuse(desired, _why_refused(desired, error), signed=False)
         except WAITS as error:
             # The other models go on; this one is looked at again soon.
             if self._desired.get(model) != desired:
@@ -261,6 +256,18 @@ class Updates:
         except Exception as error:  # noqa: BLE001 - no bundle ends the agent
             await self._refuse(desired, _why_refused(desired, error))
         return False
+
+    def _slots_now(self, model: str, desired: DesiredModel | None) -> Slots:
+        """The slots to decide on; the lock is held."""
+        slots = self._slots.of(model)
+        if slots.state in (State.PULLING, State.TESTING):
+            # The step before left off: nobody goes on with it.
+            slots = slots.interrupted()
+            self._slots.put(slots)
+        if desired is not None and self._is_late_no_more(desired, slots):
+            slots = slots.turned_back(desired.generation)
+            self._slots.put(slots)
+        return slots
 
     def _is_late_no_more(self, desired: DesiredModel, slots: Slots) -> bool:
         if desired.generation >= slots.generation:
@@ -298,7 +305,9 @@ class Updates:
         # Not on the disk, which it may wait for: after a restart it is decided anew.
         self._slots.put(waits)
 
-    async def _refuse(self, desired: DesiredModel, reason: str) -> None:
+    async def _refuse(
+        self, desired: DesiredModel, reason: str, *, signed: bool = True
+    ) -> None:
         slots = self._slots.of(desired.model)
         if slots.state is State.PROBATION:
             log.error("update_refused", model=slots.model, reason=reason)
@@ -306,6 +315,11 @@ class Updates:
         refused = slots.refused(
             reason, desired.version, desired.generation, desired.epoch
         )
+        if not signed and slots.is_empty:
+            # Whoever may publish a desired state can make up names without end: no
+            # disk is spent on them.
+            self._slots.put(refused)
+            return
         try:
             await self._slots.save(refused)
         except OSError:

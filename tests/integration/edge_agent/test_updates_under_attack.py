@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.messages import Report
 from bundle.seal import Seal
 from bundle.source import SourceUnavailable
 from bundle.trust.errors import NotSigned
@@ -135,3 +136,25 @@ async def test_a_pull_that_a_late_message_interrupted_begins_again(
         registry.before_read = lambda _path, _offset: None
         await agent.gets(want("2", 2, 1))
         await agent.serves("2")
+
+
+async def test_models_that_nobody_signed_leave_nothing_on_the_disk_and_reports_go_on(
+    agent: Agent, registry: Registry
+) -> None:
+    registry.publish("1")
+    async with running(agent):
+        await agent.gets(want("1", 1))
+        await agent.serves("1")
+        for several in range(2):
+            names = [f"none-{several}-{each}" for each in range(160)]
+            await agent.gets(*(want("1", 1, model=name) for name in names))
+            await until(
+                lambda names=names: all(
+                    agent.book.of(name).state is State.REFUSED for name in names
+                ),
+                20,
+            )
+        on_disk = [each.name for each in (agent.root / "models").iterdir()]
+        assert sorted(on_disk) == [".parts", MODEL]
+        slots = [each.report() for each in agent.book.all.values()]
+        assert Report(agent="edge", at_ms=0, slots=slots)

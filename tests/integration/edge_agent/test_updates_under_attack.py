@@ -158,3 +158,32 @@ async def test_models_that_nobody_signed_leave_nothing_on_the_disk_and_reports_g
         assert sorted(on_disk) == [".parts", MODEL]
         slots = [each.report() for each in agent.book.all.values()]
         assert Report(agent="edge", at_ms=0, slots=slots)
+
+
+async def test_a_second_probation_of_a_version_counts_nothing_of_the_first(
+    agent: Agent, registry: Registry
+) -> None:
+    watched = {"probation_s": 60.0, "probation_requests": 2}
+    registry.publish("1")
+    registry.publish("2", 1, data=b"another")
+    async with running(agent):
+        await agent.gets(want("1", 1))
+        await agent.serves("1")
+        await agent.gets(want("2", 2, 1, policy=watched))
+        await agent.until_state(State.PROBATION, "2")
+        agent.accounts.asked(MODEL, "2", failed=False)
+        agent.accounts.asked(MODEL, "2", failed=False)
+        agent.now_s += 59.0
+        await agent.probation.look(MODEL)
+        registry.publish("1", 2)
+        await agent.gets(want("1", 3, 2))
+        await agent.serves("1")
+        registry.publish("2", 3, data=b"another")
+        await agent.gets(want("2", 4, 3, policy=watched))
+        await agent.until_state(State.PROBATION, "2")
+    # Its process is killed before anything was noted of the second.
+    after = Agent(agent.root, registry)
+    await after.probation.restore()
+    after.now_s += 1.0
+    await after.probation.look(MODEL)
+    assert after.is_in(State.PROBATION)

@@ -411,6 +411,8 @@ class Updates:
         log.info("update_begins", model=slots.model, version=desired.version)
         stored = await asyncio.to_thread(self._store.holds, seal)
         if stored is None:
+            # Of a version that was wanted before this one, the rest never comes.
+            await asyncio.to_thread(self._store.keep_parts, seal)
             slots = await self._make_room(slots, seal)
             stored = await self._fetch(desired, slots, seal)
             # It may have taken hours.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
 from broker.messages import Report
+from bundle import layout
 from bundle.seal import Seal
 from bundle.source import SourceUnavailable
 from bundle.trust.errors import NotSigned
@@ -187,3 +189,22 @@ async def test_a_second_probation_of_a_version_counts_nothing_of_the_first(
     after.now_s += 1.0
     await after.probation.look(MODEL)
     assert after.is_in(State.PROBATION)
+
+
+async def test_what_was_pulled_of_a_version_that_is_wanted_no_more_goes(
+    agent: Agent, registry: Registry
+) -> None:
+    first = registry.publish("1", data=os.urandom(300_000))
+    registry.publish("2", 1, data=b"another")
+
+    def no_end(path: str, offset: int) -> None:
+        if path == layout.blob(first.sha256) and offset:
+            raise SourceUnavailable("the test holds it back")
+
+    registry.before_read = no_end
+    async with running(agent):
+        await agent.gets(want("1", 1))
+        await until(lambda: bool(agent.parts()), 10)
+        await agent.gets(want("2", 2, 1))
+        await agent.serves("2")
+        assert agent.parts() == []

@@ -193,3 +193,13 @@ def test_the_agent_itself_imports_neither_tuf_nor_cryptography() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_source_that_lags_has_no_last_word_while_another_cannot_be_asked(
+    fleet: FleetTrust, trusting: Callable[..., TrustedSeals]
+) -> None:
+    fleet.publish("fashion", "1")
+    lags = FolderSource(fleet.tree, "lags")
+    seals = trusting(lags, Silent(SourceUnavailable("no route")))
+    with pytest.raises(SourceUnavailable, match=r"2\.2\.json is not signed.*no route"):
+        await seals.seal_for("fashion", "2", 2)

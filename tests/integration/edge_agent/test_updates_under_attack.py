@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,10 @@ async def test_a_pull_that_a_late_message_interrupted_begins_again(
         await agent.serves("2")
 
 
+def all_refused(agent: Agent, names: list[str]) -> bool:
+    return all(agent.book.of(name).state is State.REFUSED for name in names)
+
+
 async def test_models_that_nobody_signed_leave_nothing_on_the_disk_and_reports_go_on(
     agent: Agent, registry: Registry
 ) -> None:
@@ -150,16 +155,11 @@ async def test_models_that_nobody_signed_leave_nothing_on_the_disk_and_reports_g
         for several in range(2):
             names = [f"none-{several}-{each}" for each in range(160)]
             await agent.gets(*(want("1", 1, model=name) for name in names))
-            await until(
-                lambda names=names: all(
-                    agent.book.of(name).state is State.REFUSED for name in names
-                ),
-                20,
-            )
+            await until(partial(all_refused, agent, names), 20)
         on_disk = [each.name for each in (agent.root / "models").iterdir()]
         assert sorted(on_disk) == [".parts", MODEL]
         slots = [each.report() for each in agent.book.all.values()]
-        assert Report(agent="edge", at_ms=0, slots=slots)
+        assert len(Report(agent="edge", at_ms=0, slots=slots).slots) == 161
 
 
 async def test_a_second_probation_of_a_version_counts_nothing_of_the_first(

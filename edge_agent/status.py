@@ -34,6 +34,8 @@ from lifecycle.supervisor import Supervisor
 log = structlog.get_logger(__name__)
 
 COUNTS_EVERY_S: Final = 5.0
+# As many as the message takes.
+MAX_REPORTED: Final = 256
 PREFIX: Final = "overspill_agent_"
 GAUGES: Final = frozenset({"uplink_window"})
 # Counters whose names share a beginning are one metric: its label, and its meaning.
@@ -422,10 +424,12 @@ class AgentStatus:
                     for reason, n in counts.ledger.accepted.items()
                 },
             }
+        # What serves comes first: a report has room for so many.
+        slots = sorted(self._slots().values(), key=lambda each: each.active is None)
         return Report(
             agent=self._settings.agent_id,
             at_ms=round(self._now_ms()),
-            slots=[self._slot_report(each) for each in self._slots().values()],
+            slots=[self._slot_report(each) for each in slots[:MAX_REPORTED]],
             counters=counters,
             facts=self._machine.facts(),
         )

@@ -42,7 +42,13 @@ class Look:
         if self.source is not None:
             return
         why = "; ".join(f"{each.source}: {each.reason}" for each in self.failures)
+        refusals = {each.refusal for each in self.failures}
         for refusal in (NotSigned, Stale, Untrusted):
-            if any(each.refusal is refusal for each in self.failures):
-                raise refusal(why)
+            if refusal not in refusals:
+                continue
+            if refusal is NotSigned and None in refusals:
+                # Whoever did not answer may have what was signed since: a source that
+                # is held back, or lags, has no last word.
+                break
+            raise refusal(why)
         raise SourceUnavailable(why or "there is no source to ask", retry_after_s)

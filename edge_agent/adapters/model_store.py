@@ -83,6 +83,13 @@ class ModelStore:
         for left in self.parts.glob(f"{model}+{version}+*"):
             left.unlink(missing_ok=True)
 
+    def keep_parts(self, seal: Seal) -> None:
+        """Delete what was pulled of a model, but for this bundle of it."""
+        kept = self.part(seal).name
+        for left in self.parts.glob(f"{seal.name}+*"):
+            if not left.name.startswith(kept):
+                left.unlink(missing_ok=True)
+
     def slots(self) -> dict[str, Slots]:
         """The slots of every model; a damaged file is reported and counts as empty."""
         found: dict[str, Slots] = {}

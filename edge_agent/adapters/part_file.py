@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +40,9 @@ class PartFile:
         self._chunks = chunks
         self._file = -1
         self._bits = bytearray(-(-len(chunks) // 8))
+        # A pull that is left off closes this while a thread may still write: the file
+        # that is opened next would get what was meant for this one.
+        self._writing = threading.Lock()
         self.held_bytes = 0
 
     @staticmethod
@@ -79,9 +83,10 @@ class PartFile:
 
     def close(self) -> None:
         """Let go of it; what it holds stays."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        with self._writing:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
 
     def has(self, index: int) -> bool:
         """Whether that chunk is there."""
@@ -99,11 +104,12 @@ class PartFile:
         """
         if not self._chunks.is_chunk(index, data):
             return False
-        if not self.has(index):
-            offset, _ = self._chunks.span(index)
-            _write_all(self._file, data, offset)
-            self._set(index)
-            self._save()
+        with self._writing:
+            if not self.has(index):
+                offset, _ = self._chunks.span(index)
+                _write_all(self._file, data, offset)
+                self._set(index)
+                self._save()
         return True
 
     def take_from(self, base: Path) -> int:

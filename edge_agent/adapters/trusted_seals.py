@@ -130,8 +130,9 @@ class TrustedSeals:
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
         try:
+            turns = _Turns(answers.read, len(self._sources), self._deadline_s)
             async with asyncio.timeout(self._deadline_s):
-                result, data = await _converse(child, job, answers.read)
+                result, data = await _converse(child, job, turns.read)
         except TimeoutError:
             raise SourceUnavailable(
                 f"trust was not refreshed in {self._deadline_s:g} s"
@@ -186,6 +187,46 @@ class _Answers:
         except SourceUnavailable as error:
             self.retry_after_s = error.retry_after_s
             raise
+
+
+class _Turns:
+    """Shares a look's time out, so that no slow source leaves none for the next.
+
+    Args:
+        read: asks one of the sources.
+        sources: how many there are; what is left is the last one's.
+        deadline_s: of the look.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, str, int, int], Awaitable[Piece]],
+        sources: int,
+        deadline_s: float,
+    ) -> None:
+        self._read = read
+        self._share_s = deadline_s / max(1, sources)
+        self._left_s = [self._share_s] * (sources - 1)
+
+    async def read(self, source: int, path: str, offset: int, length: int) -> Piece:
+        """Ask one source within what it has left.
+
+        Raises:
+            NotThere, SourceUnavailable: as it says, or it has used up its time.
+        """
+        if source >= len(self._left_s):
+            return await self._read(source, path, offset, length)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
+            async with asyncio.timeout(max(0.0, self._left_s[source])):
+                return await self._read(source, path, offset, length)
+        except TimeoutError:
+            raise SourceUnavailable(
+                f"its answers took over {self._share_s:g} s"
+            ) from None
+        finally:
+            self._left_s[source] -= loop.time() - began_s
 
 
 async def _converse(

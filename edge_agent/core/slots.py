@@ -138,6 +138,16 @@ class Slots:
     starts: int = 0
     policy: UpdatePolicy | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever taken of this model."""
+        return (
+            self.active is None
+            and self.previous is None
+            and not self.floor
+            and self.state in (State.IDLE, State.WAITING, State.REFUSED)
+        )
+
     def pulling(self, version: str, generation: int, epoch: int = 0) -> Self:
         """A pull of `version` begins; what the same one waited for stays to be read."""
         waited = self.state is State.WAITING and (version, generation) == (
@@ -313,6 +323,10 @@ class Slots:
             floor=max(self.floor, now) if proved else self.floor,
             policy=None if proved else policy or self.policy,
         )
+
+    def turned_back(self, generation: int) -> Self:
+        """The generation answered so far was none; one as old as this is heard again."""
+        return replace(self, generation=max(0, generation - 1))
 
     def interrupted(self) -> Self:
         """The agent stopped: an unfinished pull or trial is forgotten."""

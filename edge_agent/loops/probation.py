@@ -72,6 +72,9 @@ class Probation:
         Raises:
             OSError: the disk does not take it; the active version serves on.
         """
+        # An earlier probation that was ended by a wish may have left its counts there.
+        await asyncio.to_thread(self._store.forget_account, slots.model)
+        self._saved_s.pop(slots.model, None)
         # Before the model is in this process: whatever it does here is counted.
         slots = slots.passed(policy)
         await self._slots.save(slots)

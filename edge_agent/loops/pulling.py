@@ -186,9 +186,13 @@ class _Pull:
         """Fill the file by a delta if there is one; what goes wrong leaves it to be."""
         try:
             await self._by_delta(wanted, base)
-        except (DeltaRejected, NoSource, ImportError, OSError) as error:
+        except (Superseded, BudgetSpent):
+            raise
+        except (DeltaRejected, PullInterrupted, ImportError, OSError) as error:
             # The whole file always does. ImportError: no zstd on this machine.
             # OSError: the base; if it is the disk, the whole file will meet it too.
+            # PullInterrupted: a source that offers what it never gives would hold up
+            # the pull for ever; what came of the delta is kept.
             log.warning("delta_refused", bundle=self._dest.name, reason=str(error))
 
     async def _by_delta(self, wanted: Chunks, base: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from edge_agent.adapters.model_store import ModelStore
 from edge_agent.core.slots import Slots
@@ -57,3 +57,10 @@ class SlotBook:
         """Take them as they are, without the disk."""
         self._slots[slots.model] = slots
         self.changed()
+
+    def forget_empty(self, *, keep: Collection[str]) -> None:
+        """Forget models of which nothing is here, but for those to `keep`."""
+        for model in [name for name, each in self._slots.items() if each.is_empty]:
+            if model not in keep:
+                del self._slots[model]
+                self._locks.pop(model, None)

@@ -47,6 +47,10 @@ log = structlog.get_logger(__name__)
 
 RETRY_S: Final = 5.0
 MAX_MODELS_AT_ONCE: Final = 4
+# Nobody signs a desired state. An older generation that is told so long is no late
+# message: the newer one was a lie, or the fleet has lost its state. Epochs keep their
+# floor all the same.
+LATE_S: Final = 600.0
 # The packed bundle, the unpacked one, and room to breathe.
 SPACE_FACTOR: Final = 3
 # What says nothing of a version: it is tried again later. Metadata that is not what the
@@ -118,6 +122,8 @@ class Updates:
         self._try_out = try_out
         self._rng = rng
         self._desired: dict[str, DesiredModel] = {}
+        # Since when an older generation is desired than the slots answer.
+        self._late_since_s: dict[str, float] = {}
         # Of the pulls under way: bytes that are here, and of all.
         self.progress: dict[str, tuple[int, int]] = {}
         self._busy: set[str] = set()
@@ -213,6 +219,7 @@ class Updates:
         if desired is not None:
             self._desired = desired
             self._refreshed = False
+            self._slots.forget_empty(keep=desired.keys() | self._busy)
 
     # --- one model ------------------------------------------------------------------
 
@@ -231,14 +238,15 @@ class Updates:
 
     async def _step(self, model: str) -> bool:
         """Do what is to be done next; False when that is nothing, for now."""
-        desired, slots = self._desired.get(model), self._slots.of(model)
+        desired = self._desired.get(model)
+        slots = self._slots_now(model, desired)
         decision = decide(desired, slots)
         if desired is None or decision == Nothing():
             return False
         try:
             return await self._do(desired, slots, decision)
         except NotSigned as error:
-            await self._refuse(desired, _why_refused(desired, error))
+            await self._refuse(desired, _why_refused(desired, error), signed=False)
         except WAITS as error:
             # The other models go on; this one is looked at again soon.
             if self._desired.get(model) != desired:
@@ -248,6 +256,25 @@ class Updates:
         except Exception as error:  # noqa: BLE001 - no bundle ends the agent
             await self._refuse(desired, _why_refused(desired, error))
         return False
+
+    def _slots_now(self, model: str, desired: DesiredModel | None) -> Slots:
+        """The slots to decide on; the lock is held."""
+        slots = self._slots.of(model)
+        if slots.state in (State.PULLING, State.TESTING):
+            # The step before left off: nobody goes on with it.
+            slots = slots.interrupted()
+            self._slots.put(slots)
+        if desired is not None and self._is_late_no_more(desired, slots):
+            slots = slots.turned_back(desired.generation)
+            self._slots.put(slots)
+        return slots
+
+    def _is_late_no_more(self, desired: DesiredModel, slots: Slots) -> bool:
+        if desired.generation >= slots.generation:
+            self._late_since_s.pop(slots.model, None)
+            return False
+        now_s = asyncio.get_running_loop().time()
+        return now_s - self._late_since_s.setdefault(slots.model, now_s) >= LATE_S
 
     async def _do(
         self, desired: DesiredModel, slots: Slots, decision: Decision
@@ -260,7 +287,7 @@ class Updates:
             case Adopt(generation, epoch):
                 await self._adopt(desired, slots, generation, epoch)
             case GoBack():
-                await self._go_back(desired, slots)
+                return await self._go_back(desired, slots)
             case Pull():
                 await self._pull(desired, slots)
             case Nothing():
@@ -278,7 +305,9 @@ class Updates:
         # Not on the disk, which it may wait for: after a restart it is decided anew.
         self._slots.put(waits)
 
-    async def _refuse(self, desired: DesiredModel, reason: str) -> None:
+    async def _refuse(
+        self, desired: DesiredModel, reason: str, *, signed: bool = True
+    ) -> None:
         slots = self._slots.of(desired.model)
         if slots.state is State.PROBATION:
             log.error("update_refused", model=slots.model, reason=reason)
@@ -286,6 +315,11 @@ class Updates:
         refused = slots.refused(
             reason, desired.version, desired.generation, desired.epoch
         )
+        if not signed and slots.is_empty:
+            # Whoever may publish a desired state can make up names without end: no
+            # disk is spent on them.
+            self._slots.put(refused)
+            return
         try:
             await self._slots.save(refused)
         except OSError:
@@ -298,8 +332,13 @@ class Updates:
         """What was signed of the desired version, if it may be taken here."""
         async with self._trusting:
             if not self._refreshed:
-                await self._trust.refresh()
+                # Said before: what is desired in the meantime may be signed since.
                 self._refreshed = True
+                try:
+                    await self._trust.refresh()
+                except BaseException:
+                    self._refreshed = False
+                    raise
             seal = await self._trust.seal_for(
                 desired.model, desired.version, desired.epoch
             )
@@ -335,18 +374,23 @@ class Updates:
         await self._slots.save(adopted)
         await asyncio.to_thread(self._store.collect, adopted)
 
-    async def _go_back(self, desired: DesiredModel, slots: Slots) -> None:
-        """Serve the previous version: signed anew, and on the disk already."""
+    async def _go_back(self, desired: DesiredModel, slots: Slots) -> bool:
+        """Serve the previous version: signed anew, and on the disk already.
+
+        Returns:
+            False when all stays as it is: it cannot serve.
+        """
         seal = await self._seal(desired)
         self._check_time(desired)
         stored = await asyncio.to_thread(self._store.holds, seal)
         if stored is None:
             # Damaged, or another bundle under that name: it comes like any other.
             if slots.state is State.PROBATION:
-                await self._probation.give_up(slots, "another version is desired")
-                return
+                return await self._probation.give_up(
+                    slots, "another version is desired"
+                )
             await self._slots.save(slots.without_previous())
-            return
+            return True
         await self._try_out(stored, None, desired.policy)
         await self._probation.serve(stored)
         await self._shadows.stop(slots.model)
@@ -354,6 +398,7 @@ class Updates:
         await self._slots.save(after)
         await asyncio.to_thread(self._store.collect, after)
         log.info("update_went_back", model=slots.model, version=desired.version)
+        return True
 
     async def _pull(self, desired: DesiredModel, slots: Slots) -> None:
         seal = await self._seal(desired)
@@ -366,6 +411,8 @@ class Updates:
         log.info("update_begins", model=slots.model, version=desired.version)
         stored = await asyncio.to_thread(self._store.holds, seal)
         if stored is None:
+            # Of a version that was wanted before this one, the rest never comes.
+            await asyncio.to_thread(self._store.keep_parts, seal)
             slots = await self._make_room(slots, seal)
             stored = await self._fetch(desired, slots, seal)
             # It may have taken hours.

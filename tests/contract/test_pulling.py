@@ -7,9 +7,10 @@ import hashlib
 import random
 import resource
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bundle.delta.offering import offer_delta
 from bundle.seal import Seal
 from bundle.source import Piece, Source, SourceUnavailable
 from bundle.tree_source import TreeSource
+from edge_agent.adapters import part_file
 from edge_agent.adapters.day_file import DayFile
 from edge_agent.adapters.part_file import PartFile
 from edge_agent.core.chunks import Chunks
@@ -386,6 +388,20 @@ async def test_a_delta_that_is_no_good_falls_back_to_the_whole_file_by_itself(
     assert stage.parts() == [packed.name]
 
 
+async def test_a_delta_that_never_comes_holds_up_no_pull_for_ever(stage: Stage) -> None:
+    blob = offered(stage)
+
+    async def busy(path: str, _offset: int, _length: int) -> Piece | None:
+        if path == blob:
+            raise SourceUnavailable("not now, as ever", 0.05)
+        return None
+
+    puller = stage.puller(Wayward("busy", stage.source(), busy), stall_s=0.3)
+    packed = await pull(puller, stage.seal, stage.base)
+    assert packed.read_bytes() == stage.wanted.read_bytes()
+    assert stage.parts() == [packed.name]
+
+
 async def test_a_base_that_cannot_be_read_falls_back_to_the_whole_file(
     stage: Stage, tmp_path: Path
 ) -> None:
@@ -523,3 +539,33 @@ def test_what_is_claimed_by_a_bitmap_is_checked(stage: Stage, tmp_path: Path) ->
     assert not part.put(0, b"")
     assert part.missing() == list(range(len(chunks)))
     part.close()
+
+
+def test_a_part_that_is_closed_while_a_chunk_is_written_spoils_no_other_file(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = part_file._write_all
+    writes, closed = threading.Event(), threading.Event()
+
+    def late(file: int, data: bytes | memoryview, offset: int) -> None:
+        writes.set()
+        closed.wait(0.3)
+        really(file, data, offset)
+
+    part = PartFile(tmp_path / "new", Chunks.of(stage.seal)).open()
+    monkeypatch.setattr(part_file, "_write_all", late)
+    chunk = stage.wanted.read_bytes()[:CHUNK_BYTES]
+
+    def put() -> None:
+        with suppress(OSError):
+            part.put(0, chunk)
+
+    writer = threading.Thread(target=put)
+    writer.start()
+    writes.wait(5)
+    part.close()
+    # The system gives the number of the closed file to the next one.
+    with (tmp_path / "other").open("w+b") as other:
+        closed.set()
+        writer.join(5)
+        assert other.read() == b""

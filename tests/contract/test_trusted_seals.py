@@ -149,6 +149,30 @@ async def test_a_source_that_stalls_is_ended_by_the_deadline(
         await seals.refresh()
 
 
+class Slow(FolderSource):
+    """A source that answers each question at the last moment."""
+
+    def __init__(self, tree: FolderTree, wait_s: float) -> None:
+        super().__init__(tree, "slow")
+        self.wait_s = wait_s
+
+    @override
+    async def read(self, path: str, offset: int, length: int) -> Piece:
+        self.asked.append(path)
+        await asyncio.sleep(self.wait_s)
+        raise NotThere(path) if path.endswith(".root.json") else SourceUnavailable(path)
+
+
+@pytest.mark.parametrize("wait_s", [3.0, 60.0])
+async def test_a_slow_source_leaves_time_to_ask_another(
+    fleet: FleetTrust, trusting: Callable[..., TrustedSeals], wait_s: float
+) -> None:
+    seal = fleet.publish("fashion", "1")
+    slow, good = Slow(fleet.tree, wait_s), FolderSource(fleet.tree, "good")
+    trust = trusting(slow, good, deadline_s=8.0)
+    assert await trust.seal_for("fashion", "1", 1) == seal
+
+
 async def test_nothing_but_trust_metadata_is_read_for_the_child(
     fleet: FleetTrust, trusting: Callable[..., TrustedSeals]
 ) -> None:
@@ -169,3 +193,13 @@ def test_the_agent_itself_imports_neither_tuf_nor_cryptography() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_source_that_lags_has_no_last_word_while_another_cannot_be_asked(
+    fleet: FleetTrust, trusting: Callable[..., TrustedSeals]
+) -> None:
+    fleet.publish("fashion", "1")
+    lags = FolderSource(fleet.tree, "lags")
+    seals = trusting(lags, Silent(SourceUnavailable("no route")))
+    with pytest.raises(SourceUnavailable, match=r"2\.2\.json is not signed.*no route"):
+        await seals.seal_for("fashion", "2", 2)

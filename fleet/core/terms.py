@@ -129,6 +129,8 @@ def check_terms(terms: Terms) -> None:
     kinds = [each.kind for each in terms.gates]
     if len(kinds) != len(set(kinds)):
         raise BadOrder("a gate is named twice")
+    if any(not 0 < each.false_alarm < 1 for each in terms.gates):
+        raise BadOrder("a gate's false alarm is a chance above 0% and under 100%")
 
 
 def epochs_for(version: str, signed: Iterable[Signed]) -> tuple[int, WayBack | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -126,10 +126,13 @@ def check_terms(terms: Terms) -> None:
         raise BadOrder("a rollout has at least one wave")
     if any(each.shadow for each in terms.waves[1:]):
         raise BadOrder("only the first wave can be a shadow")
-    kinds = [each.kind for each in terms.gates]
-    if len(kinds) != len(set(kinds)):
+    _check_gates(terms.gates)
+
+
+def _check_gates(gates: Collection[Gate]) -> None:
+    if len(gates) != len({each.kind for each in gates}):
         raise BadOrder("a gate is named twice")
-    if any(not 0 < each.false_alarm < 1 for each in terms.gates):
+    if any(not 0 < each.false_alarm < 1 for each in gates):
         raise BadOrder("a gate's false alarm is a chance above 0% and under 100%")
 
 

@@ -149,14 +149,24 @@ class Fleet:
         return [digests[each] for each in bases]
 
     def _served(self, model: str) -> str | None:
-        """The signed version that most agents serve."""
-        signed = {each.version for each in self.registry.signed_versions(model)}
+        """The signed version that most agents serve; the newest of those alike.
+
+        Those that are heard, if any are: what is gone for good must not decide.
+        """
+        signed = {each.version: each for each in self.registry.signed_versions(model)}
+        now = self.now()
         with self.database.reading() as ledger:
-            slots = [device.slot(model) for device in ledger.devices().values()]
+            devices = list(ledger.devices().values())
+        there = [each for each in devices if now.heard(each)] or devices
+        slots = [device.slot(model) for device in there]
         serving = Counter(
             slot.active for slot in slots if slot is not None and slot.active in signed
         )
-        return max(serving, key=lambda each: serving[each], default=None)
+        return max(
+            serving,
+            key=lambda each: (serving[each], signed[each].epoch),
+            default=None,
+        )
 
     def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
         """Draft and sign a version of the pool's models where it lies.

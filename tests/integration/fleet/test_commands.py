@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,25 @@ def test_a_publish_offers_deltas_from_what_agents_serve(
     # The same again makes nothing new.
     say("model", "publish", source("2"))
     assert [each.path for each in tree.list(layout.DELTAS)] == [path]
+
+
+def test_the_way_back_is_what_most_agents_serve_that_are_there(
+    say: Say, source: Source, home: Path
+) -> None:
+    for version in ("1", "2"):
+        say("model", "publish", source(version))
+    report(home, "agent-1", slot("1"))
+    report(home, "agent-2", slot("2"))
+    # As many serve the one as the other: then it is the newer.
+    third = json.loads(say("model", "publish", source("3"), "--json").stdout)
+    assert third["way_back"]["version"] == "2"
+    # Two that are gone for good have no say.
+    report(home, "agent-0", slot("1"))
+    with FleetDatabase(home / "fleet.db") as database, database.writing() as ledger:
+        for each in (ledger.devices()["agent-0"], ledger.devices()["agent-1"]):
+            ledger.keep_device(replace(each, last_seen_ms=each.last_seen_ms - 10**6))
+    fourth = json.loads(say("model", "publish", source("4"), "--json").stdout)
+    assert fourth["way_back"]["version"] == "2"
 
 
 def test_publishing_twice_changes_nothing(say: Say, source: Source) -> None:

@@ -140,8 +140,9 @@ def epochs_for(version: str, signed: Iterable[Signed]) -> tuple[int, WayBack | N
     """The epoch to desire a version in, and the way back that was signed with it.
 
     A publish takes an epoch, and signs a version to go back to for the epoch after it.
-    So the newest version has a way back; what that leads to is desired in its later
-    epoch; any other has only its own, which agents that went on refuse.
+    So a version has a way back while that is signed; what the newest one leads to is
+    desired in its later epoch; any other has only its own, which agents that went on
+    refuse.
 
     Args:
         version: to be rolled out.
@@ -155,4 +156,8 @@ def epochs_for(version: str, signed: Iterable[Signed]) -> tuple[int, WayBack | N
         return newest.epoch, newest.way_back
     if newest.way_back is not None and newest.way_back.version == version:
         return newest.way_back.epoch, None
-    return next((each.epoch for each in by_epoch if each.version == version), 0), None
+    # Also when a newer one was published since: who takes this one has not gone on.
+    return next(
+        ((each.epoch, each.way_back) for each in by_epoch if each.version == version),
+        (0, None),
+    )

@@ -34,6 +34,7 @@ from fleet.core.delta_bases import delta_bases
 from fleet.core.devices import Device
 from fleet.core.following import Now
 from fleet.core.plan import Plan
+from fleet.core.rollouts import LIVE
 from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
 from fleet.loops.renewal import Renewal
@@ -112,7 +113,9 @@ class Fleet:
             OSError: the disk is full, or a folder cannot be written.
         """
         publication = self.registry.publish(
-            source_dir, lambda model: back_to or self._served(model)
+            source_dir,
+            lambda model: back_to or self._served(model),
+            self._ways_back_in_use,
         )
         seal = publication.seal
         with self.database.writing() as ledger:
@@ -167,6 +170,18 @@ class Fleet:
             key=lambda each: (serving[each], signed[each].epoch),
             default=None,
         )
+
+    def _ways_back_in_use(self, model: str) -> frozenset[int]:
+        """The epochs that rollouts on their way would send agents back in."""
+        with self.database.reading() as ledger:
+            states = ledger.rollout_states()
+            return frozenset(
+                each.way_back.epoch
+                for each in ledger.rollouts()
+                if each.model == model
+                and each.way_back is not None
+                and states[each.generation] in LIVE
+            )
 
     def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
         """Draft and sign a version of the pool's models where it lies.

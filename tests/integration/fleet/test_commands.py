@@ -185,6 +185,25 @@ def test_the_way_back_is_what_most_agents_serve_that_are_there(
     assert fourth["way_back"]["version"] == "2"
 
 
+def test_the_way_back_of_a_rollout_on_its_way_stays_signed_whatever_is_published(
+    say: Say, source: Source, home: Path
+) -> None:
+    for version in ("1", "2"):
+        say("model", "publish", source(version))
+    report(home, "agent-1", slot("1"))
+    assert say("rollout", "start", "fashion", "2").exit_code == 0
+    with Fleet(FleetSettings(home=home)) as fleet:
+        (begun,) = fleet.rollouts.progress()
+        back = begun.rollout.way_back
+        assert back is not None
+        for number in range(3, 9):
+            fleet.publish(source(str(number)))
+        names = fleet.trust.repository.names("fashion", drafted=False)
+    ways = [each for each in names if each.back]
+    assert (back.version, back.epoch) in {(each.version, each.epoch) for each in ways}
+    assert len(ways) == 5
+
+
 def test_publishing_twice_changes_nothing(say: Say, source: Source) -> None:
     first = json.loads(say("model", "publish", source("1"), "--json").stdout)
     second = json.loads(say("model", "publish", source("1"), "--json").stdout)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from fleet.adapters.registry import SignedVersion
 from fleet.core.gates import DEFAULT_GATES
 from fleet.core.orders import BadOrder
-from fleet.adapters.registry import SignedVersion
 from fleet.core.rollouts import WayBack
 from fleet.core.terms import Terms, check_terms, epochs_for
 

@@ -51,7 +51,12 @@ def device(
         ({"free_disk_mb": "29"}, {}, "its disk has 29 MB free; the bundle needs 30"),
         ({"free_disk_mb": "30"}, {}, None),
         ({"free_disk_mb": "0"}, {"active": "2"}, None),
-        ({}, {"floor": 4}, "it takes no epoch under 4; this version is of 3: publish it anew"),
+        (
+            {},
+            {"floor": 4},
+            "it takes no epoch under 4; this version is of 3: publish it under a new "
+            "version",
+        ),
         ({}, {"floor": 3}, None),
     ],
 )  # fmt: skip

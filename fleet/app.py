@@ -119,8 +119,10 @@ class Fleet:
         )
         seal = publication.seal
         with self.database.writing() as ledger:
+            known = {(each.model, each.version) for each in ledger.versions()}
             self._keep_versions(ledger, [seal], signed=publication.signed)
-            if publication.new:
+            # Also what an earlier try has stored and could not record.
+            if publication.new or (seal.name, seal.version) not in known:
                 ledger.record(
                     self.who,
                     "model.publish",

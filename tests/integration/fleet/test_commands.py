@@ -30,7 +30,7 @@ from bundle.seal import read_seal, verify_packed
 from bundle.source import NotThere
 from bundle.trust.client import look
 from fleet.__main__ import app
-from fleet.adapters.state.database import FleetDatabase
+from fleet.adapters.state.database import DatabaseUnavailable, FleetDatabase
 from fleet.app import Fleet, run_daemon
 from fleet.core.devices import observe
 from fleet.core.rollouts import Rollout
@@ -202,6 +202,21 @@ def test_the_way_back_of_a_rollout_on_its_way_stays_signed_whatever_is_published
     ways = [each for each in names if each.back]
     assert (back.version, back.epoch) in {(each.version, each.epoch) for each in ways}
     assert len(ways) == 5
+
+
+def test_what_was_stored_and_not_recorded_is_on_record_after_the_next_try(
+    source: Source, home: Path
+) -> None:
+    settings = FleetSettings(home=home, database_timeout_s=0.05)
+    with Fleet(settings) as fleet, FleetDatabase(home / "fleet.db") as other:
+        with other.writing(), pytest.raises(DatabaseUnavailable):
+            fleet.publish(source("1"))
+        assert not fleet.publish(source("1")).new
+        with fleet.database.reading() as ledger:
+            assert [each.what for each in ledger.audit()] == ["model.publish"]
+        fleet.publish(source("1"))
+        with fleet.database.reading() as ledger:
+            assert len(list(ledger.audit())) == 1
 
 
 def test_publishing_twice_changes_nothing(say: Say, source: Source) -> None:

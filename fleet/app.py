@@ -32,9 +32,10 @@ from fleet.adapters.trust_home import Signature, TrustHome, passphrase_from
 from fleet.core.declared import DeclaredRollout
 from fleet.core.delta_bases import delta_bases
 from fleet.core.devices import Device
+from fleet.core.fleetwide import relevant
 from fleet.core.following import Now
 from fleet.core.plan import Plan
-from fleet.core.rollouts import LIVE
+from fleet.core.rollouts import GONE_BACK, LIVE
 from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
 from fleet.loops.renewal import Renewal
@@ -174,15 +175,15 @@ class Fleet:
         )
 
     def _ways_back_in_use(self, model: str) -> frozenset[int]:
-        """The epochs that rollouts on their way would send agents back in."""
+        """The epochs that rollouts send agents back in, also those not heard of yet."""
         with self.database.reading() as ledger:
             states = ledger.rollout_states()
             return frozenset(
                 each.way_back.epoch
-                for each in ledger.rollouts()
+                for each in relevant(ledger.rollouts(), states)
                 if each.model == model
                 and each.way_back is not None
-                and states[each.generation] in LIVE
+                and states[each.generation] in LIVE | GONE_BACK
             )
 
     def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:

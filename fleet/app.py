@@ -32,8 +32,10 @@ from fleet.adapters.trust_home import Signature, TrustHome, passphrase_from
 from fleet.core.declared import DeclaredRollout
 from fleet.core.delta_bases import delta_bases
 from fleet.core.devices import Device
+from fleet.core.fleetwide import relevant
 from fleet.core.following import Now
 from fleet.core.plan import Plan
+from fleet.core.rollouts import GONE_BACK, LIVE
 from fleet.loops.conductor import Conductor
 from fleet.loops.inventory import Inventory
 from fleet.loops.renewal import Renewal
@@ -112,12 +114,16 @@ class Fleet:
             OSError: the disk is full, or a folder cannot be written.
         """
         publication = self.registry.publish(
-            source_dir, lambda model: back_to or self._served(model)
+            source_dir,
+            lambda model: back_to or self._served(model),
+            self._ways_back_in_use,
         )
         seal = publication.seal
         with self.database.writing() as ledger:
+            known = {(each.model, each.version) for each in ledger.versions()}
             self._keep_versions(ledger, [seal], signed=publication.signed)
-            if publication.new:
+            # Also what an earlier try has stored and could not record.
+            if publication.new or (seal.name, seal.version) not in known:
                 ledger.record(
                     self.who,
                     "model.publish",
@@ -149,14 +155,36 @@ class Fleet:
         return [digests[each] for each in bases]
 
     def _served(self, model: str) -> str | None:
-        """The signed version that most agents serve."""
-        signed = {each.version for each in self.registry.signed_versions(model)}
+        """The signed version that most agents serve; the newest of those alike.
+
+        Those that are heard, if any are: what is gone for good must not decide.
+        """
+        signed = {each.version: each for each in self.registry.signed_versions(model)}
+        now = self.now()
         with self.database.reading() as ledger:
-            slots = [device.slot(model) for device in ledger.devices().values()]
+            devices = list(ledger.devices().values())
+        there = [each for each in devices if now.heard(each)] or devices
+        slots = [device.slot(model) for device in there]
         serving = Counter(
             slot.active for slot in slots if slot is not None and slot.active in signed
         )
-        return max(serving, key=lambda each: serving[each], default=None)
+        return max(
+            serving,
+            key=lambda each: (serving[each], signed[each].epoch),
+            default=None,
+        )
+
+    def _ways_back_in_use(self, model: str) -> frozenset[int]:
+        """The epochs that rollouts send agents back in, also those not heard of yet."""
+        with self.database.reading() as ledger:
+            states = ledger.rollout_states()
+            return frozenset(
+                each.way_back.epoch
+                for each in relevant(ledger.rollouts(), states)
+                if each.model == model
+                and each.way_back is not None
+                and states[each.generation] in LIVE | GONE_BACK
+            )
 
     def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
         """Draft and sign a version of the pool's models where it lies.

@@ -8,7 +8,7 @@ timestamp over it, and agents see it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
@@ -166,12 +166,18 @@ class Repository:
             self._draft(roles.ROOT, Metadata(made))
             self._draft(roles.TARGETS, Metadata(Targets()))
 
-    def draft_seals(self, model: str, seals: Sequence[tuple[Seal, bool]]) -> None:
+    def draft_seals(
+        self,
+        model: str,
+        seals: Sequence[tuple[Seal, bool]],
+        in_use: Collection[int] = (),
+    ) -> None:
         """Draft that these seals of a model are to be signed.
 
         Args:
             model: whose.
             seals: each, and whether it is a way back: of those only some are kept.
+            in_use: epochs of ways back that are kept, however old.
 
         Raises:
             OSError: the registry cannot be written.
@@ -183,7 +189,7 @@ class Repository:
             )
             for seal, back in seals
         }
-        self._draft_targets(model, files)
+        self._draft_targets(model, files, in_use)
 
     def draft_folder(self, model: str, version: str, seal: bytes) -> None:
         """Draft that the seal of a folder of the cloud's models is to be signed."""
@@ -268,7 +274,10 @@ class Repository:
             self._draft(role, self._edit(role))
 
     def _draft_targets(
-        self, model: str, files: Mapping[str, tuple[bytes, bool]]
+        self,
+        model: str,
+        files: Mapping[str, tuple[bytes, bool]],
+        in_use: Collection[int] | None = None,
     ) -> None:
         role = roles.model_role(model)
         with self.drafts.alone():
@@ -293,7 +302,8 @@ class Repository:
                     {"custom": {"back": True}} if back else None,
                 )
             _keep_last_epoch(metadata.signed)
-            _drop_old_ways_back(metadata.signed)
+            if in_use is not None:
+                _drop_old_ways_back(metadata.signed, in_use)
             self._draft(role, metadata)
 
     def _delegate(self, targets: Targets, model: str) -> None:
@@ -381,7 +391,8 @@ def _key_that_goes(root: Root, role: str, old_key_id: str | None) -> str:
     return old_key_id
 
 
-def _drop_old_ways_back(targets: Targets) -> None:
+def _drop_old_ways_back(targets: Targets, in_use: Collection[int]) -> None:
     ways = [each for each in named(targets.targets) if each.back]
     for each in ways[:-KEEP_WAYS_BACK]:
-        del targets.targets[each.target]
+        if each.epoch not in in_use:
+            del targets.targets[each.target]

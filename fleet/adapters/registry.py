@@ -6,7 +6,7 @@ Every call blocks.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -82,7 +82,10 @@ class Registry:
         return self._trust.repository
 
     def publish(
-        self, source_dir: Path, back_to: Callable[[str], str | None] = lambda _: None
+        self,
+        source_dir: Path,
+        back_to: Callable[[str], str | None] = lambda _: None,
+        in_use: Callable[[str], Collection[int]] = lambda _: (),
     ) -> Publication:
         """Pack, seal and store the bundle in `source_dir`; draft it, and sign.
 
@@ -90,6 +93,7 @@ class Registry:
             source_dir: the bundle's folder.
             back_to: names the version of a model that an automatic way back leads
                 to; for None it is the one that was published before.
+            in_use: names the epochs of a model's ways back that rollouts may take.
 
         Raises:
             BundleRejected: the folder is no bundle.
@@ -106,9 +110,12 @@ class Registry:
             manifest = pack(source_dir, packed)
             made = make_seal(packed, manifest.name, manifest.version)
             made = made.model_copy(update={"requires": manifest.requires})
-            return self._publish(packed, made, back_to(made.name))
+            name = made.name
+            return self._publish(packed, made, back_to(name), in_use(name))
 
-    def _publish(self, packed: Path, made: Seal, back_to: str | None) -> Publication:
+    def _publish(
+        self, packed: Path, made: Seal, back_to: str | None, in_use: Collection[int]
+    ) -> Publication:
         with self._trust.alone():
             before = self._find(made.name, made.version)
             if before is not None and before.sha256 != made.sha256:
@@ -121,7 +128,7 @@ class Registry:
             self._tree.write_copy(layout.blob(made.sha256), packed)
             way_back = None
             if before is None:
-                made, way_back = self._draft(made, back_to)
+                made, way_back = self._draft(made, back_to, in_use)
             else:
                 made = before
             signature = self._trust.sign()
@@ -249,7 +256,9 @@ class Registry:
         """
         self._tree.delete(layout.desired(agent))
 
-    def _draft(self, made: Seal, back_to: str | None) -> tuple[Seal, WayBack | None]:
+    def _draft(
+        self, made: Seal, back_to: str | None, in_use: Collection[int]
+    ) -> tuple[Seal, WayBack | None]:
         back = self._way_back(made.name, back_to)
         epochs = next_epochs(
             self._repository.last_epoch(made.name), way_back=back is not None
@@ -261,7 +270,7 @@ class Registry:
             seal = self._repository.seal(back)
             seals.append((seal.model_copy(update={"epoch": epochs.way_back}), True))
             way_back = WayBack(back.version, epochs.way_back)
-        self._repository.draft_seals(made.name, seals)
+        self._repository.draft_seals(made.name, seals, in_use)
         return made, way_back
 
     def _way_back(self, model: str, version: str | None) -> Named | None:

@@ -13,6 +13,7 @@ from fleet.cli import terminal
 from fleet.cli.sights import device_document, document, lines
 from fleet.cli.terminal import AsJson, Home
 from fleet.core.labelling import is_change, read_labelling
+from fleet.loops.conducting import write_desired
 from fleet.operator.labels import chosen, label
 from fleet.operator.retiring import readmit, retire
 from fleet.operator.sight import see
@@ -172,6 +173,8 @@ def retire_agents(
         now_ms = fleet.clock.wall_ms()
         if undo:
             readmit(fleet.database, agents, who=fleet.who, now_ms=now_ms)
+            # What rollouts had told it before is desired of it again.
+            write_desired(fleet.database, fleet.registry, agents)
         else:
             retire(
                 fleet.database,

@@ -216,6 +216,10 @@ class _Look:
             return False
         unsure = self._unsure()
         why = [f"{each.kind.value}: {each.reason}" for each in unsure]
+        late = len(self._counted())
+        if late and not self._answered():
+            # Others wait for them, perhaps for ever: a person can let them go on.
+            why.append(f"none of {late} agents has come to an end within its lease")
         missing = self._missing()
         if missing:
             why.append(f"{missing} agents more belong to this wave and are away")
@@ -282,7 +286,7 @@ class _Look:
         """Whether nobody of the wave is still to be told or to be waited for."""
         if any(self._at(agent) in MOVING for agent in self.told):
             return False
-        if not any(self._at(agent) in SUCCEEDED | FAILED_AGENT for agent in self.told):
+        if not self._answered() and (self._last() or not self._counted()):
             # Nothing has happened yet, so nothing can be said; unless nobody serves
             # any version that a shadow could run beside.
             return shadow and not self.told and any(map(self._here, self.eligible))
@@ -291,6 +295,9 @@ class _Look:
         return not any(
             self._can_be_told(agent, shadow=shadow) for agent in self.eligible
         )
+
+    def _answered(self) -> bool:
+        return any(self._at(agent) in SUCCEEDED | FAILED_AGENT for agent in self.told)
 
     def _failed(self) -> list[str]:
         return [each for each in self.told if self._at(each) in FAILED_AGENT]

@@ -31,6 +31,8 @@ from cascade.tails import at_most
 
 STEPS: Final = 30
 LEAST: Final = 1e-300
+# A limit of 0 names no width at which an interval could be tightest.
+NARROWEST: Final = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ def _around(
     value: float, spread: float, miss: float, scale: float, sample: int
 ) -> Estimate:
     """Robbins' normal mixture around a value of variance `spread`."""
-    information, prior = 1 / spread, 1 / scale**2
+    information, prior = 1 / spread, 1 / max(scale, NARROWEST) ** 2
     grown = information + prior
     half = math.sqrt(grown * math.log(grown / (prior * miss * miss))) / information
     return Estimate(value, value - half, value + half, sample)

@@ -215,7 +215,7 @@ def _why_not(rollout: Rollout, device: Device, needs: Needs) -> str | None:
     if slot is not None and slot.floor > rollout.epoch:
         return (
             f"it takes no epoch under {slot.floor}; this version is of {rollout.epoch}: "
-            "publish it anew"
+            "publish it under a new version"
         )
     if slot is not None and slot.active == rollout.version:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -126,17 +126,23 @@ def check_terms(terms: Terms) -> None:
         raise BadOrder("a rollout has at least one wave")
     if any(each.shadow for each in terms.waves[1:]):
         raise BadOrder("only the first wave can be a shadow")
-    kinds = [each.kind for each in terms.gates]
-    if len(kinds) != len(set(kinds)):
+    _check_gates(terms.gates)
+
+
+def _check_gates(gates: Collection[Gate]) -> None:
+    if len(gates) != len({each.kind for each in gates}):
         raise BadOrder("a gate is named twice")
+    if any(not 0 < each.false_alarm < 1 for each in gates):
+        raise BadOrder("a gate's false alarm is a chance above 0% and under 100%")
 
 
 def epochs_for(version: str, signed: Iterable[Signed]) -> tuple[int, WayBack | None]:
     """The epoch to desire a version in, and the way back that was signed with it.
 
     A publish takes an epoch, and signs a version to go back to for the epoch after it.
-    So the newest version has a way back; what that leads to is desired in its later
-    epoch; any other has only its own, which agents that went on refuse.
+    So a version has a way back while that is signed; what the newest one leads to is
+    desired in its later epoch; any other has only its own, which agents that went on
+    refuse.
 
     Args:
         version: to be rolled out.
@@ -150,4 +156,8 @@ def epochs_for(version: str, signed: Iterable[Signed]) -> tuple[int, WayBack | N
         return newest.epoch, newest.way_back
     if newest.way_back is not None and newest.way_back.version == version:
         return newest.way_back.epoch, None
-    return next((each.epoch for each in by_epoch if each.version == version), 0), None
+    # Also when a newer one was published since: who takes this one has not gone on.
+    return next(
+        ((each.epoch, each.way_back) for each in by_epoch if each.version == version),
+        (0, None),
+    )

@@ -12,6 +12,7 @@ unacknowledged until it can.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -109,7 +110,17 @@ class Inventory:
             return []
         for bad in envelope.bad:
             self._count_malformed(delivery.routing_key, bad.reason)
-        return [Said(agent or "", report) for report in envelope.items]
+        said: list[Said] = []
+        for report in envelope.items:
+            try:
+                # An endless number is none in JSON: PostgreSQL would never take it, and
+                # this report and all behind it would be tried for ever.
+                json.dumps(report.model_dump(), allow_nan=False)
+            except ValueError:
+                self._count_malformed(delivery.routing_key, "a number in it is endless")
+            else:
+                said.append(Said(agent or "", report))
+        return said
 
     def _count_malformed(self, routing_key: str, reason: str) -> None:
         self.malformed += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet.adapters.registry import Registry
 from fleet.adapters.state.database import FleetDatabase
@@ -126,7 +126,7 @@ class Rollouts:
             said = {"model": model, "version": version, "epoch": rollout.epoch}
             ledger.keep_event(rollout.generation, "start", said, at_ms=at_ms)
             ledger.record(self._by, "rollout.start", name, said, at_ms=at_ms)
-        looked = look(self._database, self._now())
+        looked = look(self._database, _just_come(self._now()))
         changed = write_desired(
             self._database, self._registry, looked.agents, written=written
         )
@@ -236,7 +236,7 @@ class Rollouts:
                 )
         except WrongMove as error:
             raise BadOrder(str(error)) from error
-        looked = look(self._database, now)
+        looked = look(self._database, _just_come(now))
         return write_desired(self._database, self._registry, agents | looked.agents)
 
     def _check_version(self, model: str, version: str) -> None:
@@ -263,6 +263,16 @@ class Rollouts:
             by=self._by,
         )
         return rollout_on(terms, ordered, self._registry.signed_versions(model))
+
+
+def _just_come(now: Now) -> Now:
+    """The time, for a look by somebody who has heard nobody so far.
+
+    Only the daemon knows since when agents can be heard: after an outage of its own or
+    of RabbitMQ a command must not blame them for it. So no lease runs out here, and no
+    wave has soaked; the daemon looks again at once.
+    """
+    return replace(now, listening_since_ms=now.now_ms)
 
 
 def _needs(ledger: Ledger) -> Mapping[tuple[str, str], Needs]:

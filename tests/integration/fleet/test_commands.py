@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from bundle.seal import read_seal, verify_packed
 from bundle.source import NotThere
 from bundle.trust.client import look
 from fleet.__main__ import app
-from fleet.adapters.state.database import FleetDatabase
+from fleet.adapters.state.database import DatabaseUnavailable, FleetDatabase
 from fleet.app import Fleet, run_daemon
 from fleet.core.devices import observe
 from fleet.core.rollouts import Rollout
@@ -163,6 +164,59 @@ def test_a_publish_offers_deltas_from_what_agents_serve(
     # The same again makes nothing new.
     say("model", "publish", source("2"))
     assert [each.path for each in tree.list(layout.DELTAS)] == [path]
+
+
+def test_the_way_back_is_what_most_agents_serve_that_are_there(
+    say: Say, source: Source, home: Path
+) -> None:
+    for version in ("1", "2"):
+        say("model", "publish", source(version))
+    report(home, "agent-1", slot("1"))
+    report(home, "agent-2", slot("2"))
+    # As many serve the one as the other: then it is the newer.
+    third = json.loads(say("model", "publish", source("3"), "--json").stdout)
+    assert third["way_back"]["version"] == "2"
+    # Two that are gone for good have no say.
+    report(home, "agent-0", slot("1"))
+    with FleetDatabase(home / "fleet.db") as database, database.writing() as ledger:
+        for each in (ledger.devices()["agent-0"], ledger.devices()["agent-1"]):
+            ledger.keep_device(replace(each, last_seen_ms=each.last_seen_ms - 10**6))
+    fourth = json.loads(say("model", "publish", source("4"), "--json").stdout)
+    assert fourth["way_back"]["version"] == "2"
+
+
+def test_the_way_back_of_a_rollout_on_its_way_stays_signed_whatever_is_published(
+    say: Say, source: Source, home: Path
+) -> None:
+    for version in ("1", "2"):
+        say("model", "publish", source(version))
+    report(home, "agent-1", slot("1"))
+    assert say("rollout", "start", "fashion", "2").exit_code == 0
+    with Fleet(FleetSettings(home=home)) as fleet:
+        (begun,) = fleet.rollouts.progress()
+        back = begun.rollout.way_back
+        assert back is not None
+        for number in range(3, 9):
+            fleet.publish(source(str(number)))
+        names = fleet.trust.repository.names("fashion", drafted=False)
+    ways = [each for each in names if each.back]
+    assert (back.version, back.epoch) in {(each.version, each.epoch) for each in ways}
+    assert len(ways) == 5
+
+
+def test_what_was_stored_and_not_recorded_is_on_record_after_the_next_try(
+    source: Source, home: Path
+) -> None:
+    settings = FleetSettings(home=home, database_timeout_s=0.05)
+    with Fleet(settings) as fleet, FleetDatabase(home / "fleet.db") as other:
+        with other.writing(), pytest.raises(DatabaseUnavailable):
+            fleet.publish(source("1"))
+        assert not fleet.publish(source("1")).new
+        with fleet.database.reading() as ledger:
+            assert [each.what for each in ledger.audit()] == ["model.publish"]
+        fleet.publish(source("1"))
+        with fleet.database.reading() as ledger:
+            assert len(list(ledger.audit())) == 1
 
 
 def test_publishing_twice_changes_nothing(say: Say, source: Source) -> None:

@@ -34,6 +34,7 @@ from fleet.core.rollouts import (
 )
 from fleet.loops.conducting import look
 from fleet.loops.conductor import Conductor
+from fleet.operator.rollouts import Rollouts
 from lifecycle.clock import FakeClock
 from tests.waiting import until
 
@@ -234,6 +235,23 @@ async def test_no_agent_is_blamed_for_an_hour_in_which_nobody_was_heard(
     conductor.heard(AGENTS)
     await conductor.look()
     assert len(home.course(one).told) == len(AGENTS)
+
+
+def test_a_command_after_an_outage_blames_nobody_and_sends_nobody_back(
+    home: Home,
+) -> None:
+    home.reports(*AGENTS)
+    waves = (Wave(count=10, soak_s=60), Wave())
+    one = home.start(waves=waves, gates=(SUCCESS,), way_back=WayBack("1", 9))
+    home.conductor().heal()
+    home.clock.advance(3600)  # the daemon is away for so long
+    operator = Rollouts(
+        home.database, home.registry, lambda: Now(home.clock.wall_ms()), "alice@desk"
+    )
+    operator.pause(one.generation)
+    operator.resume(one.generation)
+    assert home.course(one).state is RolloutState.RUNNING
+    assert len(home.course(one).told) == 10
 
 
 async def test_a_thousand_reports_are_few_looks(home: Home) -> None:

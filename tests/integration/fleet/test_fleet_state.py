@@ -158,6 +158,8 @@ def test_an_agent_from_its_first_report_to_its_retirement(
     )
 
     ok(say("device", "retire", "--undo", "a"))
+    # What it was told before it is told again: it may come back empty.
+    assert desired("a") == ["1"]
     report("a")
     ok(say("rollout", "start", "fashion", "1"))
     assert desired("a") == ["1"]

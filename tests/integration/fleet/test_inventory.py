@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from broker.backoff import Backoff
 from broker.codec import decode, encode, seal_envelope
-from broker.messages import Desired, Report, SlotReport
+from broker.messages import Desired, HealthReport, Report, SlotReport
 from bundle import layout
 from bundle.folder_tree import FolderTree
 from bundle.source import NotThere
@@ -199,6 +199,24 @@ async def test_what_is_no_report_is_counted_acknowledged_and_harms_no_neighbour(
     await deliver(inventory, bad, good)
     assert (bad.acked, good.acked, inventory.malformed) == (1, 1, 1)
     assert list(home.devices()) == ["good"]
+
+
+async def test_a_report_with_an_endless_number_is_not_kept_and_holds_nobody_up(
+    home: Home,
+) -> None:
+    inventory = home.inventory()
+    endless = HealthReport(p50_ms=float("inf"))
+    bad = Report(
+        agent="a", at_ms=1, slots=[SlotReport(model="fashion", health=endless)]
+    )
+    letters = [Letter(encode(bad)), Letter(encode(Report(agent="b", at_ms=1)), "b")]
+    async with running(inventory):
+        for letter in letters:
+            await inventory.take(letter)
+        await inventory.settled()
+    assert [each.acked for each in letters] == [1, 1]
+    assert set(home.devices()) == {"b"}
+    assert inventory.malformed == 1
 
 
 async def test_a_good_report_beside_a_bad_one_counts(home: Home) -> None:

@@ -270,3 +270,16 @@ def test_a_shadow_is_heard_in_its_wave() -> None:
 
 def test_every_gate_has_words_and_a_default() -> None:
     assert set(SAYS) == set(GateKind) == {each.kind for each in DEFAULT_GATES}
+
+
+@pytest.mark.parametrize(
+    "kind", [GateKind.ERRORS, GateKind.AGREEMENT, GateKind.SPILL], ids=str
+)
+def test_a_limit_of_nothing_at_all_is_judged_as_any_other(kind: GateKind) -> None:
+    strict = replace(GATES[kind], limit=0.0, enough=0.0)
+    health = BEFORE.model_dump()
+    none = verdict(kind, [AgentState.UPDATED], health, strict)
+    assert none.decision is Decision.INCONCLUSIVE
+    bad = {"errors": 1000, "spilled": 9000, "agreed": 0, "chosen_agreed": 0}
+    harmed = verdict(kind, [AgentState.UPDATED] * 3, {**health, **bad}, strict)
+    assert harmed.decision is Decision.FAIL

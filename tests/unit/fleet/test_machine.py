@@ -435,3 +435,26 @@ def test_every_live_state_has_a_way_out_and_the_ended_ones_go_nowhere_new() -> N
         assert any(was is each for was, _ in NEXT)
     for each in (R.ROLLED_BACK, R.SUPERSEDED):
         assert not any(was is each for was, _ in NEXT)
+
+
+@pytest.mark.parametrize("gates", [(), (SUCCESS,)], ids=["no gate", "a gate"])
+def test_when_all_of_a_wave_are_late_a_person_is_asked_and_may_go_on(
+    gates: tuple[Gate, ...],
+) -> None:
+    def unproved(desired: DesiredModel) -> SlotReport:
+        said = served(desired)
+        return said.model_copy(update={"state": "probation"})
+
+    fleet = Small(TEN)
+    one = fleet.start(
+        waves=(Wave(count=1), Wave()), gates=gates, lease_s=60, patience_s=3600
+    )
+    fleet.run(answer=unproved, every_s=60, looks=50)
+    assert state(fleet, one) is R.RUNNING
+    assert len(fleet.told(one)) == 1
+    fleet.run(answer=unproved, every_s=60, looks=20)
+    assert state(fleet, one) is R.AWAITING_APPROVAL
+    assert "none of 1 agents" in (fleet.course(one).reason or "")
+    fleet.do(one, Event.APPROVE)
+    fleet.look()
+    assert fleet.told(one) == set(TEN)

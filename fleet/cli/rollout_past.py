@@ -114,6 +114,7 @@ def table(seen: Sequence[Outlook]) -> Table:
 
 def _rollouts(found: Sequence[History]) -> Table:
     shown = Table("rollout", "started", "by", "model", "waves", "state", "because")
+    shown.columns[5].no_wrap = True
     for each in found:
         new, last = each.rollout, each.events[-1:] or ()
         shown.add_row(

@@ -64,8 +64,9 @@ DEVICE_RATE: Final = 34.0
 CLOUD_WINDOW: Final = 64
 # Of the devices' requests before and during the overload.
 DEADLINE_S: Final = 2.0
-# A minute is short: what takes agents a day to know, they are to know at its end.
-AUDIT_SHARE: Final = 0.1
+# A minute is short: what takes agents a day to know, they are to know at its end, and a
+# gate compares what they knew of the version before.
+AUDIT_SHARE: Final = 0.3
 EMPTY_WITHIN_S: Final = 20.0
 LOOK_EVERY_S: Final = 0.25
 ASK_EVERY_S: Final = 0.5

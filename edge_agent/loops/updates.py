@@ -186,6 +186,10 @@ class Updates:
             await self._shadows.start(stored)
         except (BundleRejected, OSError) as error:
             log.warning("shadow_not_restored", model=slots.model, reason=str(error))
+            why = f"its shadow cannot be started again: {error}"
+            self._slots.put(
+                slots.waiting(why, version, slots.generation, slots.staged_epoch)
+            )
 
     async def _wait(self) -> None:
         every_s = self._settings.poll_every_s * self._rng.uniform(0.8, 1.2)

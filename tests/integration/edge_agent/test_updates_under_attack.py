@@ -208,3 +208,21 @@ async def test_what_was_pulled_of_a_version_that_is_wanted_no_more_goes(
         await agent.gets(want("2", 2, 1))
         await agent.serves("2")
         assert agent.parts() == []
+
+
+async def test_a_shadow_that_was_damaged_while_the_agent_was_off_comes_again(
+    agent: Agent, registry: Registry
+) -> None:
+    registry.publish("1")
+    registry.publish("2", 1, data=b"another")
+    async with running(agent):
+        await agent.gets(want("1", 1))
+        await agent.serves("1")
+        await agent.gets(want("2", 2, 1, shadow=True))
+        await agent.until_state(State.SHADOW)
+    (agent.root / "models" / MODEL / "2" / "m.tflite").write_bytes(b"rotted")
+    after = Agent(agent.root, registry)
+    async with running(after):
+        after.updates.look_now()
+        await until(lambda: after.shadows.running == {MODEL: "2"}, 5)
+        assert after.is_in(State.SHADOW)

@@ -120,7 +120,12 @@ def _breaks_down(rollout: Rollout, slot: SlotReport) -> bool:
 
 
 def _of_success(gate: Gate, seen: Seen) -> Verdict:
-    return _of_agents(gate, seen, FAILED_AGENT)
+    found = _of_agents(gate, seen, FAILED_AGENT)
+    if found.final and {AgentState.RETURNED}.issuperset(seen.states.values()):
+        # Each proved by intervals of its own that the version is worse.
+        reason = f"{found.reason}, each by its own probation"
+        return replace(found, decision=Decision.FAIL, reason=reason, final=False)
+    return found
 
 
 def _of_silence(gate: Gate, seen: Seen) -> Verdict:

@@ -86,6 +86,9 @@ OK, BAD, ON, LATE = S.UPDATED, S.REFUSED, S.PULLING, S.LATE
         ([LATE] * 5, Decision.INCONCLUSIVE, False),
         # One agent that fails is no proof of anything.
         ([BAD], Decision.INCONCLUSIVE, True),
+        # One that came back from its probation has proved it by itself.
+        ([S.RETURNED], Decision.FAIL, False),
+        ([S.RETURNED, BAD], Decision.INCONCLUSIVE, True),
         ([OK] * 990 + [BAD] * 10, Decision.PASS, False),
         ([OK] * 700 + [BAD] * 300, Decision.FAIL, False),
     ],

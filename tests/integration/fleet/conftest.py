@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from fleet.__main__ import app
@@ -32,3 +34,17 @@ def trusted_home(_dev_home: Path) -> MakeHome:
         return home
 
     return make
+
+
+@pytest.fixture
+def logs_apart() -> Iterator[None]:
+    """What the daemon logs is not mixed with what commands print, for one test.
+
+    No logger remembers it: other tests look at what is logged.
+    """
+    structlog.configure(
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    yield
+    structlog.reset_defaults()

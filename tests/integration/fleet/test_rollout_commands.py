@@ -21,7 +21,6 @@ from broker.topology import TELEMETRY_QUEUE
 from fleet.__main__ import app
 from fleet.app import Fleet, run_daemon
 from fleet.settings import FleetSettings
-from lifecycle.logs import configure_logs
 from tests.integration.fleet.obedient import ILL, WELL, Obedient, obeying
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
@@ -33,6 +32,7 @@ AT_ONCE = ("--waves", "all", "--probation", "0s", "--wait", "20")
 
 @pytest.fixture
 async def settings(
+    logs_apart: None,
     rabbit: Node,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -41,8 +41,6 @@ async def settings(
     async with await aio_pika.connect(rabbit.amqp_url("admin")) as connection:
         queue = await (await connection.channel()).get_queue(TELEMETRY_QUEUE)
         await queue.purge()
-    # The daemon's log and the commands' results are not to be mixed.
-    configure_logs("error")
     monkeypatch.setenv("OVERSPILL_FLEET_HOME", str(trusted_home(tmp_path / "home")))
     monkeypatch.setenv("OVERSPILL_FLEET_AMQP_URL", rabbit.amqp_url("fleet"))
     return FleetSettings()

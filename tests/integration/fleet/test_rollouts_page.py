@@ -19,7 +19,6 @@ from fleet.app import Fleet, run_daemon
 from fleet.core.amounts import percent
 from fleet.core.gates import DEFAULT_GATES, Unsure
 from fleet.settings import FleetSettings
-from lifecycle.logs import configure_logs
 from tests.integration.fleet.obedient import Obedient, obeying
 from tests.waiting import until
 
@@ -51,6 +50,7 @@ async def type_in(line: str) -> str:
 
 @pytest.fixture
 async def settings(
+    logs_apart: None,
     rabbit: Node,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -60,7 +60,6 @@ async def settings(
     async with await aio_pika.connect(rabbit.amqp_url("admin")) as connection:
         queue = await (await connection.channel()).get_queue(TELEMETRY_QUEUE)
         await queue.purge()
-    configure_logs("error")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OVERSPILL_FLEET_HOME", str(trusted_home(tmp_path / "home")))
     monkeypatch.setenv("OVERSPILL_FLEET_AMQP_URL", rabbit.amqp_url("fleet"))

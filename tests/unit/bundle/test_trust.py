@@ -115,9 +115,15 @@ def test_a_look_tells_the_gravest_refusal_and_silence_only_when_nobody_spoke() -
     with pytest.raises(SourceUnavailable, match="mqtt: no link") as raised_:
         Look(None, None, [silent]).check(7.0)
     assert raised_.value.retry_after_s == 7.0
-    for refusal in (NotSigned, Stale, Untrusted):
+    for refusal in (Stale, Untrusted):
         with pytest.raises(refusal, match="https: no"):
             Look(None, None, [silent, Failure("https", "no", refusal)]).check()
+    # Whoever is silent may have what was signed since.
+    unsigned = Failure("https", "no", NotSigned)
+    with pytest.raises(SourceUnavailable, match="https: no"):
+        Look(None, None, [silent, unsigned]).check()
+    with pytest.raises(NotSigned, match="https: no"):
+        Look(None, None, [unsigned]).check()
 
 
 def test_what_an_agent_imports_of_trust_brings_no_cryptography() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,8 @@ async def test_every_command_of_the_page_does_what_it_says(
             stop.set()
     assert "for 4 agents" in said["overspill rollout plan fashion 2"]
     assert "done" in said["overspill rollout watch"]
-    assert "rolled back" in said["overspill rollout history"]
+    # The last agents may still be on their way back.
+    assert re.search("roll(ed|ing) back", said["overspill rollout history"])
     assert "3 labels changed, 2 rollouts begun" in said["overspill apply fleet.yaml"]
     assert "the fleet is as declared" in said["overspill diff fleet.yaml"]
     assert json.loads(said["overspill apply --schema"])["properties"].keys() == {

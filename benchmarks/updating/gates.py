@@ -13,8 +13,10 @@ fleet's gates alone that must find it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any, Final
 
 import numpy as np
@@ -53,6 +55,7 @@ BAD_ROLLOUTS: Final = 20
 MOST_EXPOSED: Final = 10
 MOST_PAUSED: Final = 5
 OF_BEFORE: Final = SlotReport(model=MODEL, active=OLD)
+NO_HEALTH: Final = HealthReport()
 ENDED: Final = frozenset(
     {
         RolloutState.DONE,
@@ -230,15 +233,18 @@ class Agents:
         pulled: int = 0,
     ) -> SlotReport:
         new = active == NEW
-        return SlotReport.model_construct(
-            model=MODEL,
-            active=active,
-            state=state,
-            generation=generation,
-            reason=reason,
-            pulled_bytes=pulled,
-            health=self._report(self.counts, at, self.version.slower) if new else None,
-            before=self._before(at) if new else None,
+        return OF_BEFORE.model_copy(
+            update={
+                "active": active,
+                "state": state,
+                "generation": generation,
+                "reason": reason,
+                "pulled_bytes": pulled,
+                "health": self._report(self.counts, at, self.version.slower)
+                if new
+                else None,
+                "before": self._before(at) if new else None,
+            }
         )
 
     def _before(self, at: int) -> HealthReport:
@@ -249,9 +255,11 @@ class Agents:
     def _report(
         self, counts: Mapping[str, Counts], at: int, slower: float
     ) -> HealthReport:
-        said = {key: int(each[at]) for key, each in counts.items()}
-        p50_ms = float(self.p50_ms[at]) * slower * (1 + 0.1 * float(self.rng.random()))
-        return HealthReport.model_construct(None, **said, p50_ms=p50_ms)
+        said: dict[str, float] = {key: int(each[at]) for key, each in counts.items()}
+        jitter = 1 + 0.1 * float(self.rng.random())
+        said["p50_ms"] = float(self.p50_ms[at]) * slower * jitter
+        # A hundred thousand a rollout: validating each would be most of the time.
+        return NO_HEALTH.model_copy(update=said)
 
 
 def roll_out(version: Version, seed: int, count: int = AGENTS) -> Came:
@@ -314,9 +322,20 @@ def measure(
         good: how many rollouts of versions that are as good or a little better.
         bad: how many of a version with shuffled labels; a quarter of other kinds.
     """
+    # Each rollout is a world of its own, so one runs on every core.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return _measure(pool, good, bad)
+
+
+def _measure(
+    pool: Executor, good: int, bad: int
+) -> tuple[dict[str, object], list[Limit]]:
     figures: dict[str, object] = {}
-    progress(f"{good} good rollouts to {AGENTS:,} agents")
-    passed = [roll_out(GOOD if each % 2 else BETTER, each) for each in range(good)]
+    passed = _came(
+        pool,
+        "good rollouts",
+        [(GOOD if each % 2 else BETTER, each) for each in range(good)],
+    )
     wrong = [each for each in passed if each.state is not RolloutState.DONE]
     figures["good rollouts"] = good
     figures["good: paused wrongly"] = len(wrong)
@@ -335,10 +354,10 @@ def measure(
         )
     ]
     for name, version in kinds.items():
-        progress(f"rollouts of a version: {name}")
         # Only the first has a limit; of the others a few show what to expect.
         tried = bad if version is SHUFFLED else max(1, bad // 4)
-        came = [roll_out(version, 1000 + each) for each in range(tried)]
+        seeds = range(1000, 1000 + tried)
+        came = _came(pool, f"rollouts of {name}", [(version, each) for each in seeds])
         exposed = max(each.exposed for each in came)
         figures[f"{name}: rolled back"] = sum(
             each.state is RolloutState.ROLLED_BACK for each in came
@@ -355,6 +374,19 @@ def measure(
                 Limit("bad version: agents not rolled back", left, 0),
             ]
     return figures, limits
+
+
+def _came(
+    pool: Executor, what: str, rollouts: Sequence[tuple[Version, int]]
+) -> list[Came]:
+    """How each of them ended, in their order; says how far it is."""
+    under_way = [pool.submit(roll_out, *each) for each in rollouts]
+    came: list[Came] = []
+    for each in under_way:
+        came.append(each.result())
+        if len(came) % 10 == 0 or len(came) == len(rollouts):
+            progress(f"{what}, {AGENTS:,} agents: {len(came)} of {len(rollouts)}")
+    return came
 
 
 def _hours(came: list[Came], share: float) -> float:

@@ -10,7 +10,9 @@ import argparse
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
+from multiprocessing import get_context
 from typing import TypeAlias
 
 from benchmarks import updating
@@ -31,8 +33,6 @@ def parts() -> list[str]:
 def main() -> int:
     """Measure, print, and fail when a limit does not hold or a part failed."""
     options = _arguments(parts())
-    # Standard output is for the figures.
-    configure_logs("warning")
     figures: dict[str, object] = {}
     limits: list[Limit] = []
     for name in options.only or parts():
@@ -47,14 +47,24 @@ def main() -> int:
 
 
 def _measure(name: str) -> Measured:
-    module = import_module(f"{updating.__name__}.{name}")
-    measure: Callable[[], Measured] = module.measure
+    # A process of its own, so that no part is warm, or large, from those before it.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        measured = apart.submit(_part, name)
     try:
-        return measure()
+        return measured.result()
     except Exception as error:  # noqa: BLE001 - one part must not hide the others
         why = f"{type(error).__name__}: {error}"
         progress(f"{name} failed: {why}")
         return {"failed": why}, [Limit("failures", 1, 0)]
+
+
+def _part(name: str) -> Measured:
+    # Standard output is for the figures.
+    configure_logs("warning")
+    measure: Callable[[], Measured] = import_module(
+        f"{updating.__name__}.{name}"
+    ).measure
+    return measure()
 
 
 def _arguments(known: Sequence[str]) -> argparse.Namespace:

@@ -18,14 +18,8 @@ from edge_agent.core.decisions import (
     Return,
     decide,
 )
-from edge_agent.core.slots import (
-    NEXT,
-    BadSlots,
-    Event,
-    Slots,
-    State,
-    WrongMove,
-)
+from edge_agent.core.slot_states import NEXT, Event, WrongMove
+from edge_agent.core.slots import BadSlots, Slots, State
 
 SERVING = Slots("fashion", active="2", previous="1", state=State.SWAPPED, generation=5)
 
@@ -88,6 +82,7 @@ def test_a_good_update_serves_and_keeps_the_version_before_it() -> None:
         generation=6,
         epoch=4,
         floor=4,
+        seen=4,
     )
 
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -41,30 +42,31 @@ class OwnThreads:
         Raises:
             RuntimeError: the system gives no more threads.
         """
+        return await asyncio.wrap_future(self._begin(call))
+
+    def _begin(self, call: Callable[[], T]) -> Future[T]:
+        said: Future[T] = Future()
+        said.set_running_or_notify_cancel()  # From now on it cannot be cancelled.
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def finish(result: T | None, error: BaseException | None) -> None:
-            self._room.release()
-            if done.done():
-                return  # given up
-            if error is None:
-                done.set_result(result)  # type: ignore[arg-type] # it is a T then
-            else:
-                done.set_exception(error)
-
-        def work() -> None:
-            result, error = None, None
-            try:
-                result = call()
-            except BaseException as caught:  # noqa: BLE001 - raised where it is awaited
-                error = caught
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(finish, result, error)
-
+        said.add_done_callback(lambda _: self._freed(loop))
         try:
-            threading.Thread(target=work, name=self._name, daemon=True).start()
+            threading.Thread(
+                target=_work, args=(said, call), name=self._name, daemon=True
+            ).start()
         except RuntimeError:
             self._room.release()
             raise
-        return await done
+        return said
+
+    def _freed(self, loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._room.release)
+
+
+def _work(said: Future[T], call: Callable[[], T]) -> None:
+    try:
+        said.set_result(call())
+    except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+        said.set_exception(error)
+        # Else the error would hold this frame, and the frame the error.
+        del said

@@ -133,17 +133,20 @@ async def test_a_way_back_that_cannot_be_written_down_does_not_serve_yet(
         assert agent.serving[BROKEN] == agent.book.of(BROKEN).active == "1"
 
 
-async def test_a_model_that_cannot_be_judged_holds_up_no_other_probation(
-    agent: Agent,
-) -> None:
-    swap = agent.probation._swap  # noqa: SLF001 - made to fail
+class Stubborn(Agent):
+    """It cannot put a version in service in place of the second of `broken`."""
 
-    async def fails_for_one(served: Served) -> None:
-        if served.manifest.name == BROKEN and agent.serving.get(BROKEN) == "2":
+    @override
+    async def swap(self, served: Served) -> None:
+        if served.manifest.name == BROKEN and self.serving.get(BROKEN) == "2":
             raise RuntimeError("a fault of ours")
-        await swap(served)
+        await super().swap(served)
 
-    agent.probation._swap = fails_for_one  # noqa: SLF001
+
+async def test_a_model_that_cannot_be_judged_holds_up_no_other_probation(
+    tmp_path: Path, registry: Registry
+) -> None:
+    agent = Stubborn(tmp_path / "agent", registry)
     async with running(agent):
         names = (BROKEN, MODEL)
         await agent.gets(*(want("1", 1, 1, model=name) for name in names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from edge_agent.core.slots import State
 from tests.updating import MODEL, Agent, Registry, running, want
@@ -130,16 +131,19 @@ async def test_a_way_back_that_can_be_read_again_is_taken(agent: Agent) -> None:
         assert agent.is_in(State.RETURNED)
 
 
+class NeverWithout(Agent):
+    """It is an error to take its model out of service."""
+
+    @override
+    async def remove(self, model: str) -> None:
+        raise AssertionError(f"{model} answers nobody")
+
+
 async def test_without_a_way_back_what_serves_unproved_serves_until_the_newer_one_does(
-    agent: Agent, registry: Registry
+    tmp_path: Path, registry: Registry
 ) -> None:
     registry.publish("3", 4, data=b"a third")
-    removed: list[str] = []
-
-    async def remove(model: str) -> None:
-        removed.append(model)
-
-    agent.probation._remove = remove  # noqa: SLF001 - only looked at
+    agent = NeverWithout(tmp_path / "agent", registry)
     async with running(agent):
         await second_on_probation(agent)
         damage(agent, "1")
@@ -147,12 +151,12 @@ async def test_without_a_way_back_what_serves_unproved_serves_until_the_newer_on
         slots = await agent.until_state(State.PROBATION, "3")
         assert (slots.previous, slots.floor) == ("2", 1)
     assert agent.swapped == ["1", "2", "3"]
-    assert removed == []
 
 
 async def test_the_first_version_of_all_serves_until_the_newer_one_does(
-    agent: Agent,
+    tmp_path: Path, registry: Registry
 ) -> None:
+    agent = NeverWithout(tmp_path / "agent", registry)
     async with running(agent):
         await agent.gets(want("1", 1, 1, policy=WATCHED))
         await agent.until_state(State.PROBATION, "1")

@@ -40,7 +40,8 @@ class Seal(BaseModel):
 
     Chunk `i` is the bytes `[i * chunk_bytes, (i + 1) * chunk_bytes)` of the packed
     file; the last may be shorter. `epoch` only ever grows for a model: to go back to an
-    earlier version is a new epoch of it.
+    earlier version is a new epoch of it. `way_back`: it was signed with the publish of
+    the epoch before, so that this can be taken back without the keys.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -50,6 +51,7 @@ class Seal(BaseModel):
     name: Name
     version: Version
     epoch: Annotated[StrictInt, Field(ge=0, le=2**53)] = 0
+    way_back: bool = False
     requires: Requires = Field(default_factory=Requires)
     size_bytes: Annotated[StrictInt, Field(ge=1, le=MAX_PACKED_BYTES)]
     sha256: Digest

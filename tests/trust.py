@@ -84,7 +84,8 @@ class FleetTrust:
         seals = [(seal, False)]
         if epochs.way_back is not None:
             before = self.repository.seal(own[-1])
-            seals.append((before.model_copy(update={"epoch": epochs.way_back}), True))
+            signed = {"epoch": epochs.way_back, "way_back": True}
+            seals.append((before.model_copy(update=signed), True))
         self.repository.draft_seals(model, seals)
         return seal
 

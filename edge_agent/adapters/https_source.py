@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 
 from bundle import layout
 from bundle.source import NotThere, Piece, SourceUnavailable
+from edge_agent.adapters.own_threads import OwnThreads
 
 READ_BYTES: Final = 64 * 1024
 MAX_RETRY_AFTER_S: Final = 3600.0
@@ -66,7 +67,7 @@ class HttpsSource:
         self._context = _context(ca_file) if parts.scheme == "https" else None
         self._timeout_s = timeout_s
         self._idle: list[http.client.HTTPConnection] = []
-        self._room = asyncio.Semaphore(connections)
+        self._threads = OwnThreads(connections, "https-source")
 
     async def read(self, path: str, offset: int, length: int) -> Piece:
         """At most `length` bytes of the file from `offset` on; fewer only at its end.
@@ -77,24 +78,32 @@ class HttpsSource:
         """
         if not layout.is_public(path):
             raise NotThere(f"{path} is not served over HTTPS")
-        async with self._room:
-            connection = self._idle.pop() if self._idle else self._new()
-            kept = False
-            try:
-                async with asyncio.timeout(self._timeout_s + 1.0):
-                    piece = await asyncio.to_thread(
-                        self._read, connection, path, offset, length
-                    )
-                kept = connection.sock is not None
-            except TimeoutError:
-                raise SourceUnavailable(self._too_slow()) from None
-            finally:
-                if kept:
-                    self._idle.append(connection)
-                else:
-                    # Also what a thread still waits for, when nobody waits for it.
-                    _end(connection)
-            return piece
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._threads.free()
+        except TimeoutError:
+            raise SourceUnavailable(
+                f"all connections to {self._host} wait for an answer"
+            ) from None
+        connection = self._idle.pop() if self._idle else self._new()
+        kept = False
+        try:
+            async with asyncio.timeout(self._timeout_s + 1.0):
+                piece = await self._threads.run(
+                    lambda: self._read(connection, path, offset, length)
+                )
+            kept = connection.sock is not None
+        except TimeoutError:
+            raise SourceUnavailable(self._too_slow()) from None
+        except RuntimeError as error:
+            raise SourceUnavailable(f"no thread to read with: {error}") from error
+        finally:
+            if kept:
+                self._idle.append(connection)
+            else:
+                # Also what a thread still waits for, when nobody waits for it.
+                _end(connection)
+        return piece
 
     def close(self) -> None:
         """Close what is kept open."""

@@ -129,5 +129,5 @@ def _on_probation(desired: DesiredModel, slots: Slots) -> Decision:
 def _below_floor(desired: DesiredModel, slots: Slots) -> str:
     return (
         f"{desired.model} {desired.version} is desired in epoch {desired.epoch}, but "
-        f"epoch {slots.floor} was committed here: publish it in a new epoch to go back"
+        f"nothing below epoch {slots.floor} is taken here any more: publish it under a new version"
     )

@@ -24,6 +24,8 @@ MIN_CHOSEN: Final = 50
 # Faster than this is fast enough, whatever the version before did.
 ENOUGH_MS: Final = 0.5
 MAX_STARTS: Final = 3
+# Nobody asks it so much: what has served for a day without harm is not waited for.
+LONGEST_S: Final = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,9 @@ def judge_probation(
 ) -> Watching | Commit | GiveUp:
     """What has come of a probation so far.
 
+    It ends: where too few requests come, a day without anything against the version
+    (or `probation_s`, if that is longer) stands for those that are missing.
+
     Args:
         policy: of this update.
         now: the books of the version on probation.
@@ -61,7 +66,8 @@ def judge_probation(
     ) or _latency(policy, now, before)
     if why is not None:
         return GiveUp(why)
-    if served_s >= policy.probation_s and now.requests >= policy.probation_requests:
+    asked_enough = now.requests >= policy.probation_requests or served_s >= LONGEST_S
+    if served_s >= policy.probation_s and asked_enough:
         return Commit()
     return Watching()
 

@@ -1,16 +1,15 @@
 """What an agent's slots hold of one model, and what to do about the desired version.
 
-The states are a table; an event that has no entry is an error. The active version
-serves in every state: a pull, a trial, a shadow and a refusal never touch it. A new
-version is active from its probation on, but nothing is settled before it is committed:
-until then the floor stays where it was and the version before is the way back.
+The states are a table (`slot_states`). The active version serves in every state: a
+pull, a trial, a shadow and a refusal never touch it. A new version is active from its
+probation on, but nothing is settled before it is committed: until then the floor stays
+where it was and the version before is the way back.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
-from enum import StrEnum
 from typing import Any, Final, Self
 
 from pydantic import ValidationError
@@ -25,77 +24,11 @@ from broker.messages import (
     SlotReport,
     UpdatePolicy,
 )
+from edge_agent.core.slot_states import Event, State, WrongMove, after
+
+__all__ = ["BadSlots", "Slots", "State"]
 
 MAX_REASON: Final = 1024
-
-
-class State(StrEnum):
-    """How far the last update has come; the words of `SlotReport.state`."""
-
-    IDLE = "idle"
-    WAITING = "waiting"
-    PULLING = "pulling"
-    TESTING = "testing"
-    SHADOW = "shadow"
-    PROBATION = "probation"
-    SWAPPED = "swapped"
-    RETURNED = "returned"
-    REFUSED = "refused"
-
-
-class Event(StrEnum):
-    """What can happen to an update."""
-
-    PULL = "pull"
-    WAIT = "wait"
-    PULLED = "pulled"
-    PASSED = "passed"
-    SHADOWED = "shadowed"
-    STARTED = "started"
-    COMMITTED = "committed"
-    RETURNED = "returned"
-    REFUSED = "refused"
-    WENT_BACK = "went_back"
-    ADOPTED = "adopted"
-    INTERRUPTED = "interrupted"
-
-
-# From where an update may begin, be put off or be refused; and a desired version that
-# is on the disk already be taken.
-_AT_REST: Final = (
-    State.IDLE,
-    State.WAITING,
-    State.SHADOW,
-    State.SWAPPED,
-    State.RETURNED,
-    State.REFUSED,
-)
-# A newer wish replaces a pull at once; a trial of seconds is waited for.
-_OPEN: Final = (*_AT_REST, State.PULLING)
-
-NEXT: Final[dict[tuple[State, Event], State]] = {
-    **{(state, Event.PULL): State.PULLING for state in _OPEN},
-    **{(state, Event.WAIT): State.WAITING for state in (*_OPEN, State.TESTING)},
-    **{(state, Event.REFUSED): State.REFUSED for state in (*_OPEN, State.TESTING)},
-    **{(state, Event.WENT_BACK): State.SWAPPED for state in (*_OPEN, State.PROBATION)},
-    **{(state, Event.ADOPTED): State.IDLE for state in _OPEN},
-    (State.SWAPPED, Event.ADOPTED): State.SWAPPED,
-    (State.PROBATION, Event.ADOPTED): State.PROBATION,
-    (State.PULLING, Event.PULLED): State.TESTING,
-    (State.TESTING, Event.PASSED): State.PROBATION,
-    (State.TESTING, Event.SHADOWED): State.SHADOW,
-    (State.PROBATION, Event.STARTED): State.PROBATION,
-    (State.PROBATION, Event.COMMITTED): State.SWAPPED,
-    (State.PROBATION, Event.RETURNED): State.RETURNED,
-    # A stop of the agent: pulls and trials are forgotten, all else goes on.
-    **{(state, Event.INTERRUPTED): state for state in (*_AT_REST, State.PROBATION)},
-    (State.PULLING, Event.INTERRUPTED): State.IDLE,
-    (State.TESTING, Event.INTERRUPTED): State.IDLE,
-}
-
-
-class WrongMove(RuntimeError):
-    """An event that cannot happen in this state: a fault of the program."""
 
 
 class BadSlots(ValueError):
@@ -118,7 +51,10 @@ class Slots:
         epoch: in which the active version was desired.
         previous_epoch: the same of the previous version.
         staged_epoch: the same of the staged one.
-        floor: the epoch that was committed last; nothing below it is taken.
+        floor: nothing below this epoch is taken: what was committed came in it.
+        floor_after: the floor once the version on probation is committed; None: its
+            epoch.
+        seen: the newest epoch of a publish that ever served here, proved or not.
         starts: how often a process has begun to serve the version on probation and
             was not seen to stop; 0 when nothing is on probation.
         policy: of the probation, so that it goes on over a restart without a link.
@@ -135,6 +71,8 @@ class Slots:
     previous_epoch: int = 0
     staged_epoch: int = 0
     floor: int = 0
+    floor_after: int | None = None
+    seen: int = 0
     starts: int = 0
     policy: UpdatePolicy | None = None
 
@@ -190,13 +128,23 @@ class Slots:
         """The staged version passed its trial and runs beside the active one."""
         return replace(self, state=self._after(Event.SHADOWED), reason=None)
 
-    def passed(self, policy: UpdatePolicy | None = None) -> Self:
-        """The staged version passed its trial: it serves, on probation."""
+    def passed(
+        self, policy: UpdatePolicy | None = None, *, way_back: bool = False
+    ) -> Self:
+        """The staged version passed its trial: it serves, on probation.
+
+        Args:
+            policy: of the probation.
+            way_back: its epoch was signed as the way back from the one before.
+        """
+        epoch = self.staged_epoch
         return replace(
             self,
             state=self._after(Event.PASSED),
             active=self.staged,
-            epoch=self.staged_epoch,
+            epoch=epoch,
+            floor_after=self._floor_by(epoch, way_back=way_back),
+            seen=self.seen if way_back else max(self.seen, epoch),
             previous=self.active,
             previous_epoch=self.epoch,
             staged=None,
@@ -223,26 +171,51 @@ class Slots:
         return replace(
             self,
             state=self._after(Event.COMMITTED),
-            floor=max(self.floor, self.epoch),
+            floor=max(
+                self.floor,
+                self.epoch if self.floor_after is None else self.floor_after,
+            ),
+            floor_after=None,
             starts=0,
             policy=None,
         )
 
-    def returned(self, reason: str) -> Self:
+    def returned(self, reason: str, *, to_none: bool = False) -> Self:
         """The version on probation failed it: the one before serves again, if any.
 
         The floor stays: nothing was committed, so this is no downgrade.
+
+        Args:
+            reason: for the operator, one sentence.
+            to_none: the one before cannot serve either.
         """
         return replace(
             self,
             state=self._after(Event.RETURNED),
-            active=self.previous,
-            epoch=self.previous_epoch,
+            active=None if to_none else self.previous,
+            epoch=0 if to_none else self.previous_epoch,
             previous=None,
             previous_epoch=0,
             staged=self.active,
             staged_epoch=self.epoch,
             reason=reason[:MAX_REASON],
+            floor_after=None,
+            starts=0,
+            policy=None,
+        )
+
+    def stranded(self, reason: str) -> Self:
+        """Nothing is left to return to: what was on probation serves until a newer comes.
+
+        It is not proved, so the floor stays.
+        """
+        return replace(
+            self,
+            state=self._after(Event.STRANDED),
+            previous=None,
+            previous_epoch=0,
+            reason=reason[:MAX_REASON],
+            floor_after=None,
             starts=0,
             policy=None,
         )
@@ -276,11 +249,18 @@ class Slots:
             generation=self.generation if generation is None else generation,
         )
 
-    def went_back(self, generation: int, epoch: int | None = None) -> Self:
+    def went_back(
+        self, generation: int, epoch: int | None = None, *, way_back: bool = False
+    ) -> Self:
         """The previous version serves again, as desired; the two have changed places.
 
         It was committed here once, so it needs no probation. A version that was on
         probation is no way back.
+
+        Args:
+            generation: of the desired state.
+            epoch: the desired one.
+            way_back: it was signed as the way back from the one before.
         """
         state = self._after(Event.WENT_BACK)
         if self.previous is None:
@@ -292,7 +272,8 @@ class Slots:
             state=state,
             active=self.previous,
             epoch=now,
-            floor=max(self.floor, now),
+            floor=max(self.floor, self._floor_by(now, way_back=way_back)),
+            floor_after=None,
             previous=None if unproved else self.active,
             previous_epoch=0 if unproved else self.epoch,
             staged=None,
@@ -308,10 +289,24 @@ class Slots:
         generation: int,
         epoch: int | None = None,
         policy: UpdatePolicy | None = None,
+        *,
+        way_back: bool = False,
     ) -> Self:
-        """The active version is the desired one: generation, epoch and policy are new."""
+        """The active version is the desired one: generation, epoch and policy are new.
+
+        Args:
+            generation: of the desired state.
+            epoch: the desired one; a new one raises the floor, once all is proved.
+            policy: of a probation that goes on.
+            way_back: the epoch was signed as the way back from the one before.
+        """
         proved = self.state is not State.PROBATION
         now = self.epoch if epoch is None else epoch
+        floor = self.floor_after
+        seen = self.seen
+        if now != self.epoch:
+            floor = self._floor_by(now, way_back=way_back)
+            seen = seen if way_back else max(seen, now)
         return replace(
             self,
             state=self._after(Event.ADOPTED),
@@ -320,7 +315,9 @@ class Slots:
             reason=None,
             generation=generation,
             epoch=now,
-            floor=max(self.floor, now) if proved else self.floor,
+            floor=max(self.floor, floor or 0) if proved else self.floor,
+            floor_after=None if proved else floor,
+            seen=seen,
             policy=None if proved else policy or self.policy,
         )
 
@@ -335,13 +332,20 @@ class Slots:
             return self
         return replace(self, state=state, staged=None, staged_epoch=0)
 
+    def _floor_by(self, epoch: int, *, way_back: bool) -> int:
+        """What an epoch bars once it is proved: all epochs below this.
+
+        Whoever may say what is desired may desire a way back at any time: it was signed
+        in advance. So it bars the version that it leads back from only where that
+        version was; elsewhere it would keep away what was rightly published.
+        """
+        left = epoch - 1
+        if not way_back or self.epoch == left or max(self.seen, self.floor) >= left:
+            return epoch
+        return left
+
     def _after(self, event: Event) -> State:
-        try:
-            return NEXT[self.state, event]
-        except KeyError:
-            raise WrongMove(
-                f"model {self.model!r}: {event.value!r} cannot follow {self.state.value!r}"
-            ) from None
+        return after(self.state, event, self.model)
 
     def report(self) -> SlotReport:
         """What the fleet hears of these slots."""
@@ -387,5 +391,7 @@ class _Stored(Message):
     previous_epoch: MonotonicCount = 0
     staged_epoch: MonotonicCount = 0
     floor: MonotonicCount = 0
+    floor_after: MonotonicCount | None = None
+    seen: MonotonicCount = 0
     starts: MonotonicCount = 0
     policy: UpdatePolicy | None = None

@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S: Final = 0.5
 SAVE_EVERY_S: Final = 30.0
+# A disk may fail to read once and not be damaged.
+MAX_TRIES_BACK: Final = 3
+WAY_BACK_DAMAGED: Final = (BundleRejected, ModelRefused, OSError)
 
 
 class Probation:
@@ -63,11 +66,26 @@ class Probation:
         self._now_s = now_s
         self._saved_s: dict[str, float] = {}
         self._unsaved: set[str] = set()
+        # How often in a row the way back of a version that failed could not be loaded.
+        self._tries_back: dict[str, int] = {}
+        # What went wrong with a model when it was last looked at.
+        self._faults: dict[str, str] = {}
 
     async def begin(
-        self, slots: Slots, stored: StoredBundle, policy: UpdatePolicy
+        self,
+        slots: Slots,
+        stored: StoredBundle,
+        policy: UpdatePolicy,
+        *,
+        way_back: bool = False,
     ) -> None:
         """Put the staged version in service; the caller holds the model's lock.
+
+        Args:
+            slots: of its model; it has passed its trial.
+            stored: the version.
+            policy: says when it is proved.
+            way_back: its epoch was signed as the way back from the one before.
 
         Raises:
             OSError: the disk does not take it; the active version serves on.
@@ -75,8 +93,9 @@ class Probation:
         # An earlier probation that was ended by a wish may have left its counts there.
         await asyncio.to_thread(self._store.forget_account, slots.model)
         self._saved_s.pop(slots.model, None)
+        self._tries_back.pop(slots.model, None)
         # Before the model is in this process: whatever it does here is counted.
-        slots = slots.passed(policy)
+        slots = slots.passed(policy, way_back=way_back)
         await self._slots.save(slots)
         version = stored.manifest.version
         if slots.previous is not None:
@@ -93,11 +112,23 @@ class Probation:
         log.info("update_serves", model=slots.model, version=version)
         await self._judge(slots)
 
-    async def serve(self, stored: StoredBundle) -> None:
-        """Put a version in service again that was committed before."""
+    async def serve(self, stored: StoredBundle, slots: Slots) -> None:
+        """Put a version in service again that was committed before.
+
+        Args:
+            stored: the version.
+            slots: as they are then.
+
+        Raises:
+            OSError: the disk does not take them; what serves has not changed.
+        """
         served = await self._load(stored)
-        manifest = stored.manifest
-        self._accounts.begin(manifest.name, manifest.version, self._now_s())
+        try:
+            await self._slots.save(slots)
+        except OSError:
+            await served.runner.close()
+            raise
+        self._accounts.begin(slots.model, stored.manifest.version, self._now_s())
         await self._swap(served)
 
     async def run(self) -> None:
@@ -106,7 +137,18 @@ class Probation:
             await asyncio.sleep(LOOK_EVERY_S)
             for slots in list(self._slots.all.values()):
                 if slots.state is State.PROBATION or slots.model in self._unsaved:
-                    await self.look(slots.model)
+                    await self._look_safely(slots.model)
+
+    async def _look_safely(self, model: str) -> None:
+        """One model's fault is not the others': it is told once and looked at again."""
+        try:
+            await self.look(model)
+        except Exception as error:
+            if self._faults.get(model) != repr(error):
+                log.error("probation_not_judged", model=model, exc_info=error)
+            self._faults[model] = repr(error)
+        else:
+            self._faults.pop(model, None)
 
     async def look(self, model: str) -> None:
         """Judge a model's probation now, if it is on one."""
@@ -130,7 +172,7 @@ class Probation:
             case Commit():
                 await self._commit(slots)
             case GiveUp(reason):
-                await self.give_up(slots, reason)
+                await self._give_up(slots, reason)
             case _:
                 await self._save_accounts(slots, now_s)
 
@@ -144,43 +186,75 @@ class Probation:
         log.info("update_done", model=slots.model, version=slots.active)
         await self._tidy(slots.model)
 
-    async def give_up(self, slots: Slots, reason: str) -> bool:
-        """Let the version before serve again; the caller holds the model's lock.
-
-        Returns:
-            False when that one cannot serve either: then all stays as it is.
-        """
+    async def _give_up(self, slots: Slots, reason: str) -> None:
+        """It failed: the version before serves again, or none when there is none."""
+        before = None
+        if slots.previous is not None:
+            try:
+                before = await self._load_previous(slots)
+            except WAY_BACK_DAMAGED as error:
+                tries = self._tries_back.get(slots.model, 0) + 1
+                self._tries_back[slots.model] = tries
+                if tries < MAX_TRIES_BACK:
+                    return
+                # What is known to be bad answers nobody: the cloud is asked instead,
+                # and whatever is desired next may come.
+                reason = (
+                    f"{reason}; and {slots.previous}, which served before, cannot "
+                    f"serve: {error}"
+                )
+        self._tries_back.pop(slots.model, None)
         log.error(
             "update_returns",
             model=slots.model,
             version=slots.active,
-            to=slots.previous,
+            to=None if before is None else slots.previous,
             reason=reason,
         )
-        if not await self._serve_previous(slots):
-            return False
-        await self._note(slots.returned(reason))
-        return True
-
-    async def _serve_previous(self, slots: Slots) -> bool:
-        if slots.previous is None:
+        if before is None:
             await self._remove(slots.model)
-            return True
+        else:
+            await self._swap(before)
+        await self._note(slots.returned(reason, to_none=before is None))
+
+    async def leave(self, slots: Slots, reason: str) -> None:
+        """End a probation for a newer wish; the caller holds the model's lock.
+
+        The version before serves again. When there is none that can, the one that was on
+        probation serves until the newer one is there: nothing was found against it.
+        """
+        try:
+            before = await self._load_previous(slots)
+        except WAY_BACK_DAMAGED as error:
+            why = f"{reason}; it serves until then, as nothing can be returned to"
+            log.error("probation_left", model=slots.model, reason=f"{why}: {error}")
+            await self._note(slots.stranded(f"{why}: {error}"))
+            return
+        log.info("probation_left", model=slots.model, reason=reason)
+        await self._swap(before)
+        await self._note(slots.returned(reason))
+
+    async def _load_previous(self, slots: Slots) -> Served:
+        """The way back, ready to serve.
+
+        Raises:
+            BundleRejected, ModelRefused, OSError: it cannot serve, or there is none.
+        """
+        if slots.previous is None:
+            raise BundleRejected("no version served before")
         try:
             stored = await asyncio.to_thread(
                 self._store.bundle, slots.model, slots.previous
             )
-            served = await self._load(stored)
-        except (BundleRejected, ModelRefused, OSError) as error:
+            return await self._load(stored)
+        except WAY_BACK_DAMAGED as error:
             log.error(
                 "way_back_is_damaged",
                 model=slots.model,
                 version=slots.previous,
                 reason=str(error),
             )
-            return False
-        await self._swap(served)
-        return True
+            raise
 
     async def _note(self, slots: Slots) -> None:
         """What serves has changed already: the disk may follow when it can."""
@@ -201,7 +275,7 @@ class Probation:
         slots = self._slots.of(model)
         self._accounts.keep(model, {slots.active, slots.previous, slots.staged})
         await asyncio.to_thread(self._store.forget_account, model)
-        await asyncio.to_thread(self._store.collect, slots)
+        await self._slots.tidy(slots)
 
     # --- over restarts --------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from edge_agent.core.arrays import NotAnArray
 from edge_agent.core.delivery import Ending, Spill
 from edge_agent.core.health import Account
 from edge_agent.core.payload import DeviceRequest, to_wire_inputs
-from edge_agent.core.slots import State
+from edge_agent.core.slots import Slots, State
 from edge_agent.loops.slot_book import SlotBook
 
 log = structlog.get_logger(__name__)
@@ -181,10 +181,18 @@ class Shadowing:
             slots = self._slots.of(model)
             if slots.state is State.SHADOW:
                 reason = f"its shadow ended {MAX_ENDS} times, the last time: {why}"
-                await self._slots.save(slots.refused(reason))
+                await self._note(slots.refused(reason))
             # Last: what runs the shadows ends this task then.
             del self._shadows[model]
             self._changed.set()
+
+    async def _note(self, slots: Slots) -> None:
+        try:
+            await self._slots.save(slots)
+        except OSError as error:
+            # The other models' shadows run on; after a restart this is found anew.
+            log.error("slots_not_written", model=slots.model, error=str(error))
+            self._slots.put(slots)
 
 
 def _count(shadow: _Shadow, asked: _Asked, shown: Shown) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 
+import structlog
+
 from edge_agent.adapters.model_store import ModelStore
 from edge_agent.core.slots import Slots
+
+log = structlog.get_logger(__name__)
 
 
 class SlotBook:
@@ -57,6 +61,21 @@ class SlotBook:
         """Take them as they are, without the disk."""
         self._slots[slots.model] = slots
         self.changed()
+
+    async def tidy(self, slots: Slots, *, refused: str | None = None) -> None:
+        """Delete what no slot of a model names; what stays is found the next time.
+
+        Args:
+            slots: of the model.
+            refused: a version of which what was pulled goes too.
+        """
+        try:
+            await asyncio.to_thread(self._store.collect, slots)
+            if refused is not None:
+                await asyncio.to_thread(self._store.drop_parts, slots.model, refused)
+        except OSError as error:
+            # Room that is not won is no reason to stop anything.
+            log.warning("files_not_deleted", model=slots.model, error=str(error))
 
     def forget_empty(self, *, keep: Collection[str]) -> None:
         """Forget models of which nothing is here, but for those to `keep`."""

@@ -1,15 +1,13 @@
 """Converge from what the slots hold to what the fleet desires. The active model serves on.
 
-Look at what is desired, learn who has signed it, check that it may be taken here and
-now, pull, verify, try in a child process, and let it serve on probation or beside the
-active one. Each model goes its own way: a pull that is stuck blocks no other, and a
-newer desired state replaces an older one at once.
+Look at what is desired, and take each model there step by step. Each goes its own way:
+a pull that is stuck or a disk that fails blocks no other, and a newer desired state
+replaces an older one at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ import structlog
 from broker.link import LinkDown
 from broker.messages import DesiredModel, UpdatePolicy
 from bundle.pack import BundleRejected
-from bundle.seal import Seal, SealRejected
+from bundle.seal import SealRejected
 from bundle.source import Source, SourceUnavailable
 from bundle.trust.errors import NotSigned, Untrusted
 from edge_agent.adapters.model_store import ModelStore, StoredBundle
@@ -35,24 +33,24 @@ from edge_agent.core.decisions import (
     Return,
     decide,
 )
-from edge_agent.core.fit import ModelRefused, PutOff, check_fits, put_off_until
+from edge_agent.core.fit import ModelRefused, PutOff
 from edge_agent.core.slots import Slots, State
 from edge_agent.loops.asking import PullInterrupted
 from edge_agent.loops.desired import read_desired
+from edge_agent.loops.installing import Installing
+from edge_agent.loops.looks import Looks
 from edge_agent.loops.probation import Probation
 from edge_agent.loops.slot_book import SlotBook
 from edge_agent.loops.update_ports import Here, Pulls, Shadows, Trust
+from edge_agent.loops.vouching import Vouching
 
 log = structlog.get_logger(__name__)
 
-RETRY_S: Final = 5.0
 MAX_MODELS_AT_ONCE: Final = 4
 # Nobody signs a desired state. An older generation that is told so long is no late
 # message: the newer one was a lie, or the fleet has lost its state. Epochs keep their
 # floor all the same.
 LATE_S: Final = 600.0
-# The packed bundle, the unpacked one, and room to breathe.
-SPACE_FACTOR: Final = 3
 # What says nothing of a version: it is tried again later. Metadata that is not what the
 # keys signed is the source's fault, and another may come; a version that they do not
 # name is refused.
@@ -113,41 +111,47 @@ class Updates:
         self._sources = sources
         self._store = store
         self._slots = slots
-        self._trust = trust
-        self._pulls = pulls
         self._probation = probation
         self._shadows = shadows
-        self._here = here
-        self._settings = settings
-        self._try_out = try_out
-        self._rng = rng
+        self._looks = Looks(
+            poll_every_s=settings.poll_every_s, spread_s=settings.spread_s, rng=rng
+        )
+        self._vouching = Vouching(trust, here)
+        self._installing = Installing(
+            store=store,
+            slots=slots,
+            vouching=self._vouching,
+            pulls=pulls,
+            probation=probation,
+            shadows=shadows,
+            try_out=try_out,
+            disk_reserve_bytes=settings.disk_reserve_bytes,
+            superseded=self._is_superseded,
+        )
         self._desired: dict[str, DesiredModel] = {}
         # Since when an older generation is desired than the slots answer.
         self._late_since_s: dict[str, float] = {}
-        # Of the pulls under way: bytes that are here, and of all.
-        self.progress: dict[str, tuple[int, int]] = {}
         self._busy: set[str] = set()
         self._at_once = asyncio.Semaphore(MAX_MODELS_AT_ONCE)
-        self._trusting = asyncio.Lock()
-        # Whether trust is newer than what is desired: it is refreshed once a look.
-        self._refreshed = False
-        self._look = asyncio.Event()
-        self._again: asyncio.TimerHandle | None = None
 
     @property
     def slots(self) -> Mapping[str, Slots]:
         """What is active, previous and staged, by model."""
         return self._slots.all
 
+    @property
+    def progress(self) -> Mapping[str, tuple[int, int]]:
+        """Of the pulls under way: bytes that are here, and of all."""
+        return self._installing.progress
+
     def look_now(self) -> None:
         """The desired state may have changed."""
-        self._look.set()
+        self._looks.now()
 
     def link_changed(self, up: bool) -> None:
-        """Look when the pool can be asked again; a thousand agents not all at once."""
+        """Look when the pool can be asked again."""
         if up:
-            delay_s = self._rng.uniform(0.0, self._settings.spread_s)
-            asyncio.get_running_loop().call_later(delay_s, self._look.set)
+            self._looks.within_spread()
 
     async def run(self) -> None:
         """Converge whenever something may have changed, until cancelled."""
@@ -155,16 +159,16 @@ class Updates:
         try:
             async with asyncio.TaskGroup() as models:
                 while True:
-                    await self._wait()
+                    await self._looks.next()
                     await self._look_for_updates(models)
         finally:
-            self._forget_timer()
+            self._looks.forget_timer()
 
     async def _look_for_updates(self, models: asyncio.TaskGroup) -> None:
         try:
             await self._learn_desired()
         except WAITS as error:
-            self._put_off(error)
+            self._looks.soon(error)
             log.info("update_waits", reason=str(error))
         for model in self._desired:
             # One that is under way sees for itself that it was replaced.
@@ -191,38 +195,11 @@ class Updates:
                 slots.waiting(why, version, slots.generation, slots.staged_epoch)
             )
 
-    async def _wait(self) -> None:
-        every_s = self._settings.poll_every_s * self._rng.uniform(0.8, 1.2)
-        try:
-            async with asyncio.timeout(every_s):
-                await self._look.wait()
-        except TimeoutError:
-            pass
-        self._look.clear()
-        self._forget_timer()
-
-    def _put_off(self, error: BaseException) -> None:
-        """Look again soon: whoever waits for the next look has begun to already."""
-        asked_s = getattr(error, "retry_after_s", None) or RETRY_S
-        # Other models may be desired before a budget is full again.
-        wait_s = min(self._settings.poll_every_s, max(RETRY_S, asked_s))
-        loop = asyncio.get_running_loop()
-        at_s = loop.time() + wait_s * self._rng.uniform(0.8, 1.2)
-        if self._again is not None:
-            at_s = min(at_s, self._again.when())
-        self._forget_timer()
-        self._again = loop.call_at(at_s, self._look.set)
-
-    def _forget_timer(self) -> None:
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
-
     async def _learn_desired(self) -> None:
         desired = await read_desired(self._sources, self._agent)
         if desired is not None:
             self._desired = desired
-            self._refreshed = False
+            self._vouching.desired_anew()
             self._slots.forget_empty(keep=desired.keys() | self._busy)
 
     # --- one model ------------------------------------------------------------------
@@ -237,8 +214,14 @@ class Updates:
                     again = await self._step(model)
                     # It may have changed while the step came to its end.
                     again |= self._desired.get(model) != desired
+        except Exception as error:
+            log.error("update_crashed", model=model, exc_info=error)
+            self._looks.soon(error)
         finally:
             self._busy.discard(model)
+
+    def _is_superseded(self, desired: DesiredModel) -> bool:
+        return self._desired.get(desired.model) != desired
 
     async def _step(self, model: str) -> bool:
         """Do what is to be done next; False when that is nothing, for now."""
@@ -248,17 +231,19 @@ class Updates:
         if desired is None or decision == Nothing():
             return False
         try:
-            return await self._do(desired, slots, decision)
+            await self._do(desired, slots, decision)
         except NotSigned as error:
             await self._refuse(desired, _why_refused(desired, error), signed=False)
         except WAITS as error:
             # The other models go on; this one is looked at again soon.
-            if self._desired.get(model) != desired:
+            if self._is_superseded(desired):
                 return True  # Something newer came in between.
-            self._put_off(error)
+            self._looks.soon(error)
             await self._say_it_waits(desired, str(error))
         except Exception as error:  # noqa: BLE001 - no bundle ends the agent
             await self._refuse(desired, _why_refused(desired, error))
+        else:
+            return True
         return False
 
     def _slots_now(self, model: str, desired: DesiredModel | None) -> Slots:
@@ -282,21 +267,20 @@ class Updates:
 
     async def _do(
         self, desired: DesiredModel, slots: Slots, decision: Decision
-    ) -> bool:
+    ) -> None:
         match decision:
             case Return(reason):
-                return await self._probation.give_up(slots, reason)
+                await self._installing.make_way(desired, slots, reason)
             case Refuse(_, _, _, reason):
                 await self._refuse(desired, reason)
             case Adopt(generation, epoch):
-                await self._adopt(desired, slots, generation, epoch)
+                await self._installing.adopt(desired, slots, generation, epoch)
             case GoBack():
-                return await self._go_back(desired, slots)
+                await self._installing.go_back(desired, slots)
             case Pull():
-                await self._pull(desired, slots)
+                await self._installing.pull(desired, slots)
             case Nothing():
-                return False
-        return True
+                pass
 
     async def _say_it_waits(self, desired: DesiredModel, why: str) -> None:
         slots = self._slots.of(desired.model)
@@ -326,162 +310,12 @@ class Updates:
             return
         try:
             await self._slots.save(refused)
-        except OSError:
+        except OSError as error:
+            # Nothing was taken, so the disk may as well not know: it is refused anew.
+            log.error("slots_not_written", model=slots.model, error=str(error))
             self._slots.put(refused)
         await self._shadows.stop(desired.model)
-        await asyncio.to_thread(self._store.collect, refused)
-        await asyncio.to_thread(self._store.drop_parts, slots.model, desired.version)
-
-    async def _seal(self, desired: DesiredModel) -> Seal:
-        """What was signed of the desired version, if it may be taken here."""
-        async with self._trusting:
-            if not self._refreshed:
-                # Said before: what is desired in the meantime may be signed since.
-                self._refreshed = True
-                try:
-                    await self._trust.refresh()
-                except BaseException:
-                    self._refreshed = False
-                    raise
-            seal = await self._trust.seal_for(
-                desired.model, desired.version, desired.epoch
-            )
-        signed = (seal.name, seal.version, seal.epoch)
-        if signed != (desired.model, desired.version, desired.epoch):
-            raise SealRejected(
-                f"asked for {desired.model} {desired.version} in epoch {desired.epoch}, "
-                f"sealed is {seal.name} {seal.version} in epoch {seal.epoch}"
-            )
-        name = f"{seal.name} {seal.version}"
-        check_fits(name, seal.requires, self._here.device())
-        return seal
-
-    def _check_time(self, desired: DesiredModel) -> None:
-        why = put_off_until(desired.policy.window, self._here.local_now())
-        if why is not None:
-            raise PutOff(why)
-
-    async def _adopt(
-        self, desired: DesiredModel, slots: Slots, generation: int, epoch: int
-    ) -> None:
-        if epoch != slots.epoch:
-            # An epoch raises the floor: only one that was signed, of these very bytes.
-            seal = await self._seal(desired)
-            if await asyncio.to_thread(self._store.holds, seal) is None:
-                raise ModelRefused(
-                    f"{slots.model} {seal.version} serves, but what was signed for "
-                    f"epoch {epoch} under that name is something else"
-                )
-        if slots.state is State.SHADOW:
-            await self._shadows.stop(slots.model)
-        adopted = slots.adopted(generation, epoch, desired.policy)
-        await self._slots.save(adopted)
-        await asyncio.to_thread(self._store.collect, adopted)
-
-    async def _go_back(self, desired: DesiredModel, slots: Slots) -> bool:
-        """Serve the previous version: signed anew, and on the disk already.
-
-        Returns:
-            False when all stays as it is: it cannot serve.
-        """
-        seal = await self._seal(desired)
-        self._check_time(desired)
-        stored = await asyncio.to_thread(self._store.holds, seal)
-        if stored is None:
-            # Damaged, or another bundle under that name: it comes like any other.
-            if slots.state is State.PROBATION:
-                return await self._probation.give_up(
-                    slots, "another version is desired"
-                )
-            await self._slots.save(slots.without_previous())
-            return True
-        await self._try_out(stored, None, desired.policy)
-        await self._probation.serve(stored)
-        await self._shadows.stop(slots.model)
-        after = slots.went_back(desired.generation, desired.epoch)
-        await self._slots.save(after)
-        await asyncio.to_thread(self._store.collect, after)
-        log.info("update_went_back", model=slots.model, version=desired.version)
-        return True
-
-    async def _pull(self, desired: DesiredModel, slots: Slots) -> None:
-        seal = await self._seal(desired)
-        self._check_time(desired)
-        if slots.state is State.SHADOW and slots.staged != desired.version:
-            await self._shadows.stop(slots.model)
-        slots = slots.pulling(desired.version, desired.generation, desired.epoch)
-        # Pulls and trials do not outlive the process, so flash is spared the word of them.
-        self._slots.put(slots)
-        log.info("update_begins", model=slots.model, version=desired.version)
-        stored = await asyncio.to_thread(self._store.holds, seal)
-        if stored is None:
-            # Of a version that was wanted before this one, the rest never comes.
-            await asyncio.to_thread(self._store.keep_parts, seal)
-            slots = await self._make_room(slots, seal)
-            stored = await self._fetch(desired, slots, seal)
-            # It may have taken hours.
-            self._check_time(desired)
-        slots = slots.pulled()
-        self._slots.put(slots)
-        await self._try_out(stored, await self._active(slots), desired.policy)
-        await self._shadows.stop(slots.model)
-        if desired.shadow:
-            await self._slots.save(slots.shadowed())
-            await self._shadows.start(stored)
-        else:
-            await self._probation.begin(slots, stored, desired.policy)
-
-    async def _active(self, slots: Slots) -> StoredBundle | None:
-        """What the candidate's latency is compared with."""
-        if slots.active is None:
-            return None
-        try:
-            return await asyncio.to_thread(
-                self._store.bundle, slots.model, slots.active
-            )
-        except BundleRejected:
-            return None
-
-    async def _make_room(self, slots: Slots, seal: Seal) -> Slots:
-        """See that the disk can take it; what nobody needs any more goes first."""
-        await asyncio.to_thread(self._store.collect, slots)
-        need = SPACE_FACTOR * seal.size_bytes + self._settings.disk_reserve_bytes
-        if await asyncio.to_thread(self._store.free_bytes) >= need:
-            return slots
-        if slots.previous is not None:
-            slots = slots.without_previous()
-            await self._slots.save(slots)
-            await asyncio.to_thread(self._store.collect, slots)
-        free = await asyncio.to_thread(self._store.free_bytes)
-        if free < need:
-            raise PutOff(
-                f"the disk has {free} bytes free; {seal.name} {seal.version} needs "
-                f"{need}: make room"
-            )
-        return slots
-
-    async def _fetch(
-        self, desired: DesiredModel, slots: Slots, seal: Seal
-    ) -> StoredBundle:
-        base = await asyncio.to_thread(self._store.repacked, slots.model, slots.active)
-        try:
-            packed = await self._pulls.pull(
-                seal,
-                base,
-                policy=desired.policy,
-                superseded=lambda: self._desired.get(desired.model) != desired,
-                progress=functools.partial(self._came, desired.model),
-            )
-        finally:
-            self.progress.pop(desired.model, None)
-            if base is not None:
-                await asyncio.to_thread(base.unlink, missing_ok=True)
-        stored = await asyncio.to_thread(self._store.install, packed, seal)
-        await asyncio.to_thread(packed.unlink, missing_ok=True)
-        return stored
-
-    def _came(self, model: str, done: int, total: int) -> None:
-        self.progress[model] = (done, total)
+        await self._slots.tidy(refused, refused=desired.version)
 
 
 def _why_refused(desired: DesiredModel, error: Exception) -> str:

@@ -268,7 +268,8 @@ class Registry:
         way_back = None
         if back is not None and epochs.way_back is not None:
             seal = self._repository.seal(back)
-            seals.append((seal.model_copy(update={"epoch": epochs.way_back}), True))
+            signed = {"epoch": epochs.way_back, "way_back": True}
+            seals.append((seal.model_copy(update=signed), True))
             way_back = WayBack(back.version, epochs.way_back)
         self._repository.draft_seals(made.name, seals, in_use)
         return made, way_back

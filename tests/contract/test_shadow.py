@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typing_extensions import override
 
 from broker.messages import Priority, Reason
 from bundle.manifest import parse_manifest
@@ -144,8 +145,7 @@ async def test_a_candidate_that_is_killed_or_hangs_is_an_end_and_no_wait(
 class Beside:
     """The shadows of one agent that serves version 7 of `toy`."""
 
-    def __init__(self, root: Path) -> None:
-        store = ModelStore(root)
+    def __init__(self, store: ModelStore) -> None:
         store.prepare()
         self.book = SlotBook(store)
         slots = Slots("toy", active="7").pulling("8", 1).pulled().shadowed()
@@ -167,8 +167,8 @@ class Beside:
 
 
 @asynccontextmanager
-async def beside(root: Path, stored: StoredBundle) -> AsyncIterator[Beside]:
-    made = Beside(root)
+async def beside(store: ModelStore, stored: StoredBundle) -> AsyncIterator[Beside]:
+    made = Beside(store)
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(made.shadows.run())
         await made.shadows.start(stored)
@@ -179,7 +179,7 @@ async def beside(root: Path, stored: StoredBundle) -> AsyncIterator[Beside]:
 async def test_a_shadow_is_compared_with_the_active_version_and_with_the_cloud(
     tmp_path: Path,
 ) -> None:
-    async with beside(tmp_path / "models", bundle(tmp_path / "b")) as agent:
+    async with beside(ModelStore(tmp_path / "models"), bundle(tmp_path / "b")) as agent:
         shadows = agent.shadows
         for number in range(4):
             said = label_of(number) if number else "z"
@@ -208,7 +208,7 @@ def ended(
 async def test_a_shadow_that_is_too_slow_drops_and_delays_nothing(
     tmp_path: Path,
 ) -> None:
-    agent = Beside(tmp_path / "models")
+    agent = Beside(ModelStore(tmp_path / "models"))
     await agent.shadows.start(bundle(tmp_path / "b"))
     # Nothing runs it: its queue fills, and no call waits.
     for number in range(QUEUE + 5):
@@ -216,9 +216,20 @@ async def test_a_shadow_that_is_too_slow_drops_and_delays_nothing(
     assert agent.shadows.dropped == 5
 
 
-async def test_a_shadow_that_ends_again_and_again_is_refused(tmp_path: Path) -> None:
+class FullDisk(ModelStore):
+    """It takes nothing."""
+
+    @override
+    def save(self, slots: Slots) -> None:
+        raise OSError(28, "No space left on device")
+
+
+async def test_a_shadow_that_ends_again_and_again_is_refused_whatever_the_disk_says(
+    tmp_path: Path,
+) -> None:
     stored = bundle(tmp_path / "b", "custom_op", decision=None, labels=[])
-    async with beside(tmp_path / "models", stored) as agent:
+    # The shadows of other models share its loop, which does not end with it.
+    async with beside(FullDisk(tmp_path / "models"), stored) as agent:
         await until(lambda: agent.book.of("toy").state is State.REFUSED, 40)
         slots = agent.book.of("toy")
         assert (slots.active, slots.staged) == ("7", "8")

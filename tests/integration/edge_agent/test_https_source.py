@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from bundle.source import NotThere, SourceUnavailable
 from edge_agent.adapters.https_source import BadRegistryUrl, HttpsSource
 from edge_agent.adapters.sources import sources_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 
@@ -95,7 +99,10 @@ def authority(tmp_path: Path) -> Authority:
 async def serving(speak: Speak, context: ssl.SSLContext | None) -> AsyncIterator[int]:
     """An HTTP server that answers each head of a request as it is told; its port."""
 
+    talking: set[asyncio.StreamWriter] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talking.add(writer)
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 await speak(head, writer)
@@ -104,12 +111,16 @@ async def serving(speak: Speak, context: ssl.SSLContext | None) -> AsyncIterator
             pass
         finally:
             writer.close()
+            talking.discard(writer)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        for writer in list(talking):
+            writer.close()
+        await until(lambda: not talking)
 
 
 class Files:
@@ -291,6 +302,35 @@ async def test_a_server_that_is_not_there_is_named(
 ) -> None:
     with pytest.raises(SourceUnavailable, match="cannot read from localhost"):
         await source(free_port, authority).read(PATH, 0, 10)
+
+
+async def test_names_that_are_looked_up_for_ever_take_no_thread_from_the_agent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolver = threading.Event()
+
+    def never(*_: object, **__: object) -> list[object]:
+        resolver.wait(20)
+        raise OSError("temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", never)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    source = HttpsSource("https://registry.invalid/x", timeout_s=0.1, connections=2)
+    before = threading.active_count()
+    try:
+        for _ in range(2):
+            reads = (source.read(PATH, 0, 100) for _ in range(4))
+            for said in await asyncio.gather(*reads, return_exceptions=True):
+                assert isinstance(said, SourceUnavailable)
+        # As many threads hang as there may be connections, and no more.
+        assert threading.active_count() == before + 2
+        async with asyncio.timeout(1):
+            assert await asyncio.to_thread(lambda: "the disk is written to")
+    finally:
+        resolver.set()
+    # The resolver is well again.
+    with pytest.raises(SourceUnavailable, match="name resolution"):
+        await source.read(PATH, 0, 100)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ async def test_what_is_signed_while_trust_is_refreshed_is_looked_up_anew(
         assert (agent.slots.state, agent.slots.active) == (State.SWAPPED, "2")
 
 
-async def test_a_way_back_that_is_damaged_holds_up_no_other_model_on_probation(
+async def test_a_way_back_that_is_damaged_is_pulled_anew_when_it_is_desired(
     agent: Agent, registry: Registry
 ) -> None:
     watched = {"probation_s": 60.0}
@@ -87,11 +87,9 @@ async def test_a_way_back_that_is_damaged_holds_up_no_other_model_on_probation(
         registry.publish("1", 2)
         (agent.root / "models" / MODEL / "1" / "m.tflite").write_bytes(b"rotted")
         await agent.gets(want("1", 3, 2))
-        await agent.has_looked()
-        # The lock is let go of: whoever watches all probations goes on.
-        async with asyncio.timeout(2):
-            await agent.probation.look(MODEL)
-        assert agent.serving == {MODEL: "2"}
+        # It comes anew, and until it is there the other one serves.
+        await agent.serves("1")
+        assert agent.swapped == ["1", "2", "1"]
 
 
 async def test_a_generation_without_bounds_stops_updates_for_a_while_and_not_for_ever(

@@ -9,6 +9,7 @@ import pytest
 from broker.messages import UpdatePolicy
 from edge_agent.core.health import Account
 from edge_agent.core.probation import (
+    LONGEST_S,
     Commit,
     GiveUp,
     Watching,
@@ -40,13 +41,23 @@ def with_runs(made: Account, ms: float, runs: int = 200) -> Account:
         (50, 60.0, Commit()),
         (49, 60.0, Watching()),
         (50, 59.9, Watching()),
-        (0, 1e9, Watching()),
+        (0, LONGEST_S - 1, Watching()),
+        # Nobody asks it so much: a day without harm ends it.
+        (0, LONGEST_S, Commit()),
+        (49, 1e9, Commit()),
     ],
 )
-def test_time_and_count_both_must_pass(
+def test_time_and_count_both_must_pass_within_a_day(
     requests: int, served_s: float, found: object
 ) -> None:
     assert judge_probation(POLICY, account(requests=requests), None, served_s) == found
+
+
+def test_the_day_cuts_short_neither_a_longer_probation_nor_a_bad_one() -> None:
+    week = UpdatePolicy(probation_s=7 * LONGEST_S, probation_requests=50)
+    assert judge_probation(week, Account(), None, 2 * LONGEST_S) == Watching()
+    bad = account(requests=49, errors=40)
+    assert isinstance(judge_probation(POLICY, bad, None, 2 * LONGEST_S), GiveUp)
 
 
 def test_without_a_probation_a_version_is_committed_at_once() -> None:

@@ -18,14 +18,8 @@ from edge_agent.core.decisions import (
     Return,
     decide,
 )
-from edge_agent.core.slots import (
-    NEXT,
-    BadSlots,
-    Event,
-    Slots,
-    State,
-    WrongMove,
-)
+from edge_agent.core.slot_states import NEXT, Event, WrongMove
+from edge_agent.core.slots import BadSlots, Slots, State
 
 SERVING = Slots("fashion", active="2", previous="1", state=State.SWAPPED, generation=5)
 
@@ -88,6 +82,7 @@ def test_a_good_update_serves_and_keeps_the_version_before_it() -> None:
         generation=6,
         epoch=4,
         floor=4,
+        seen=4,
     )
 
 
@@ -140,10 +135,79 @@ def test_below_the_floor_nothing_is_taken_and_the_reason_names_both() -> None:
     for version in ("1", "2", "9"):
         refusal = decide(want(version, 9, 2), slots)
         assert isinstance(refusal, Refuse)
-        assert "epoch 2, but epoch 3 was committed here" in refusal.reason
+        assert "in epoch 2, but nothing below epoch 3 is taken" in refusal.reason
         after = slots.refused(refusal.reason, version, 9, 2)
         assert decide(want(version, 9, 2), after) == Nothing()
         assert after.active == "2"
+
+
+FIRST = Slots("fashion", active="1", generation=1, epoch=1, floor=1, seen=1)
+TOLD_BACK = ("1", 9, 3)  # Signed with the publish of version 2, which is epoch 2.
+
+
+def tried(slots: Slots) -> Slots:
+    """Version 2 serves, on probation."""
+    return slots.pulling("2", 2, 2).pulled().passed(UpdatePolicy(probation_s=9.0))
+
+
+@pytest.mark.parametrize(
+    ("slots", "floor"),
+    [
+        # Never here: it may come, and all from before it may not.
+        (FIRST.adopted(9, 3, way_back=True), 2),
+        (Slots("fashion").pulling(*TOLD_BACK).pulled().passed(way_back=True), 2),
+        (replace(FIRST, state=State.PROBATION).adopted(9, 3, way_back=True), 2),
+        # It was here, proved or not: it is barred.
+        (tried(FIRST).committed().went_back(9, 3, way_back=True), 3),
+        (tried(FIRST).went_back(9, 3, way_back=True), 3),
+        (tried(FIRST).returned("bad").adopted(9, 3, way_back=True), 3),
+        (
+            tried(FIRST)
+            .returned("bad", to_none=True)
+            .pulling(*TOLD_BACK)
+            .pulled()
+            .passed(way_back=True),
+            3,
+        ),
+        # What was published in an epoch bars all from before it, wherever it serves.
+        (FIRST.adopted(9, 7), 7),
+    ],
+)
+def test_a_way_back_bars_the_version_it_leads_back_from_only_where_that_was(
+    slots: Slots, floor: int
+) -> None:
+    after = slots.committed() if slots.state is State.PROBATION else slots
+    assert after.floor == floor
+    # Told again, and after a restart, it is no other.
+    after = Slots.from_json(after.adopted(10, after.epoch).to_json()).interrupted()
+    assert after.floor == floor
+    barred = isinstance(decide(want("2", 11, 2), after), Refuse)
+    assert barred is (floor > 2)
+    assert isinstance(decide(want("0", 11, 1), after), Refuse)
+
+
+def test_what_an_earlier_release_had_on_probation_raises_the_floor_to_its_epoch() -> (
+    None
+):
+    stored = json.loads(tried(FIRST).to_json())
+    del stored["floor_after"], stored["seen"]
+    slots = Slots.from_json(json.dumps(stored))
+    assert slots.committed().floor == 2
+    assert slots.went_back(9, 3, way_back=True).floor == 3
+
+
+def test_without_a_way_back_what_was_on_probation_serves_until_a_newer_comes() -> None:
+    slots = on_probation().stranded("the way back is damaged")
+    assert (slots.active, slots.previous, slots.floor) == ("3", None, 2)
+    assert (slots.state, slots.reason) == (State.IDLE, "the way back is damaged")
+    assert decide(want("4", 7, 5), slots) == Pull("4", 7, 5)
+    assert decide(want("2", 7, 5), slots) == Pull("2", 7, 5)
+
+
+def test_a_return_to_nothing_leaves_nothing_that_serves() -> None:
+    slots = on_probation().returned("bad, and so is the way back", to_none=True)
+    assert (slots.active, slots.previous, slots.state) == (None, None, State.RETURNED)
+    assert decide(want("4", 7, 5), slots) == Pull("4", 7, 5)
 
 
 def test_a_shadow_leaves_the_active_version_and_ends_as_desired() -> None:

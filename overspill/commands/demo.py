@@ -64,7 +64,7 @@ def demo(
 
 
 def _exit_code(done: Performance) -> int:
-    return 1 if done.faults else 0
+    return 1 if done.findings.faults else 0
 
 
 def _check_writable(path: Path | None) -> None:

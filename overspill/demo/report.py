@@ -24,19 +24,19 @@ STAGES = {FIRST: "edge model alone in service", SECOND: "after the push"}
 
 def show(console: Console, done: Performance) -> None:
     """Print the table and its meaning."""
-    measures = done.measures
+    measures = done.findings.measures
     console.print(_answers(measures))
     console.print(_accuracy(measures))
     if any(phase.target for phase in measures.phases):
         console.print(_promises(measures.phases))
-    console.print(_overload(done.overload))
+    console.print(_overload(done.findings.overload))
     for line in meaning(done):
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def meaning(done: Performance) -> list[str]:
     """What the figures say, in sentences."""
-    measures = done.measures
+    measures = done.findings.measures
     push = measures.push
     gained = 100 * (measures.cascade_accuracy - measures.edge_only_accuracy)
     lost = (
@@ -53,13 +53,13 @@ def meaning(done: Performance) -> list[str]:
     lines = [
         lost,
         pushed,
-        *_stopped(done.stopped),
-        *_overloaded(done.overload),
+        *_stopped(done.findings.stopped),
+        *_overloaded(done.findings.overload),
         f"Picture: {done.plot}   took {done.seconds:.0f} s",
     ]
     if done.folder is not None:
         lines.append(f"Logs and histories: {done.folder}")
-    lines += [f"NOT GOOD: {fault}" for fault in done.faults]
+    lines += [f"NOT GOOD: {fault}" for fault in done.findings.faults]
     return lines
 
 

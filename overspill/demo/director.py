@@ -115,11 +115,13 @@ class Director:
         await self._all_perform(SWAP, rate=DEVICE_RATE, endless=True)
         operator = Operator(self._system, self._clock, self._tell)
         push = await self._push(operator, before.version, after.version)
+        self._tell("")
         self._scene.headline = f"streaming with edge model {after.version}"
         await self._all_perform(SECOND, rate=DEVICE_RATE, deadline_s=DEADLINE_S)
         await all_until(self._cast, SECOND)
         await keep_account(after)
         bad = await self._push_bad(operator)
+        self._tell("")
         flooded = await self._overload(after.version)
         self._scene.headline = "asking the cloud alone, for comparison"
         await self._all_perform(CLOUD, window=CLOUD_WINDOW, force=True)

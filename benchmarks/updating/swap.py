@@ -207,9 +207,10 @@ async def swaps(
 
 async def settled(agent: Agent, number: int) -> None:
     """Wait until a version is committed; the word that it is desired is given at once."""
-    updates = agent._updates  # noqa: SLF001 - a word from the fleet would take a daemon
-    if updates is None:
+    cloud = agent._cloud  # noqa: SLF001 - a word from the fleet would take a daemon
+    if cloud is None:
         raise SystemExit("the agent has no cloud")
+    updates = cloud.updates
     updates.look_now()
     async with asyncio.timeout(PATIENCE_S):
         while True:

@@ -25,7 +25,7 @@ from cloud_worker.adapters.repository import (
     version_age,
 )
 from cloud_worker.core.policy import Policy
-from cloud_worker.core.versions import Key, Shelf, Stored
+from cloud_worker.core.shelf import Key, Shelf, Stored
 
 log = structlog.get_logger(__name__)
 

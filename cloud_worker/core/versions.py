@@ -8,127 +8,26 @@ loads at a time, but one that takes long keeps no others waiting.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
-from typing_extensions import override
+from cloud_worker.core.copies import Copy, Standing, Use
+from cloud_worker.core.policy import Shares
+from cloud_worker.core.room import Room
+from cloud_worker.core.routes import Routes
+from cloud_worker.core.shelf import Key, Shelf, Stored
+from cloud_worker.core.version_steps import (
+    GiveUp,
+    Load,
+    Retire,
+    Step,
+    Unload,
+)
 
-from cloud_worker.core.policy import LATEST, Policy, Shares, summing_to_one
-
-# How long models that do not fit together, and are all in use, have the memory each.
-TURN_S: Final = 10.0
 # Whether it hangs nobody can say yet, but another load may begin beside it.
 SLOW_LOAD_S: Final = 20.0
 MOST_LOADS: Final = 3
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """One version of one model."""
-
-    name: str
-    version: str
-
-    @override
-    def __str__(self) -> str:
-        return f"{self.name}/{self.version}"
-
-    @classmethod
-    def read(cls, text: str) -> Key:
-        """The key of "name/version"."""
-        return cls(*text.split("/"))
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A version as it lies in the repository; `files` differs when a file does."""
-
-    version: str
-    files: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Shelf:
-    """What the repository holds of one model: its versions, newest first."""
-
-    versions: tuple[Stored, ...]
-    policy: Policy = LATEST
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Load this version, in the background, and say how it went."""
-
-    key: Key
-    files: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unload:
-    """Take this version out of the memory; a request for it brings it back."""
-
-    key: Key
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Retire:
-    """Take this version out of the memory and forget it: it answers no more."""
-
-    key: Key
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """From now on these versions answer; none: the model is served no more."""
-
-    name: str
-    shares: Shares
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """Answer those that wait for this version: it will not come."""
-
-    key: Key
-    why: str
-
-
-Step = Load | Unload | Retire | Route | GiveUp
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """Who uses what: the keys that requests wait for, and when each was last asked.
-
-    All times are in the monotonic clock of `now_s`.
-    """
-
-    waiting: Collection[Key] = ()
-    last_s: Mapping[Key, float] = field(default_factory=dict)
-    now_s: float = 0.0
-
-
-class Standing(Enum):
-    """Where a version stands; one that nobody has tried has no standing."""
-
-    LOADING = auto()
-    LOADED = auto()
-    UNLOADED = auto()  # known and warm once, and not in memory
-    FAILED = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    standing: Standing
-    files: str
-    memory_bytes: int = 0
-    since_s: float = 0.0
-    reason: str = ""
 
 
 class Versions:
@@ -143,17 +42,18 @@ class Versions:
     def __init__(self, *, limit_bytes: int | None = None) -> None:
         self._limit_bytes = limit_bytes
         self._shelves: Mapping[str, Shelf] = {}
-        self._copies: dict[Key, _Copy] = {}
-        self._routes: dict[str, Shares] = {}
+        self._copies: dict[Key, Copy] = {}
+        self._routes = Routes(
+            can_answer=self._can_answer,
+            stored=lambda key: self._stored(key) is not None,
+        )
         # Those in no memory that requests wait for, and since when.
         self._missed_s: dict[Key, float] = {}
-        # The last route of each model on which all that was wanted answered.
-        self._whole: dict[str, Shares] = {}
 
     @property
     def routes(self) -> Mapping[str, Shares]:
         """Who answers now, by model."""
-        return self._routes
+        return self._routes.now
 
     def standing(self, key: Key) -> Standing | None:
         """Where a version stands; None when it was not tried or is forgotten."""
@@ -220,7 +120,7 @@ class Versions:
         return tuple(
             name
             for name in sorted(self._shelves)
-            if name not in self._routes and not self._wanted(name)
+            if name not in self._routes.now and not self._wanted(name)
         )
 
     @property
@@ -246,8 +146,10 @@ class Versions:
         """
         steps: list[Step] = []
         self._note_missed(use)
-        for name in sorted(self._shelves.keys() | self._routes.keys()):
-            steps.extend(self._reroute(name))
+        for name in sorted(self._shelves.keys() | self._routes.now.keys()):
+            route = self._routes.follow(name, self._wanted(name))
+            if route is not None:
+                steps.append(route)
         if steps:
             # The old route may get requests until this one is in force.
             return tuple(steps)
@@ -263,7 +165,7 @@ class Versions:
         need = self._need(key)
         steps.extend(self._make_room(need, use, keep=key.name))
         files = self._files(key) or ""
-        self._copies[key] = _Copy(
+        self._copies[key] = Copy(
             Standing.LOADING, files, memory_bytes=need, since_s=use.now_s
         )
         return Load(key, files)
@@ -281,7 +183,7 @@ class Versions:
         copy = self._copies.get(key)
         if copy is None or copy.standing is not Standing.LOADING:
             raise ValueError(f"{key} was not loading")
-        self._copies[key] = replace(copy, standing=standing, **known)  # type: ignore[arg-type] # fields of _Copy
+        self._copies[key] = replace(copy, standing=standing, **known)  # type: ignore[arg-type] # fields of Copy
         if standing is Standing.FAILED and self._files(key) != copy.files:
             del self._copies[key]
 
@@ -289,7 +191,7 @@ class Versions:
         return len(self._loading) < MOST_LOADS and not self.loads_in_time(use.now_s)
 
     @property
-    def _loading(self) -> list[_Copy]:
+    def _loading(self) -> list[Copy]:
         return [
             copy for copy in self._copies.values() if copy.standing is Standing.LOADING
         ]
@@ -317,70 +219,19 @@ class Versions:
         match copy.standing:
             case Standing.LOADED:
                 # What changed while it was loaded was half copied, perhaps.
-                return self._is_routed(key) or not self._is_stale(key)
+                return self._routes.has(key) or not self._is_stale(key)
             case Standing.LOADING:
-                return self._is_routed(key)  # known, and on its way back
+                return self._routes.has(key)  # known, and on its way back
             case Standing.UNLOADED:
                 return self._stored(key) is not None
             case Standing.FAILED:
                 return False
 
-    def _is_routed(self, key: Key) -> bool:
-        return key.version in self._routes.get(key.name, {})
-
-    def _reroute(self, name: str) -> Iterator[Route]:
-        wanted = self._wanted(name)
-        shares = self._next_route(name, wanted)
-        if not shares:
-            self._whole.pop(name, None)
-        elif shares == wanted or name not in self._whole:
-            self._whole[name] = shares
-        if shares != self._routes.get(name, {}):
-            if shares:
-                self._routes[name] = shares
-            else:
-                del self._routes[name]
-            yield Route(name, shares)
-
-    def _next_route(self, name: str, wanted: Shares) -> Shares:
-        able = self._able(name, wanted)
-        if len(able) == len(wanted) > 0:
-            return wanted
-        # The share of those that are still to come stays with who answers now.
-        stay = self._staying(name, wanted)
-        missing = 1 - sum(able.values())
-        return summing_to_one(
-            {
-                version: able.get(version, 0.0) + missing * stay.get(version, 0.0)
-                for version in {**able, **stay}
-            }
-        )
-
-    def _able(self, name: str, shares: Shares) -> Shares:
-        return {
-            version: share
-            for version, share in shares.items()
-            if self._can_answer(Key(name, version))
-        }
-
-    def _staying(self, name: str, wanted: Shares) -> Shares:
-        """Who answered before and may go on, while what is wanted is not there."""
-        for shares in (self._whole.get(name, {}), self._routes.get(name, {})):
-            able = {
-                version: share
-                for version, share in self._able(name, shares).items()
-                # A deleted one goes on only for as long as another is to come.
-                if wanted or self._stored(Key(name, version)) is not None
-            }
-            if able:
-                return summing_to_one(able)
-        return {}
-
     def _retire(self, use: Use) -> Iterator[Retire]:
         for key, copy in list(self._copies.items()):
             if (
                 copy.standing in {Standing.LOADED, Standing.UNLOADED}
-                and not self._is_routed(key)
+                and not self._routes.has(key)
                 and (key.version not in self._wanted(key.name) or self._is_stale(key))
                 and key not in use.waiting
             ):
@@ -396,7 +247,7 @@ class Versions:
             return "it was deleted from the repository"
         if key.version in self._wanted(key.name):
             return "its files changed while it was loaded"
-        others = ", ".join(self._routes.get(key.name, {}))
+        others = ", ".join(self._routes.of(key.name))
         return f"{others} answers instead" if others else "nothing asks for it"
 
     def _give_up(self, use: Use) -> Iterator[GiveUp]:
@@ -404,17 +255,18 @@ class Versions:
             match self._copies.get(key):
                 case None:
                     yield GiveUp(key, f"version {key.version} is gone")
-                case _Copy(standing=Standing.FAILED) as copy:
+                case Copy(standing=Standing.FAILED) as copy:
                     yield GiveUp(key, copy.reason)
-                case _Copy(standing=Standing.UNLOADED) if self._stored(key) is None:
+                case Copy(standing=Standing.UNLOADED) if self._stored(key) is None:
                     yield GiveUp(key, f"version {key.version} was deleted")
                 case _:
                     pass
 
     def _next_load(self, use: Use) -> Key | None:
+        room = self._room(use)
         for key in self._loads_in_order():
-            replaces = bool(self._routes.get(key.name)) and not self._is_routed(key)
-            if replaces or self._has_room(self._need(key), use):
+            replaces = bool(self._routes.of(key.name)) and not self._routes.has(key)
+            if replaces or room.has(self._need(key)):
                 return key
         return None
 
@@ -426,7 +278,7 @@ class Versions:
         )
         for served in (False, True):
             for name in sorted(self._shelves):
-                if (name in self._routes) is served:
+                if (name in self._routes.now) is served:
                     yield from self._untried(name)
 
     def _untried(self, name: str) -> Iterable[Key]:
@@ -444,13 +296,6 @@ class Versions:
             return copy.memory_bytes
         return stored.size_bytes if stored is not None else 0
 
-    def _taken(self) -> int:
-        return sum(
-            copy.memory_bytes
-            for copy in self._copies.values()
-            if copy.standing in {Standing.LOADED, Standing.LOADING}
-        )
-
     def _note_missed(self, use: Use) -> None:
         self._missed_s = {
             key: self._missed_s.get(key, use.now_s)
@@ -458,53 +303,15 @@ class Versions:
             if self.standing(key) is Standing.UNLOADED
         }
 
-    def _idle(self, use: Use) -> list[Key]:
-        """What answers, is in memory and may leave it: longest unused first.
-
-        That is what has nothing to do; and, once a request has waited for a whole
-        turn for a version that is not there, also what has been there for longer.
-        """
-        turn_ends_s = use.now_s - TURN_S
-        in_turns = any(since_s <= turn_ends_s for since_s in self._missed_s.values())
-        free = []
-        for key, copy in self._copies.items():
-            if copy.standing is not Standing.LOADED or not self._is_routed(key):
-                continue
-            busy = key in use.waiting
-            if not busy or (in_turns and copy.since_s <= turn_ends_s):
-                used_s = max(use.last_s.get(key, 0.0), copy.since_s)
-                free.append((busy, copy.since_s if busy else used_s, key))
-        return [key for _, _, key in sorted(free)]
-
-    def _has_room(self, need: int, use: Use) -> bool:
-        if self._limit_bytes is None:
-            return True
-        idle = sum(self._copies[key].memory_bytes for key in self._idle(use))
-        left = self._taken() - idle
-        return left + need <= self._limit_bytes or left == 0
+    def _room(self, use: Use) -> Room:
+        return Room(
+            self._limit_bytes, self._copies, self._routes.has, self._missed_s, use
+        )
 
     def _make_room(
         self, need: int, use: Use, keep: str | None = None
     ) -> Iterator[Unload]:
-        """Unload what is idle; but not model `keep`, which is to get a new version."""
-        if self._limit_bytes is None:
-            return
-        for key in self._idle(use):
-            if key.name == keep:
-                continue
-            over = self._taken() + need - self._limit_bytes
-            copy = self._copies[key]
-            alone = need == 0 and self._taken() == copy.memory_bytes
-            if over <= 0 or alone:
-                return
-            self._copies[key] = replace(copy, standing=Standing.UNLOADED)
-            yield Unload(
-                key,
-                f"the loaded models would take {over // 2**20 + 1} MiB more than "
-                f"models_memory_mb, and it {self._why_it(key, use)}",
-            )
-
-    def _why_it(self, key: Key, use: Use) -> str:
-        if key in use.waiting:
-            return "has had its turn, while requests wait for another"
-        return "was unused for the longest time"
+        for step in list(self._room(use).make(need, keep)):
+            copy = self._copies[step.key]
+            self._copies[step.key] = replace(copy, standing=Standing.UNLOADED)
+            yield step

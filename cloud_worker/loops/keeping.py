@@ -20,21 +20,14 @@ from cloud_worker.adapters.frames import ModelSource
 from cloud_worker.adapters.library import Holdings, Library
 from cloud_worker.adapters.repository import Candidate, NoRepository, Unservable
 from cloud_worker.adapters.runner import CannotLoad
+from cloud_worker.core.copies import Use
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.policy import Shares
 from cloud_worker.core.serving import Serving
+from cloud_worker.core.shelf import Key
 from cloud_worker.core.spec import ModelSpec, ServedModel
-from cloud_worker.core.versions import (
-    GiveUp,
-    Key,
-    Load,
-    Retire,
-    Route,
-    Step,
-    Unload,
-    Use,
-    Versions,
-)
+from cloud_worker.core.version_steps import GiveUp, Load, Retire, Route, Step, Unload
+from cloud_worker.core.versions import Versions
 from cloud_worker.loops.infer import Infer
 from cloud_worker.loops.usage import Usage
 from lifecycle.clock import Clock

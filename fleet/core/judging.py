@@ -123,7 +123,7 @@ def _of_success(gate: Gate, seen: Seen) -> Verdict:
     found = _of_agents(gate, seen, FAILED_AGENT)
     if found.final and {AgentState.RETURNED}.issuperset(seen.states.values()):
         # Each proved by intervals of its own that the version is worse.
-        reason = f"{found.reason}, each by its own probation"
+        reason = f"{found.reason} came back, each by its own probation"
         return replace(found, decision=Decision.FAIL, reason=reason, final=False)
     return found
 

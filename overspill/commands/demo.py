@@ -40,13 +40,14 @@ def demo(
         bool, typer.Option("--keep", help="Leave the temporary folder.")
     ] = False,
 ) -> None:
-    """Run the whole system on real images and push a model to it half way.
+    """Run the whole system on real images and push a good model to it, then a bad one.
 
     A private RabbitMQ, two workers, three agents and their devices, each a process of
     its own; then a crowd that asks more of the pool than it can do. Exit code 0 only
     if nothing was lost or answered twice, the cascade beat the edge alone, every agent
-    got the new version, none says that a promise is broken, and the devices had their
-    answers in time under overload.
+    got the new version, one with shuffled labels was stopped in its first wave and went
+    back, none says that a promise is broken, and the devices had their answers in time
+    under overload.
     """
     for path in (json_file, plot):
         _check_writable(path)
@@ -64,7 +65,7 @@ def demo(
 
 
 def _exit_code(done: Performance) -> int:
-    return 1 if done.faults else 0
+    return 1 if done.findings.faults else 0
 
 
 def _check_writable(path: Path | None) -> None:

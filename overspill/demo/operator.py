@@ -71,7 +71,7 @@ class Operator:
             news = line.partition(": ")[2] or line
             if turned_ms is None and news.startswith(TURNS):
                 turned_ms = self._now_ms()
-            self._say(news)
+            self._say(f"rollout: {news}")
 
         await self._system.follow(hear, "rollout", "watch", generation)
         ended_ms = self._now_ms()

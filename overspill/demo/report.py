@@ -19,24 +19,24 @@ COLUMNS = (
     *("requests", "p50 ms", "p99 ms", "spilled", "spared", "too late"),
     *("right", "edge alone"),
 )
-STAGES = {FIRST: "edge model alone in service", SECOND: "after the push"}
+STAGES = {FIRST: "before the push", SECOND: "after the push"}
 
 
 def show(console: Console, done: Performance) -> None:
     """Print the table and its meaning."""
-    measures = done.measures
+    measures = done.findings.measures
     console.print(_answers(measures))
     console.print(_accuracy(measures))
     if any(phase.target for phase in measures.phases):
         console.print(_promises(measures.phases))
-    console.print(_overload(done.overload))
+    console.print(_overload(done.findings.overload))
     for line in meaning(done):
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def meaning(done: Performance) -> list[str]:
     """What the figures say, in sentences."""
-    measures = done.measures
+    measures = done.findings.measures
     push = measures.push
     gained = 100 * (measures.cascade_accuracy - measures.edge_only_accuracy)
     lost = (
@@ -53,14 +53,14 @@ def meaning(done: Performance) -> list[str]:
     lines = [
         lost,
         pushed,
-        *_stopped(done.stopped),
-        *_overloaded(done.overload),
+        *_stopped(done.findings.stopped),
+        *_overloaded(done.findings.overload),
         f"Picture: {done.plot}   took {done.seconds:.0f} s",
     ]
     if done.folder is not None:
         lines.append(f"Logs and histories: {done.folder}")
-    lines += [f"NOT GOOD: {fault}" for fault in done.faults]
-    return lines
+    faults = [f"NOT GOOD: {fault}" for fault in done.findings.faults]
+    return lines + (faults or ["All good: nothing that the demo checks has failed."])
 
 
 def _stopped(found: Stopped) -> list[str]:
@@ -74,7 +74,7 @@ def _stopped(found: Stopped) -> list[str]:
         f"Then version {course.version} was rolled out, whose labels are shuffled: it "
         f"reached {len(course.told)} of {found.agents} agents, was stopped after "
         f"{after_s:.1f} s, and version {course.version.partition('-')[0]} was back after "
-        f"{took_s:.1f} s ({course.reason}). Of {found.requests} requests meanwhile "
+        f"{took_s:.1f} s (the reason given: {course.reason}). Of {found.requests} requests meanwhile "
         f"{found.lost + found.unanswered} had no answer; "
         f"{percent(found.exposed_accuracy)} of the answers there were right"
     )
@@ -186,15 +186,16 @@ def _overloaded(overload: Overload) -> list[str]:
         f"did {crowd.capacity_per_s:.0f}. To the devices, with a deadline of "
         f"{overload.deadline_s:g} s, the cloud was worth {100 * before.gain:.1f} points "
         f"before and {100 * during.gain:.1f} during that; {during.lost} of "
-        f"{during.requests} requests were lost."
+        f"{during.requests} requests were lost. {during.held_back} that the edge was not "
+        "sure of it answered all the same, to spare the pool."
     )
     lines = [told]
     if way := overload.way_down:
         steps = "; ".join(
-            f"{_threshold(each.old)} → {_threshold(each.new)}: {each.why}"
+            f"{_threshold(each.old)} → {_threshold(each.new)} ({each.why})"
             for each in way
         )
-        lines.append(f"{way[0].agent}, threshold in force {steps}.")
+        lines.append(f"{way[0].agent} spared it most: threshold in force {steps}.")
     return lines
 
 

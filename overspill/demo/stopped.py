@@ -6,7 +6,7 @@ go back by themselves, and no request is lost meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -86,7 +86,7 @@ def stopped(
     asked: Sequence[Asked],
     labels: Sequence[str],
     course: Course,
-    agents: dict[str, str],
+    agents: Mapping[str, str],
 ) -> Stopped:
     """Measure what devices noticed.
 

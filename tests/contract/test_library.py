@@ -10,7 +10,7 @@ import pytest
 from cloud_worker.adapters.library import Holdings, Library
 from cloud_worker.adapters.repository import NoRepository
 from cloud_worker.core.policy import LATEST, Policy
-from cloud_worker.core.versions import Key
+from cloud_worker.core.shelf import Key
 
 NEVER_S = 1e9
 

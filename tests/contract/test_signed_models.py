@@ -17,7 +17,7 @@ from cloud_worker.adapters.signed_models import (
     SignedModels,
     signed_models,
 )
-from cloud_worker.core.versions import Key
+from cloud_worker.core.shelf import Key
 from tests.trust import DAY_S, FleetTrust
 
 

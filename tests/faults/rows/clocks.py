@@ -121,7 +121,7 @@ async def _offered_offline(stage: Stage, device: Device) -> list[str]:
 
 
 def _check_offset(agent: Agent, expected_ms: float) -> None:
-    found = agent._uplink.pool_offset_ms
+    found = agent._requests.uplink.pool_offset_ms
     assert abs(found - expected_ms) < OFFSET_SLACK_MS, f"{found} ms, not relearned"
 
 

@@ -52,7 +52,7 @@ async def test_an_image_its_array_and_its_named_array_are_the_same_request(
     offline: Made,
 ) -> None:
     async with Agent(offline(threshold=0.0)) as agent:
-        served = agent._serving.model("fashion")
+        served = agent._requests.serving.model("fashion")
         assert served is not None
         assert served.manifest.preprocess is not None
         array = decode_image(SHIRT, served.manifest.preprocess, max_pixels=10**6)
@@ -148,7 +148,7 @@ async def test_a_full_disk_gives_the_edges_answer_or_refuses_with_a_reason(
 ) -> None:
     async with Agent(offline()) as agent:
         # `tests/contract/test_outbox.py` fills a real file; this says the same.
-        agent._outbox._table._db.execute(
+        agent._requests.outbox._table._db.execute(
             "CREATE TRIGGER no_room BEFORE INSERT ON spill "
             "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
         )
@@ -210,9 +210,9 @@ async def test_a_model_that_the_disk_damaged_gives_way_to_the_previous_one(
         manifest.read_text().replace('"version": "1"', '"version": "2"')
     )
     async with Agent(settings) as agent:
-        stored = agent._store.provision(second)
+        stored = agent._models.store.provision(second)
         slots = Slots("fashion", active="2", previous="1", state=State.SWAPPED)
-        agent._store.save(slots)
+        agent._models.store.save(slots)
     model_file = stored.folder / "model.tflite"
     whole = model_file.read_bytes()
     model_file.write_bytes(whole[:-1] + b"?")

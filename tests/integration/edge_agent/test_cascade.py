@@ -119,7 +119,7 @@ async def test_rotated_and_darkened_images_raise_the_alarm_and_others_do_not(
             report = agent._status.report()
             assert report.slots[0].cascade is not None
             assert report.slots[0].cascade.drift
-            assert agent._cascading.drift_seen("fashion")
+            assert agent._requests.cascading.drift_seen("fashion")
             drift = (await agent.status())["models"]["fashion"]["cascade"]["drift"]
             assert not drift["alarm"]
 
@@ -147,7 +147,7 @@ async def test_audits_fill_the_books_and_no_device_hears_of_them(
                 ),
             )
             audits = status["counters"]["spilled_audit"]
-            agent._cascading.look()
+            agent._requests.cascading.look()
             shown = (await agent.status())["models"]["fashion"]["cascade"]
             assert shown["open_audits"] == 0
             assert shown["promise"]["audited"] == audits
@@ -157,7 +157,7 @@ async def test_audits_fill_the_books_and_no_device_hears_of_them(
         async with serving(auditing) as agent:  # The books outlive the process.
             await cam.send("fashion", {"id": "more", "image": SHIRT_TEXT})
             await cam.final("more")
-            agent._cascading.look()
+            agent._requests.cascading.look()
             again = (await agent.status())["models"]["fashion"]["cascade"]
             assert again["promise"]["audited"] >= audits
     assert len(cam.raw) == len(ids) + 1
@@ -250,9 +250,9 @@ async def test_a_class_that_needs_more_confidence_spills_and_gives_way_with_all(
         shown = (await agent.status())["models"]["fashion"]["cascade"]
         assert shown["classes"] == {"Shirt": 1.0}
         # The pool says that it is slow: the class gives way, as all thresholds do.
-        watch = agent._cascading._watches["fashion"]
-        watch.heard_wait(1000.0, agent._cascading._now_s())
-        agent._cascading.look()
+        watch = agent._requests.cascading._watches["fashion"]
+        watch.heard_wait(1000.0, agent._requests.cascading._now_s())
+        agent._requests.cascading.look()
         answers = [
             await agent.infer("fashion", as_input(each)) for each in pictures()[:60]
         ]
@@ -277,7 +277,7 @@ async def test_while_the_cloud_is_away_a_hard_answer_stands_and_says_so(
         await cam.send("fashion", {"id": "r0", "image": SHIRT_TEXT})
 
         def down(status: dict[str, Any]) -> bool:
-            agent._cascading.look()
+            agent._requests.cascading.look()
             shown = status["models"]["fashion"]["cascade"]
             return shown is not None and shown["threshold"] is None
 
@@ -304,7 +304,7 @@ async def test_a_pool_that_does_not_answer_costs_one_deadline_and_then_accuracy(
             first = await cam.final("r0")
             assert first["source"] == "edge_fallback"
             assert first["ms"] >= 600
-            agent._cascading.look()
+            agent._requests.cascading.look()
             await cam.send("fashion", {"id": "r1", "image": SHIRT_TEXT})
             second = await cam.final("r1")
             assert second["source"] == "edge_fallback"
@@ -327,7 +327,7 @@ async def test_a_byte_budget_ends_spilling_and_not_answers(
         sources = []
         for _ in range(12):
             sources.append((await agent.infer("fashion", picture)).source)
-            agent._cascading.look()
+            agent._requests.cascading.look()
         status = await agent.status()
     assert sources[0] is Source.CLOUD
     assert sources[-1] is Source.EDGE_FALLBACK

@@ -108,14 +108,18 @@ async def test_a_pool_whose_clock_jumps_is_followed_by_the_next_request(
     clock = FakeClock()
     async with Agent(settings, clock=clock, boot_id="this") as agent:
         await leave_open(agent, "first")
-        agent._on_cloud_message(*result("first", clock.wall_ms()))
-        assert agent._uplink.pool_offset_ms == pytest.approx(0.0, abs=1.0)
+        agent._hear_cloud(*result("first", clock.wall_ms()))
+        assert agent._requests.uplink.pool_offset_ms == pytest.approx(0.0, abs=1.0)
         await leave_open(agent, "second")
-        agent._on_cloud_message(*result("second", clock.wall_ms() + jump_s * 1000))
-        assert agent._uplink.pool_offset_ms == pytest.approx(jump_s * 1000, abs=1.0)
+        agent._hear_cloud(*result("second", clock.wall_ms() + jump_s * 1000))
+        assert agent._requests.uplink.pool_offset_ms == pytest.approx(
+            jump_s * 1000, abs=1.0
+        )
     # What was learned is not forgotten.
     async with Agent(settings, clock=clock, boot_id="this") as agent:
-        assert agent._uplink.pool_offset_ms == pytest.approx(jump_s * 1000, abs=1.0)
+        assert agent._requests.uplink.pool_offset_ms == pytest.approx(
+            jump_s * 1000, abs=1.0
+        )
 
 
 def result(id_: str, server_time_ms: float) -> tuple[str, bytes]:

@@ -16,24 +16,12 @@ from hypothesis.stateful import (
 )
 from typing_extensions import override
 
+from cloud_worker.core.copies import Standing, Use
 from cloud_worker.core.policy import LATEST, Policy, Shares
-from cloud_worker.core.versions import (
-    MOST_LOADS,
-    SLOW_LOAD_S,
-    TURN_S,
-    GiveUp,
-    Key,
-    Load,
-    Retire,
-    Route,
-    Shelf,
-    Standing,
-    Step,
-    Stored,
-    Unload,
-    Use,
-    Versions,
-)
+from cloud_worker.core.room import TURN_S
+from cloud_worker.core.shelf import Key, Shelf, Stored
+from cloud_worker.core.version_steps import GiveUp, Load, Retire, Route, Step, Unload
+from cloud_worker.core.versions import MOST_LOADS, SLOW_LOAD_S, Versions
 
 MIB = 2**20
 CANARY = Policy(canary={"2": 0.9, "3": 0.1})

@@ -9,7 +9,7 @@ from edge_agent.__main__ import _cascade, _update
 from edge_agent.core.health import Account
 from edge_agent.core.slots import Slots
 from edge_agent.core.watch import Surroundings, Watch, WatchOptions
-from edge_agent.status import cascade_families
+from edge_agent.metrics import cascade_families
 from lifecycle.metrics import Family
 from tests.calibrations import manifest
 

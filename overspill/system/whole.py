@@ -1,4 +1,4 @@
-"""One whole system as processes in a folder: it starts together and ends together.
+"""A system's life: who starts after whom, when each is ready, and who ends first.
 
 RabbitMQ, a pool of workers, the fleet's daemon, and agents each with a local side of
 its own: the first behind a Mosquitto, the others with the broker they embed. Agents
@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, Final, Self
+from typing import Any, Final, Self
 
 from broker.node import Node, NodeError
-from broker.node_files import find_server
-from broker.ports import LOOPBACK, free_port
-from broker.process import birth_of, end
-from edge_agent.adapters.control import MAX_PATH_BYTES, ControlError, ask
+from edge_agent.adapters.control import ControlError, ask
 from overspill.example import Example
-from overspill.mosquitto import find_mosquitto, listens, private_mosquitto
+from overspill.mosquitto import listens, private_mosquitto
 from overspill.program import (
     CommandFailed,
     Program,
@@ -34,6 +27,10 @@ from overspill.program import (
     python,
     run_command,
 )
+from overspill.system import members
+from overspill.system.claim import Claim
+from overspill.system.places import AgentPlace, places
+from overspill.system.preflight import check
 from overspill.tasks import to_the_end, together
 
 NODE_TIMEOUT_S: Final = 120.0
@@ -41,46 +38,9 @@ WORKER_TIMEOUT_S: Final = 180.0
 AGENT_TIMEOUT_S: Final = 60.0
 FLEET_TIMEOUT_S: Final = 60.0
 STATUS_TIMEOUT_S: Final = 5.0
-WORKER_DRAIN_S: Final = 5.0
-REPORT_EVERY_S: Final = 5.0
-PROCESSES_FILE: Final = "processes.json"
-NEEDED: Final = ("tensorflow", "ai_edge_litert", "amqtt", "sqlalchemy")
 
 StateChanged = Callable[[str, str], None]
 """Called with a part's name and `starting`, `ready` or `stopping`."""
-
-
-class CannotStart(Exception):
-    """The system cannot be started here."""
-
-
-@dataclass(frozen=True, slots=True)
-class AgentPlace:
-    """Where one agent and its device meet.
-
-    Attributes:
-        agent: its identity.
-        device: the device that it serves here.
-        state_dir: its folder.
-        port: where its devices connect, on the loopback address.
-        embedded: whether the agent itself is that broker.
-    """
-
-    agent: str
-    device: str
-    state_dir: Path
-    port: int
-    embedded: bool
-
-    @property
-    def url(self) -> str:
-        """Where its devices connect."""
-        return f"mqtt://{LOOPBACK}:{self.port}"
-
-    @property
-    def control_socket(self) -> Path:
-        """Where the agent answers its operator."""
-        return self.state_dir / "control.sock"
 
 
 class System:
@@ -113,7 +73,7 @@ class System:
         self.example = example
         self.logs = self.folder / "logs"
         self.home = self.folder / "fleet"
-        self.agents = self._places(agents, device_port)
+        self.agents = places(self.folder, agents, device_port)
         self._worker_count = workers
         self._audit_share = audit_share
         self._changed = changed
@@ -128,23 +88,7 @@ class System:
         self._workers: list[Program] = []
         self._agents: list[Program] = []
         self._others: list[Program] = []
-        self._lock: IO[str] | None = None
-
-    def _places(self, count: int, device_port: int | None) -> tuple[AgentPlace, ...]:
-        taken: list[int] = []
-        for _ in range(count):
-            wanted = device_port if not taken else None
-            taken.append(free_port(avoid=taken) if wanted is None else wanted)
-        return tuple(
-            AgentPlace(
-                agent=f"agent-{number}",
-                device=f"cam{number}",
-                state_dir=self.folder / f"agent-{number}",
-                port=port,
-                embedded=number > 1,
-            )
-            for number, port in enumerate(taken, start=1)
-        )
+        self._claim = Claim(self.folder)
 
     # --- what is there ----------------------------------------------------------------
 
@@ -242,11 +186,11 @@ class System:
     # --- life -----------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._check()
+        check(self.folder, self.agents)
         self.logs.mkdir(parents=True, exist_ok=True)
-        self._take_folder()
+        self._claim.take()
         try:
-            await self._end_leftovers()
+            await self._claim.end_leftovers()
             await together(
                 self._start_node(),
                 self._start_mosquitto(),
@@ -263,60 +207,10 @@ class System:
     async def __aexit__(self, *_: object) -> None:
         await to_the_end(self._stop())
 
-    def _check(self) -> None:
-        """Find out what is missing before anything starts.
-
-        Raises:
-            RabbitMissing, MosquittoMissing: it is not installed.
-            CannotStart: a Python package is not, or the folder's path is too long.
-        """
-        find_server()
-        find_mosquitto()
-        missing = [name for name in NEEDED if find_spec(name) is None]
-        if missing:
-            raise CannotStart(
-                f"the Python package {missing[0]} is not installed: run "
-                "`pip install 'overspill[all]'`"
-            )
-        longest = max(
-            (place.control_socket for place in self.agents),
-            key=lambda path: len(os.fsencode(path)),
-        )
-        if len(os.fsencode(longest)) > MAX_PATH_BYTES:
-            raise CannotStart(
-                f"{self.folder} is too long a path for the agents' sockets: choose "
-                "another with --folder, such as /tmp/overspill"
-            )
-
-    def _take_folder(self) -> None:
-        lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise CannotStart(
-                f"a system already runs in {self.folder}: stop it with Ctrl-C, or "
-                "choose another folder with --folder"
-            ) from None
-        self._lock = lock
-
-    async def _end_leftovers(self) -> None:
-        """End what an earlier system left here when it was killed."""
-        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-            left = json.loads((self.folder / PROCESSES_FILE).read_text())
-            await end({each["pid"]: each["birth"] for each in left if each["birth"]}, 0)
-
     async def _start(self, program: Program) -> None:
         await program.start()
         self._started.append(program)
-        processes = [
-            {"name": each.name, "pid": each.pid, "birth": birth_of(each.pid)}
-            for each in self._started
-            if each.pid is not None
-        ]
-        path = self.folder / PROCESSES_FILE
-        path.with_suffix(".new").write_text(json.dumps(processes))
-        path.with_suffix(".new").replace(path)
+        self._claim.note(self._started)
 
     async def _start_node(self) -> None:
         self._changed("rabbitmq", "starting")
@@ -353,10 +247,9 @@ class System:
     async def _start_workers(self) -> None:
         """Start the pool beside RabbitMQ: TensorFlow takes as long as it does."""
         url = await self._worker_url()
-        threads = max(1, (os.cpu_count() or 1) // self._worker_count)
         await together(
             *(
-                self._start_worker(f"worker-{number}", url, threads)
+                self._start_worker(f"worker-{number}", url)
                 for number in range(1, self._worker_count + 1)
             )
         )
@@ -370,25 +263,17 @@ class System:
                     return info.amqp_url("worker")
             await asyncio.sleep(0.05)
 
-    async def _start_worker(self, name: str, url: str, threads: int) -> None:
+    async def _start_worker(self, name: str, url: str) -> None:
         self._changed(name, "starting")
         log = self.logs / f"{name}.log"
         log.write_bytes(b"")
-        program = Program(
+        program = members.worker(
             name,
-            python("cloud_worker", "run"),
             log=log,
-            variables=environment(
-                OVERSPILL_WORKER_WORKER_ID=name,
-                OVERSPILL_WORKER_AMQP_URL=url,
-                OVERSPILL_WORKER_MODELS=str(self.example.repository),
-                OVERSPILL_WORKER_REGISTRY=str(self.home / "registry"),
-                OVERSPILL_WORKER_INTRA_THREADS=str(threads),
-                OVERSPILL_WORKER_INTER_THREADS="1",
-                OVERSPILL_WORKER_DRAIN_S=str(WORKER_DRAIN_S),
-                TF_CPP_MIN_LOG_LEVEL="2",
-            ),
-            stop_within_s=WORKER_DRAIN_S + 5.0,
+            url=url,
+            example=self.example,
+            registry=self.home / "registry",
+            pool=self._worker_count,
         )
         self._workers.append(program)
         await self._start(program)
@@ -409,26 +294,13 @@ class System:
     async def _start_agent(self, place: AgentPlace) -> None:
         self._changed(place.agent, "starting")
         place.state_dir.mkdir(exist_ok=True)
-        local = (
-            {"OVERSPILL_AGENT_EMBEDDED_PORT": str(place.port)}
-            if place.embedded
-            else {"OVERSPILL_AGENT_LOCAL_URL": place.url}
-        )
-        if self._audit_share is not None:
-            local["OVERSPILL_AGENT_AUDIT_SHARE"] = str(self._audit_share)
-        program = Program(
-            place.agent,
-            python("edge_agent", "run"),
+        program = members.agent(
+            place,
             log=self.logs / f"{place.agent}.log",
-            variables=environment(
-                OVERSPILL_AGENT_AGENT_ID=place.agent,
-                OVERSPILL_AGENT_STATE_DIR=str(place.state_dir),
-                OVERSPILL_AGENT_CLOUD_URL=self._node.mqtt_url(place.agent),
-                OVERSPILL_AGENT_BUNDLES=str(self.example.bundles[0]),
-                OVERSPILL_AGENT_TRUSTED_ROOT=str(self._root_file),
-                OVERSPILL_AGENT_REPORT_EVERY_S=str(REPORT_EVERY_S),
-                **local,
-            ),
+            url=self._node.mqtt_url(place.agent),
+            bundle=self.example.bundles[0],
+            trusted_root=self._root_file,
+            audit_share=self._audit_share,
         )
         self._agents.append(program)
         await self._start(program)
@@ -444,11 +316,8 @@ class System:
         await self._published.wait()
         await self._node_up.wait()
         self._changed("fleet", "starting")
-        program = Program(
-            "fleet",
-            python("overspill", "fleet", "run"),
-            log=self.logs / "fleet.log",
-            variables=environment(**self.operator_variables),
+        program = members.fleet(
+            log=self.logs / "fleet.log", variables=self.operator_variables
         )
         self._others.append(program)
         await self._start(program)
@@ -473,10 +342,7 @@ class System:
         with contextlib.suppress(NodeError):
             # As it is now: somebody may have restarted it from outside meanwhile.
             await Node.load(self._node.folder).stop()
-        (self.folder / PROCESSES_FILE).unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._claim.release()
 
 
 def _serves(status: dict[str, Any], model: str) -> bool:

@@ -1,0 +1,1 @@
+"""What the agent is made of; each part joins its loops and adapters, and starts them."""

@@ -196,6 +196,24 @@ def test_a_refusal_carries_its_reason_until_the_agent_is_updated() -> None:
     assert (mended.state, mended.reason) == (AgentState.UPDATED, None)
 
 
+def test_an_agent_that_returned_once_and_serves_the_version_after_all_is_updated() -> (
+    None
+):
+    # Its disk was lost: it has tried the version anew, and kept it.
+    one = rollout(7, "2", way_back=BACK)
+    returned = followed(one, TOLD, slot("1", "returned", 7, reason="slower"))
+    again = followed(one, returned, slot("2", "probation", 7))
+    assert (again.state, again.reason) == (AgentState.RETURNED, "slower")
+    served = followed(one, again, slot("2", "swapped", 7))
+    assert (served.state, served.version, served.reason) == (
+        AgentState.UPDATED,
+        "2",
+        None,
+    )
+    # That it returned before is no news when it is heard again.
+    assert followed(one, served, slot("1", "returned", 7, reason="slower")) == served
+
+
 STATES = (
     "idle",
     "waiting",

@@ -85,7 +85,13 @@ def advance_all(
         if superseded is not None:
             done.append(Advanced(rollout, before, superseded, chosen))
             continue
-        view = View(fleet.devices, chosen.eligible, fleet.now, taken_by(newer))
+        view = View(
+            fleet.devices,
+            chosen.eligible,
+            fleet.now,
+            taken_by(newer),
+            chosen.excluded,
+        )
         done.append(Advanced(rollout, before, advance(rollout, before, view), chosen))
     return done
 

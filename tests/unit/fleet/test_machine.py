@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -214,6 +215,56 @@ def test_an_agent_that_is_retired_fails_nothing_and_holds_nothing_up() -> None:
     fleet.obey()
     fleet.look()
     assert (state(fleet, one), fleet.course(one).reason) == (R.ROLLED_BACK, "because")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_rollout_whose_named_agents_are_all_gone_ends_and_says_why(
+    told: bool,
+) -> None:
+    fleet = Small(TEN)
+    one = fleet.start(targets=frozenset({"a0", "a1"}), max_parallel=1)
+    if told:
+        fleet.look()
+    del fleet.devices["a0"]
+    fleet.look()
+    assert state(fleet, one) is R.RUNNING
+    if told:
+        del fleet.devices["a1"]
+    else:
+        # It lost its place for this version before it was told.
+        fleet.courses[one.generation] = replace(fleet.course(one), told={})
+        fleet.says("a1", SlotReport(model="fashion", active="1", floor=9))
+    fleet.look()
+    assert state(fleet, one) is R.ABORTED
+    reason = fleet.course(one).reason or ""
+    assert reason.startswith("none of its agents is left: a0 (retired), a1 (")
+    assert ("it takes no epoch under 9" in reason) is not told
+
+
+def test_a_rollout_whose_agents_several_newer_ones_took_is_superseded() -> None:
+    fleet = Small(TEN)
+    one = fleet.start(targets=frozenset({"a0", "a1", "a2"}))
+    fleet.look()
+    fleet.start("3", targets=frozenset({"a0"}))
+    fleet.start("4", targets=frozenset({"a1"}))
+    fleet.look()
+    assert state(fleet, one) is R.RUNNING
+    del fleet.devices["a2"]
+    fleet.look()
+    assert state(fleet, one) is R.SUPERSEDED
+    assert fleet.course(one).reason == "newer rollouts took its agents; a2 (retired)"
+
+
+def test_a_rollout_for_all_waits_for_agents_that_will_join() -> None:
+    fleet = Small(["a0"])
+    one = fleet.start()
+    fleet.look()
+    del fleet.devices["a0"]
+    fleet.look()
+    assert state(fleet, one) is R.RUNNING
+    fleet.joins("b0")
+    fleet.run(looks=3)
+    assert state(fleet, one) is R.DONE
 
 
 def test_no_wave_soaks_while_nobody_is_heard() -> None:

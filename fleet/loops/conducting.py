@@ -19,6 +19,7 @@ from fleet.adapters.state.versions import PublishedVersion
 from fleet.core import machine
 from fleet.core.fleetwide import Advanced, Fleet, advance_all, changed, relevant
 from fleet.core.following import Now
+from fleet.core.listening import rebased, rebased_devices
 from fleet.core.machine import Changed, Event, Tell
 from fleet.core.plan import Needs
 from fleet.core.rollouts import LIVE, AgentState, Course, Rollout, desired_for
@@ -69,6 +70,29 @@ def look(database: FleetDatabase, now: Now) -> Looked:
         if told.state in UNHEARD
     )
     return Looked(agents, live, tuple(advanced), unheard)
+
+
+def rebase(database: FleetDatabase, now_ms: int) -> None:
+    """Bring times that are still to come to now, after the clock was set back.
+
+    Only the daemon's to do: a command on a machine whose clock is behind would end the
+    leases of agents that the daemon has just heard.
+
+    Raises:
+        DatabaseUnavailable: nothing was changed.
+    """
+    with database.writing() as ledger:
+        ledger.keep_devices(rebased_devices(ledger.devices().values(), now_ms))
+        rollouts = relevant(ledger.rollouts(), ledger.rollout_states())
+        for generation, before in ledger.courses(rollouts).items():
+            after = rebased(before, now_ms)
+            if after != before:
+                told = after.told.values()
+                ledger.keep_course(generation, after)
+                ledger.keep_told(
+                    generation,
+                    [each for each in told if each != before.told[each.agent]],
+                )
 
 
 def advanced_in(ledger: Ledger, now: Now) -> list[Advanced]:

@@ -469,8 +469,25 @@ def test_what_cannot_be_done_is_refused_with_what_can() -> None:
     rollout = Rollout(4, "fashion", "2", 0, way_back=BACK)
     with pytest.raises(WrongMove, match="rolled back, so it cannot resume"):
         order(rollout, Course(state=R.ROLLED_BACK), Event.RESUME, "", 0)
-    with pytest.raises(WrongMove, match="what can follow: abort, approve, pause"):
+    may = r"what you can do: overspill rollout abort \| approve \| pause \| rollback$"
+    with pytest.raises(WrongMove, match=may):
         order(rollout, Course(state=R.AWAITING_APPROVAL), Event.RESUME, "", 0)
+
+
+@pytest.mark.parametrize(
+    ("at", "advice"),
+    [
+        (R.SUPERSEDED, "a newer rollout has its agents: roll that one back"),
+        (R.ROLLING_BACK, "on their way back: overspill rollout watch"),
+        (R.ROLLED_BACK, "it is over: start a rollout of the version to serve"),
+    ],
+)
+def test_what_cannot_be_rolled_back_is_refused_with_what_to_do_in_place_of_it(
+    at: RolloutState, advice: str
+) -> None:
+    rollout = Rollout(4, "fashion", "2", 0, way_back=BACK)
+    with pytest.raises(WrongMove, match=advice):
+        order(rollout, Course(state=at), Event.ROLL_BACK, "", 0)
 
 
 def test_there_is_no_rollback_without_a_signed_way_back() -> None:

@@ -219,7 +219,9 @@ def test_the_newest_rollout_can_be_taken_back_however_much_was_published_since(
         assert done.state is RolloutState.DONE
         for number in range(3, 9):
             fleet.publish(source(str(number)))
-        assert fleet.registry.is_way_back("fashion", done.rollout.way_back)
+        back = done.rollout.way_back
+        assert back is not None
+        assert fleet.registry.is_way_back("fashion", back)
     assert "rolling back" in say("rollout", "rollback").stdout
     assert desired(home, "agent-1") == [("fashion", "1", 2)]
 

@@ -123,8 +123,10 @@ def choose(
     """
     query = None if rollout.query is None else read_query(rollout.query)
     eligible, excluded = [], {}
-    for agent, device in devices.items():
-        if not rollout.names(agent) or not _matches(query, device, labels):
+    named = devices if rollout.targets is None else rollout.targets & devices.keys()
+    for agent in sorted(named):
+        device = devices[agent]
+        if not _matches(query, device, labels):
             continue
         reason = _why_not(rollout, device, needs)
         if reason is None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from broker.messages import SlotReport
 from fleet.core.devices import Device
+from fleet.core.fleetwide import relevant
 from fleet.core.following import Now, follow, follow_back, standing
 from fleet.core.rollouts import (
     AgentState,
@@ -25,7 +26,6 @@ from fleet.core.rollouts import (
     desired_for,
     desired_of,
     next_generation,
-    unburied,
 )
 
 NOW_MS = 1_700_000_000_000
@@ -147,7 +147,9 @@ def test_a_rollout_is_buried_when_nobody_can_follow_it_any_more(
 ) -> None:
     assert newer.buries(older) is buried
     assert not older.buries(newer)
-    assert unburied([older, newer]) == ([newer] if buried else [newer, older])
+    states = dict.fromkeys((older.generation, newer.generation), RolloutState.DONE)
+    left = relevant([older, newer], states)
+    assert left == ([newer] if buried else [newer, older])
 
 
 def followed(

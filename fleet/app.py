@@ -175,16 +175,23 @@ class Fleet:
         )
 
     def _ways_back_in_use(self, model: str) -> frozenset[int]:
-        """The epochs that rollouts send agents back in, also those not heard of yet."""
+        """The epochs that rollouts send agents back in, also those not heard of yet.
+
+        The newest can be taken back long after it is done.
+        """
         with self.database.reading() as ledger:
             states = ledger.rollout_states()
-            return frozenset(
-                each.way_back.epoch
-                for each in relevant(ledger.rollouts(), states)
-                if each.model == model
-                and each.way_back is not None
-                and states[each.generation] in LIVE | GONE_BACK
-            )
+            rollouts = [each for each in ledger.rollouts() if each.model == model]
+            sending = [
+                each
+                for each in relevant(rollouts, states)
+                if states[each.generation] in LIVE | GONE_BACK
+            ]
+        return frozenset(
+            each.way_back.epoch
+            for each in [*sending, *rollouts[-1:]]
+            if each.way_back is not None
+        )
 
     def publish_folder(self, folder: Path) -> tuple[FolderSeal, Signature]:
         """Draft and sign a version of the pool's models where it lies.

@@ -91,7 +91,7 @@ class Small:
         """What every rollout decides; they are as they say from now on."""
         states = {each: course.state for each, course in self.courses.items()}
         fleet = Fleet(self.devices, {}, {}, Now(self.now_ms, listening_since_ms))
-        came = advance_all(relevant(self.rollouts, states), self.courses, fleet)
+        came = advance_all(relevant(self.rollouts, states), states, self.courses, fleet)
         for each in came:
             self.courses[each.rollout.generation] = each.step.course
         self.steps = [each.step for each in came]

@@ -6,7 +6,12 @@ itself; only a head from elsewhere shows it.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +19,7 @@ from bundle.durable import write_file
 from fleet.core.audit import Head
 
 MAX_HEAD_BYTES: Final = 4096
+POLL_S: Final = 0.005
 
 
 class HeadUnreadable(Exception):
@@ -25,10 +31,12 @@ class AuditHead:
 
     Args:
         path: the file; its folder must exist.
+        timeout_s: how long to wait while another process keeps one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
         self.path = path
+        self._timeout_s = timeout_s
 
     def read(self) -> Head | None:
         """The head that was kept; None when none was, or none can be read."""
@@ -55,10 +63,41 @@ class AuditHead:
             ) from error
 
     def keep(self, head: Head) -> None:
-        """Replace the head that was kept.
+        """Put a head in place of the one that was kept, unless that one is later.
+
+        Heads are kept after the commit, when nothing orders the processes any more: the
+        daemon may have committed and kept the next entry meanwhile.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written, or another process holds it too long.
         """
-        said = {"sequence": head.sequence, "digest": head.digest}
-        write_file(self.path, json.dumps(said).encode() + b"\n")
+        with self._alone():
+            kept = self.read()
+            if kept is not None and kept.sequence >= head.sequence:
+                return
+            said = {"sequence": head.sequence, "digest": head.digest}
+            write_file(self.path, json.dumps(said).encode() + b"\n")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # The folder, because the file is replaced at each keeping.
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            until_s = time.monotonic() + self._timeout_s
+            while not _locked(folder):
+                if time.monotonic() >= until_s:
+                    raise TimeoutError(
+                        f"another process holds {self.path.parent} for too long"
+                    )
+                time.sleep(POLL_S)
+            yield
+        finally:
+            os.close(folder)  # Also unlocks.
+
+
+def _locked(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -161,21 +161,6 @@ class Registry:
             self._repository.draft_folder(seal.name, seal.version, data)
             return seal, self._trust.sign()
 
-    def draft_again(self, model: str, version: str) -> Seal:
-        """Draft a published version in a new epoch, above all that were signed.
-
-        Raises:
-            TrustRefused: no such version.
-        """
-        seal = self._find(model, version)
-        if seal is None:
-            raise TrustRefused(f"{model} {version} is not published")
-        with self._trust.alone():
-            epochs = next_epochs(self._repository.last_epoch(model), way_back=False)
-            seal = seal.model_copy(update={"epoch": epochs.own})
-            self._repository.draft_seals(model, [(seal, False)])
-        return seal
-
     def published(self) -> list[SignedVersion]:
         """What agents take, by model and then by epoch."""
         return [
@@ -200,6 +185,12 @@ class Registry:
                 None if back is None else WayBack(back, each.epoch + 1),
             )
         return sorted(newest.values(), key=lambda each: each.epoch)
+
+    def is_way_back(self, model: str, way_back: WayBack) -> bool:
+        """Whether agents would still take this version in this epoch."""
+        wanted = (way_back.version, way_back.epoch)
+        named = self._bundles(model, drafted=False)
+        return any((each.version, each.epoch) == wanted for each in named)
 
     def known_versions(self, model: str) -> frozenset[str]:
         """The versions of a model that are signed or drafted."""

@@ -28,7 +28,8 @@ def plan(
     """Show what `rollout start` with the same options would do; nothing is changed.
 
     Times are estimates: from how long agents took in earlier rollouts of the model
-    when there were any, without the time that people take and that windows make.
+    when there were any, with the waiting for maintenance windows from now on, and
+    without the time that people take.
     """
     with terminal.opened(terminal.read_settings(home)) as fleet:
         planned = fleet.plan(declared)
@@ -50,6 +51,8 @@ def document(planned: Plan) -> dict[str, Any]:
         "excluded": dict(planned.chosen.excluded),
         "bytes": planned.bytes,
         "lasts_s": planned.lasts_s,
+        "waits_for_windows_s": planned.waits_s,
+        "own_time_unknown": list(planned.timeless),
         "way_back": None if rollout.way_back is None else rollout.way_back.version,
         "terms": said(rollout),
         "waves": [
@@ -59,6 +62,7 @@ def document(planned: Plan) -> dict[str, Any]:
                 "agents": each.agents,
                 "bytes": each.bytes,
                 "lasts_s": each.lasts_s,
+                "waits_for_windows_s": each.waits_s,
                 "shadow": each.shadow,
                 "approve": each.approve,
             }
@@ -78,6 +82,7 @@ def _show(planned: Plan) -> None:
     for what, some in (
         ("serve it already", planned.already),
         ("are away and follow when they are back", planned.away),
+        ("do not say their own time: reckoned as in the window", planned.timeless),
     ):
         if some:
             terminal.note(f"{len(some)} {what}: {_some(some)}")
@@ -93,7 +98,8 @@ def _show(planned: Plan) -> None:
     terminal.note(f"gates: {terms_said['gates']}")
     if rollout.policy.window is not None:
         terminal.note(
-            f"window: {terms_said['window']} in the device's own time; agents wait for it"
+            f"window: {terms_said['window']} in the device's own time; begun now, "
+            f"{terminal.lasts(planned.waits_s)} of that is waiting for it"
         )
     if chosen.excluded:
         console.print(_excluded(planned))

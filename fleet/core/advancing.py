@@ -7,7 +7,7 @@ twice at the same decides nothing new.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fleet.core.cohorts import cut, is_last, wave_of
@@ -15,6 +15,7 @@ from fleet.core.devices import Device
 from fleet.core.following import Now, follow, follow_back, standing
 from fleet.core.gates import Decision, Unsure, Verdict
 from fleet.core.judging import judge
+from fleet.core.leaving import ending
 from fleet.core.machine import (
     OPEN,
     Changed,
@@ -53,12 +54,14 @@ class View:
         eligible: who may be told, in the rollout's order (`cohorts.in_order`).
         taken: agents that a newer rollout of the same model has or will have.
         now: the time.
+        excluded: why others among its agents may not be told.
     """
 
     devices: Mapping[str, Device]
     eligible: Sequence[str]
     now: Now
     taken: Collection[str] = frozenset()
+    excluded: Mapping[str, str] = field(default_factory=dict)
 
 
 def advance(rollout: Rollout, course: Course, view: View) -> Step:
@@ -68,7 +71,7 @@ def advance(rollout: Rollout, course: Course, view: View) -> Step:
     if course.state in OPEN:
         look.tell(look.last_wave())
         look.mend()
-    elif course.state in WATCHED:
+    elif course.state in WATCHED and not look.end_without_agents():
         look.conduct()
     elif course.state is R.ROLLING_BACK:
         look.end_going_back()
@@ -110,6 +113,17 @@ class _Look:
     def last_wave(self) -> int:
         """The index under which latecomers are told."""
         return self.course.wave
+
+    def end_without_agents(self) -> bool:
+        """Whether it has ended because all that it named are gone."""
+        if self._counted():
+            return False
+        view = self.view
+        end = ending(self.rollout, view.devices, view.excluded, view.taken)
+        if end is None:
+            return False
+        self._move(*end)
+        return True
 
     def conduct(self) -> None:
         """Tell, judge, and go on for as long as there is something to go on with."""

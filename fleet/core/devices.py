@@ -40,7 +40,8 @@ def observe(known: Device | None, agent: str, report: Report, now_ms: int) -> De
     before = known or Device(agent, first_seen_ms=now_ms, last_seen_ms=now_ms)
     return replace(
         before,
-        last_seen_ms=max(now_ms, before.last_seen_ms),
+        # Also when the fleet's clock was set back: or nobody would ever fall silent.
+        last_seen_ms=now_ms,
         slots=tuple(report.slots),
         counters=dict(report.counters),
         facts=dict(report.facts),

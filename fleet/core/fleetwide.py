@@ -58,35 +58,91 @@ class Advanced:
 def relevant(
     rollouts: Collection[Rollout], states: Mapping[int, RolloutState]
 ) -> list[Rollout]:
-    """Those that may still do something, newest first."""
+    """Those that may still do something, newest first.
+
+    Of those that have ended, only what newer ones together have not taken: so there
+    are never more than agents (or queries), however long the history is.
+    """
     left: list[Rollout] = []
-    settled: list[Rollout] = []
+    covers: dict[str, _Cover] = {}
     for each in sorted(rollouts, key=lambda one: one.generation, reverse=True):
         state = states[each.generation]
-        buried = any(newer.buries(each) for newer in settled)
-        if state in LIVE or (state in FOLLOWED and not buried):
+        cover = covers.setdefault(each.model, _Cover())
+        if state in LIVE or (state in FOLLOWED and not cover.has(each)):
             left.append(each)
         if state in OPEN:
-            settled.append(each)
+            cover.add(each)
     return left
 
 
+class _Cover:
+    """What rollouts of a model that are through have taken from every older one."""
+
+    def __init__(self) -> None:
+        self._everybody = False
+        self._agents: set[str] = set()
+        self._queries: set[str] = set()
+        # Named agents, as far as they match a query.
+        self._of_query: dict[str, set[str]] = {}
+
+    def add(self, rollout: Rollout) -> None:
+        targets, query = rollout.targets, rollout.query
+        if query is None and targets is None:
+            self._everybody = True
+        elif query is None and targets is not None:
+            self._agents |= targets
+        elif query is not None and targets is None:
+            self._queries.add(query)
+        elif query is not None and targets is not None:
+            self._of_query.setdefault(query, set()).update(targets)
+
+    def has(self, older: Rollout) -> bool:
+        query = older.query
+        if self._everybody or query in self._queries:
+            return True
+        if older.targets is None:
+            return False
+        left = older.targets - self._agents
+        return not left - self._of_query.get(query or "", set())
+
+
 def advance_all(
-    rollouts: Collection[Rollout], courses: Mapping[int, Course], fleet: Fleet
+    rollouts: Collection[Rollout],
+    states: Mapping[int, RolloutState],
+    courses: Mapping[int, Course],
+    fleet: Fleet,
 ) -> list[Advanced]:
-    """One look at each of `relevant` rollouts, newest first."""
+    """One look at each of `relevant` rollouts, newest first.
+
+    Those that have ended are left out once newer ones have every agent; `courses` is
+    not asked for them.
+    """
     done: list[Advanced] = []
+    # By model: who is left for older ones, and who is not.
+    left: dict[str, dict[str, Device]] = {}
+    taken: dict[str, set[str]] = {}
     for rollout in sorted(rollouts, key=lambda one: one.generation, reverse=True):
-        before = courses[rollout.generation]
-        newer = [each for each in done if each.rollout.model == rollout.model]
-        needs = fleet.needs.get((rollout.model, rollout.version), Needs())
-        chosen = choose(rollout, fleet.devices, fleet.labels, needs)
-        superseded = _superseded(rollout, before, newer, fleet.now.now_ms)
-        if superseded is not None:
-            done.append(Advanced(rollout, before, superseded, chosen))
+        model, live = rollout.model, states[rollout.generation] in LIVE
+        if model not in left:
+            left[model], taken[model] = dict(fleet.devices), set()
+        mine, gone = left[model], taken[model]
+        if gone and not mine and not live:
             continue
-        view = View(fleet.devices, chosen.eligible, fleet.now, taken_by(newer))
-        done.append(Advanced(rollout, before, advance(rollout, before, view), chosen))
+        before = courses[rollout.generation]
+        newer = [each for each in done if each.rollout.model == model] if live else ()
+        needs = fleet.needs.get((model, rollout.version), Needs())
+        chosen = choose(rollout, fleet.devices if live else mine, fleet.labels, needs)
+        step = _superseded(rollout, before, newer, fleet.now.now_ms)
+        if step is None:
+            view = View(
+                fleet.devices, chosen.eligible, fleet.now, gone, chosen.excluded
+            )
+            step = advance(rollout, before, view)
+        done.append(Advanced(rollout, before, step, chosen))
+        news = taken_by(done[-1:]) - gone
+        gone |= news
+        for agent in news:
+            mine.pop(agent, None)
     return done
 
 

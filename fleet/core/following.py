@@ -38,8 +38,10 @@ RANK: Final = {
     S.REFUSED: 4,
     S.SHADOW: 5,
     S.PROBATION: 6,
-    S.UPDATED: 7,
-    S.RETURNED: 8,
+    S.RETURNED: 7,
+    # Above: an agent never returns from what it has committed, but one that lost its
+    # disk tries anew, and may keep what it had returned from.
+    S.UPDATED: 8,
     S.GOING_BACK: 9,
     S.BACK: 10,
 }

@@ -62,6 +62,14 @@ NEXT: Final[dict[tuple[RolloutState, Event], RolloutState]] = {
     (R.DONE, E.ROLL_BACK): R.ROLLING_BACK,
     (R.ABORTED, E.ROLL_BACK): R.ROLLING_BACK,
 }
+# What people can ask for, and how they type it.
+PEOPLE: Final = {
+    E.APPROVE: "approve",
+    E.PAUSE: "pause",
+    E.RESUME: "resume",
+    E.ROLL_BACK: "rollback",
+    E.ABORT: "abort",
+}
 # Who comes later is told at once, and no gate is asked any more.
 OPEN: Final = frozenset({R.DONE, R.FAILED})
 
@@ -145,12 +153,10 @@ def moved_by(
     """
     state = NEXT.get((course.state, event))
     if state is None:
-        may = sorted(each.value for was, each in NEXT if was is course.state)
-        words = ", ".join(may).replace("_", " ") or "nothing any more"
         raise WrongMove(
-            f"rollout {rollout.generation} of {rollout.model} is "
+            f"rollout {rollout.generation} of {rollout.model} {rollout.version} is "
             f"{course.state.value.replace('_', ' ')}, so it cannot "
-            f"{event.value.replace('_', ' ')}; what can follow: {words}"
+            f"{event.value.replace('_', ' ')}; {_instead(course.state)}"
         )
     moved = replace(course, state=state, since_ms=now_ms, reason=reason or None)
     if event is E.ROLL_BACK:
@@ -162,6 +168,23 @@ def moved_by(
         }
         moved = replace(moved, told=told)
     return moved
+
+
+def _instead(state: RolloutState) -> str:
+    """What a person can do."""
+    may = sorted(PEOPLE[each] for was, each in NEXT if was is state and each in PEOPLE)
+    if may:
+        return f"what you can do: overspill rollout {' | '.join(may)}"
+    match state:
+        case R.SUPERSEDED:
+            return (
+                "a newer rollout has its agents: roll that one back, or start a rollout "
+                "of the version to serve"
+            )
+        case R.ROLLING_BACK:
+            return "its agents are on their way back: overspill rollout watch"
+        case _:
+            return "it is over: start a rollout of the version to serve"
 
 
 def _check_way_back(rollout: Rollout, course: Course) -> None:

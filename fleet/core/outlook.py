@@ -323,6 +323,6 @@ def _state(seen: Outlook, index: int) -> tuple[WaveState, float]:
         return STOOD.get(course.state, WaveState.STOPPED), 0.0
     if course.settled_at_ms is None:
         return WaveState.MOVING, 0.0
-    soaked_s = (seen.now_ms - course.settled_at_ms) / 1000
+    soaked_s = max(0, seen.now_ms - course.settled_at_ms) / 1000
     left_s = wave_of(seen.rollout, index).soak_s - soaked_s
     return (WaveState.SOAKING, left_s) if left_s > 0 else (WaveState.UNSURE, 0.0)

@@ -7,7 +7,8 @@ the fleet changes in between.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,6 +17,7 @@ from fleet.core.devices import Device
 from fleet.core.following import Now
 from fleet.core.labels import Query, read_query, sees
 from fleet.core.rollouts import Rollout
+from fleet.core.windows import utc_offset_min, work_ends_ms
 
 # A bundle is there packed and unpacked while it is installed.
 SPACE_FACTOR: Final = 3
@@ -63,24 +65,33 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class PlannedWave:
-    """One wave: how many agents it adds, how many bytes, how long it takes."""
+    """One wave: how many agents it adds, how many bytes, how long it takes.
+
+    `waits_s` is how much of that is for maintenance windows to open.
+    """
 
     index: int
     agents: int
     bytes: int
     lasts_s: float
+    waits_s: float = 0.0
     shadow: bool = False
     approve: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a rollout would do if it began now."""
+    """What a rollout would do if it began now.
+
+    `timeless` are those with a maintenance window that do not say what their own time
+    is: it counts as open for them.
+    """
 
     rollout: Rollout
     chosen: Chosen
     already: tuple[str, ...]
     away: tuple[str, ...]
+    timeless: tuple[str, ...]
     waves: tuple[PlannedWave, ...]
 
     @property
@@ -92,6 +103,11 @@ class Plan:
     def lasts_s(self) -> float:
         """Over all waves, without the time that people take to approve."""
         return sum(each.lasts_s for each in self.waves)
+
+    @property
+    def waits_s(self) -> float:
+        """How much of that is for maintenance windows, over all waves."""
+        return sum(each.waits_s for each in self.waves)
 
 
 def choose(
@@ -107,8 +123,10 @@ def choose(
     """
     query = None if rollout.query is None else read_query(rollout.query)
     eligible, excluded = [], {}
-    for agent, device in devices.items():
-        if not rollout.names(agent) or not _matches(query, device, labels):
+    named = devices if rollout.targets is None else rollout.targets & devices.keys()
+    for agent in sorted(named):
+        device = devices[agent]
+        if not _matches(query, device, labels):
             continue
         reason = _why_not(rollout, device, needs)
         if reason is None:
@@ -145,22 +163,30 @@ def plan(
         agent: _pulls(rollout, devices[agent], needs, costs.delta_bytes)
         for agent in chosen.eligible
     }
+    offsets = {agent: utc_offset_min(devices[agent].facts) for agent in chosen.eligible}
+    windowed = rollout.policy.window is not None
     return Plan(
         rollout,
         chosen,
+        timeless=tuple(
+            agent for agent in chosen.eligible if windowed and offsets[agent] is None
+        ),
         already=tuple(each for each in chosen.eligible if pulls[each] is None),
         away=tuple(each for each in chosen.eligible if not now.heard(devices[each])),
-        waves=tuple(_waves(rollout, chosen.eligible, pulls, costs)),
+        waves=tuple(_waves(rollout, pulls, offsets, costs, now.now_ms)),
     )
 
 
 def _waves(
     rollout: Rollout,
-    eligible: tuple[str, ...],
     pulls: Mapping[str, int | None],
+    offsets: Mapping[str, int | None],
     costs: Costs,
+    begins_ms: int,
 ) -> Iterable[PlannedWave]:
+    """One after the other; `pulls` and `offsets` are of the eligible, in order."""
     rate = min(costs.bytes_per_s, rollout.policy.bytes_per_s or math.inf)
+    eligible = list(pulls)
     done = pulled = 0
     for index in range(MAX_PLANNED_WAVES):
         wave = wave_of(rollout, index)
@@ -168,23 +194,54 @@ def _waves(
         some = eligible[done:upto]
         # A shadow has pulled it already when it is to serve.
         bytes_each = [pulls[agent] or 0 for agent in eligible[max(done, pulled) : upto]]
-        rounds = math.ceil(len(some) / max(1, rollout.max_parallel))
-        slowest_s = max(bytes_each, default=0) / rate
+        each_s = max(bytes_each, default=0) / rate + costs.install_s
+        works_s = _rounds(rollout, len(some)) * each_s
+        waits_s = _ends_s(rollout, some, offsets, each_s, begins_ms) - works_s
+        lasts_s = (
+            works_s
+            + waits_s
+            + (rollout.policy.probation_s if some and not wave.shadow else 0)
+            + wave.soak_s
+        )
         yield PlannedWave(
             index,
             len(some),
             sum(bytes_each),
-            rounds * (slowest_s + costs.install_s)
-            + (rollout.policy.probation_s if some and not wave.shadow else 0)
-            + wave.soak_s,
+            lasts_s,
+            waits_s,
             shadow=wave.shadow,
             approve=wave.approve,
         )
+        begins_ms += round(lasts_s * 1000)
         pulled = max(pulled, upto)
         if not wave.shadow:
             done = upto
         if is_last(rollout, index, len(eligible)):
             return
+
+
+def _rounds(rollout: Rollout, agents: int) -> int:
+    return math.ceil(agents / max(1, rollout.max_parallel))
+
+
+def _ends_s(
+    rollout: Rollout,
+    agents: Sequence[str],
+    offsets: Mapping[str, int | None],
+    each_s: float,
+    begins_ms: int,
+) -> float:
+    """After how long the last of these agents has it, in windows of their own time."""
+    ends_s = _rounds(rollout, len(agents)) * each_s
+    if rollout.policy.window is None:
+        return ends_s
+    for offset, some in Counter(offsets[agent] for agent in agents).items():
+        works_s = _rounds(rollout, some) * each_s
+        work_ms = round(works_s * 1000)
+        done_ms = work_ends_ms(rollout.policy.window, offset, begins_ms, work_ms)
+        waits_ms = done_ms - begins_ms - work_ms
+        ends_s = max(ends_s, works_s + waits_ms / 1000)
+    return ends_s
 
 
 def _matches(

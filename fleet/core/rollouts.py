@@ -7,7 +7,7 @@ for its version and one for the way back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -363,12 +363,3 @@ def next_generation(rollouts: Iterable[Rollout], devices: Iterable[Device]) -> i
     reported = (slot.generation for device in devices for slot in device.slots)
     believed = (each for each in reported if each <= MOST_BELIEVED)
     return 1 + max((0, *(each.last_generation for each in rollouts), *believed))
-
-
-def unburied(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Those that no single newer one has taken every target from, newest first."""
-    left: list[Rollout] = []
-    for each in sorted(rollouts, key=lambda rollout: rollout.generation, reverse=True):
-        if not any(newer.buries(each) for newer in left):
-            left.append(each)
-    return left

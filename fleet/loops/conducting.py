@@ -7,7 +7,7 @@ a restart forgets nothing. Every call blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,14 +17,23 @@ from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.state.ledger import Ledger
 from fleet.adapters.state.versions import PublishedVersion
 from fleet.core import machine
-from fleet.core.fleetwide import Advanced, Fleet, advance_all, changed, relevant
+from fleet.core.fleetwide import (
+    FOLLOWED,
+    Advanced,
+    Fleet,
+    advance_all,
+    changed,
+    relevant,
+)
 from fleet.core.following import Now
+from fleet.core.listening import rebased, rebased_devices
 from fleet.core.machine import Changed, Event, Tell
 from fleet.core.plan import Needs
 from fleet.core.rollouts import LIVE, AgentState, Course, Rollout, desired_for
 from fleet.loops.documents import write_documents
 
 WRITTEN_AT_ONCE: Final = 128
+READ_AT_ONCE: Final = 16
 NAMED_IN_EVENTS: Final = 1000
 UNHEARD: Final = frozenset({AgentState.PENDING, AgentState.GOING_BACK})
 CONDUCTOR: Final = "conductor"
@@ -54,7 +63,7 @@ def look(database: FleetDatabase, now: Now) -> Looked:
         DatabaseUnavailable: nothing was changed.
     """
     with database.reading() as ledger:
-        if not relevant(ledger.rollouts(), ledger.rollout_states()):
+        if FOLLOWED.isdisjoint(ledger.rollout_states().values()):
             return Looked(frozenset(), live=False)
     with database.writing() as ledger:
         advanced = advanced_in(ledger, now)
@@ -71,12 +80,37 @@ def look(database: FleetDatabase, now: Now) -> Looked:
     return Looked(agents, live, tuple(advanced), unheard)
 
 
+def rebase(database: FleetDatabase, now_ms: int) -> None:
+    """Bring times that are still to come to now, after the clock was set back.
+
+    Only the daemon's to do: a command on a machine whose clock is behind would end the
+    leases of agents that the daemon has just heard.
+
+    Raises:
+        DatabaseUnavailable: nothing was changed.
+    """
+    with database.writing() as ledger:
+        ledger.keep_devices(rebased_devices(ledger.devices().values(), now_ms))
+        rollouts = relevant(ledger.rollouts(), ledger.rollout_states())
+        for generation, before in ledger.courses(rollouts).items():
+            after = rebased(before, now_ms)
+            if after != before:
+                told = after.told.values()
+                ledger.keep_course(generation, after)
+                ledger.keep_told(
+                    generation,
+                    [each for each in told if each != before.told[each.agent]],
+                )
+
+
 def advanced_in(ledger: Ledger, now: Now) -> list[Advanced]:
     """What a look would do, without doing it."""
-    rollouts = relevant(ledger.rollouts(), ledger.rollout_states())
+    states = ledger.rollout_states()
+    rollouts = relevant(ledger.rollouts(), states)
     return advance_all(
         rollouts,
-        ledger.courses(rollouts),
+        states,
+        _Courses(ledger, rollouts),
         Fleet(
             ledger.devices(),
             ledger.labels(),
@@ -84,6 +118,24 @@ def advanced_in(ledger: Ledger, now: Now) -> list[Advanced]:
             now,
         ),
     )
+
+
+class _Courses(dict[int, Course]):
+    """Courses that are read when they are asked for, some at once."""
+
+    def __init__(self, ledger: Ledger, rollouts: Sequence[Rollout]) -> None:
+        super().__init__()
+        self._ledger = ledger
+        self._rollouts = rollouts
+
+    def __missing__(self, generation: int) -> Course:
+        unread = [
+            each
+            for each in self._rollouts
+            if each.generation <= generation and each.generation not in self
+        ]
+        self.update(self._ledger.courses(unread[:READ_AT_ONCE]))
+        return self[generation]
 
 
 def command(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, TypeVar
 
 import structlog
@@ -19,6 +20,7 @@ from fleet.adapters.registry import Registry
 from fleet.adapters.state.database import DatabaseUnavailable, FleetDatabase
 from fleet.core.fleetwide import Advanced
 from fleet.core.following import Now
+from fleet.core.listening import Listening
 from fleet.core.machine import Changed, Event
 from fleet.core.rollouts import FAILED_AGENT
 from fleet.loops.conducting import (
@@ -26,6 +28,7 @@ from fleet.loops.conducting import (
     described,
     kind_of,
     look,
+    rebase,
     write_desired,
 )
 from lifecycle.clock import Clock
@@ -77,16 +80,14 @@ class Conductor:
         self._backoff = backoff or Backoff()
         self._heard: set[str] = set()
         self._news = asyncio.Event()
-        self._listening_since_ms = clock.wall_ms()
-        self._heard_ms = self._listening_since_ms
+        self._listening = Listening.begun(clock.wall_ms(), clock.boottime())
+        # Also while the daemon was away the clock may have been set back.
+        self._clock_was_set = True
 
     def heard(self, agents: Collection[str]) -> None:
         """Reports of these agents were written."""
-        now_ms = self._clock.wall_ms()
-        if now_ms - self._heard_ms > self._silent_after_s * 1000:
-            # Nobody was heard, which is no agent's fault: all leases begin anew.
-            self._listening_since_ms = now_ms
-        self._heard_ms = now_ms
+        at_s = self._clock.boottime()
+        self._listening = self._listening.heard(at_s, self._silent_after_s)
         self._heard.update(agents)
         self._news.set()
 
@@ -100,7 +101,7 @@ class Conductor:
             DatabaseUnavailable: the state cannot be read or written.
             OSError: the registry cannot be written.
         """
-        for each in self._look().advanced:
+        for each in self._look(self._now()).advanced:
             _say(each)
         with self._database.reading() as ledger:
             agents = ledger.devices().keys()
@@ -127,30 +128,43 @@ class Conductor:
         """
         self._news.clear()
         heard, self._heard = self._heard, set()
-        looked = await self._retried(self._look)
+        looked = await self._retried(lambda: partial(self._look, self._now()))
         for each in looked.advanced:
             _say(each)
         # Who reports and does not know may have no document: a command that died.
         agents = looked.agents | (looked.unheard & heard)
-        changed = await self._retried(lambda: self._write(agents)) if agents else ()
+        changed = (
+            await self._retried(lambda: partial(self._write, agents)) if agents else ()
+        )
         if changed:
             await self._hint(changed)
         return looked.live
 
-    def _look(self) -> Looked:
-        now_ms = self._clock.wall_ms()
-        # While nobody is heard no lease runs and no wave soaks.
-        quiet = now_ms - self._heard_ms > self._silent_after_s * 1000
-        since_ms = now_ms if quiet else self._listening_since_ms
-        return look(self._database, Now(now_ms, since_ms, self._silent_after_s))
+    def _now(self) -> Now:
+        """The time of a look; in the thread that also hears."""
+        clock = self._clock
+        self._listening, set_s = self._listening.looking(
+            clock.wall_ms(), clock.boottime()
+        )
+        if set_s:
+            log.warning("the clock was set: leases begin anew", by_s=round(set_s, 1))
+            self._clock_was_set = True
+        return self._listening.now(self._silent_after_s)
+
+    def _look(self, now: Now) -> Looked:
+        if self._clock_was_set:
+            rebase(self._database, now.now_ms)
+            self._clock_was_set = False
+        return look(self._database, now)
 
     def _write(self, agents: Collection[str]) -> tuple[str, ...]:
         return write_desired(self._database, self._registry, agents)
 
-    async def _retried(self, work: Callable[[], T]) -> T:
+    async def _retried(self, work: Callable[[], Callable[[], T]]) -> T:
+        """Do what `work` says, which is asked anew before each try."""
         while True:
             try:
-                done = await asyncio.to_thread(work)
+                done = await asyncio.to_thread(work())
             except (DatabaseUnavailable, OSError) as error:
                 wait_s = self._backoff.next_s()
                 log.error(

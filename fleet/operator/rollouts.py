@@ -10,7 +10,7 @@ from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.state.ledger import Ledger
 from fleet.adapters.state.rollouts import RolloutEvent
 from fleet.core.following import Now
-from fleet.core.machine import Event, WrongMove
+from fleet.core.machine import NEXT, Event, WrongMove
 from fleet.core.orders import BadOrder, check_version, read_agents
 from fleet.core.plan import Chosen, Costs, Needs, Plan, plan
 from fleet.core.progress import RolloutProgress, all_progress, progress
@@ -27,6 +27,7 @@ from fleet.loops.conducting import (
     needs_of,
     write_desired,
 )
+from fleet.operator.going_back import check_way_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,13 @@ class Rollouts:
         return self._do(generation, Event.ABORT, reason or f"aborted by {self._by}")
 
     def roll_back(self, generation: int, reason: str = "") -> tuple[str, ...]:
-        """Send every agent that was told back to the version of before."""
+        """Send every agent that was told back to the version of before.
+
+        Raises:
+            BadOrder: also when that is not signed any more, or when all of them follow
+                a newer rollout.
+            DatabaseUnavailable: nothing was changed.
+        """
         return self._do(
             generation, Event.ROLL_BACK, reason or f"rolled back by {self._by}"
         )
@@ -226,9 +233,13 @@ class Rollouts:
         now = self._now()
         try:
             with self._database.writing() as ledger:
+                rollout = _named(ledger, generation)
+                state = ledger.rollout_states()[generation]
+                if event is Event.ROLL_BACK and (state, event) in NEXT:
+                    check_way_back(ledger, self._registry, rollout)
                 agents = command(
                     ledger,
-                    _named(ledger, generation),
+                    rollout,
                     event,
                     reason,
                     by=self._by,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 from structlog.testing import capture_logs
+from typing_extensions import override
 
 from broker.messages import DesiredModel, SlotReport
 from fleet.adapters.audit_head import AuditHead, HeadUnreadable
@@ -18,7 +21,7 @@ from fleet.adapters.state.database import DatabaseUnavailable, FleetDatabase
 from fleet.adapters.state.devices import Retired, WrittenDesired
 from fleet.adapters.state.engines import BadDatabaseUrl, read_place
 from fleet.adapters.state.versions import PublishedVersion, VersionState
-from fleet.core.audit import faults
+from fleet.core.audit import Head, faults
 from fleet.core.devices import Device
 from fleet.core.orders import BadOrder
 from fleet.operator.examination import examine
@@ -244,6 +247,46 @@ def test_the_head_beside_the_home_is_not_moved_by_a_log_that_lost_it(
     (fault,) = examine(database, head).faults
     assert fault.sequence == 3
     assert "not the one that was kept elsewhere" in fault.reason
+
+
+class Overtaken(AuditHead):
+    """The head as a process keeps it that another one overtakes after its commit."""
+
+    def __init__(self, path: Path, other: FleetDatabase) -> None:
+        super().__init__(path)
+        self._other = other
+
+    @override
+    def keep(self, head: Head) -> None:
+        """Let the other one commit and keep its own first."""
+        record(self._other, "of the other")
+        super().keep(head)
+
+
+def test_of_two_processes_the_later_entry_is_kept_whoever_keeps_last(
+    place: str, database: FleetDatabase, head: AuditHead
+) -> None:
+    with FleetDatabase(place, head=Overtaken(head.path, database)) as slow:
+        record(slow, "its own")
+    with database.reading() as ledger:
+        assert head.read() == ledger.audit_head()
+    tamper(place, "DELETE FROM audit WHERE sequence = 2")
+    (fault,) = examine(database, head).faults
+    assert "its end was removed" in fault.reason
+
+
+def test_a_head_that_another_process_is_keeping_is_waited_for_and_not_for_ever(
+    head: AuditHead,
+) -> None:
+    folder = os.open(head.path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="another process"):
+            AuditHead(head.path, timeout_s=0.05).keep(Head(1, "ab"))
+    finally:
+        os.close(folder)
+    head.keep(Head(1, "ab"))
+    assert head.read() == Head(1, "ab")
 
 
 def test_a_head_noted_elsewhere_is_looked_for(

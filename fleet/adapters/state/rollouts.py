@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Final
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    Text,
+    cast,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from fleet.adapters.state.tables import EVENTS, RESULTS, ROLLOUTS, upsert
 from fleet.core.rollouts import (
@@ -24,6 +34,7 @@ TERMS: Final = TypeAdapter(Rollout)
 COURSE: Final = TypeAdapter(Course)
 # SQLite takes 32,766 parameters in one statement, older ones 999.
 NAMED_AT_ONCE: Final = 500
+REMEMBERED_TERMS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +57,9 @@ class RolloutPages:
     def rollouts(self) -> list[Rollout]:
         """Every rollout, oldest first."""
         rows = self._connection.execute(
-            select(ROLLOUTS.c.terms).order_by(ROLLOUTS.c.generation)
+            select(cast(ROLLOUTS.c.terms, Text)).order_by(ROLLOUTS.c.generation)
         )
-        return [TERMS.validate_python(row.terms) for row in rows]
+        return [_terms(row[0]) for row in rows]
 
     def keep_rollout(self, rollout: Rollout) -> None:
         """Write a rollout that begins."""
@@ -161,6 +172,12 @@ class RolloutPages:
             .order_by(EVENTS.c.sequence)
         )
         return [RolloutEvent(**row) for row in rows.mappings()]
+
+
+@lru_cache(maxsize=REMEMBERED_TERMS)
+def _terms(text: str) -> Rollout:
+    # Orders never change, and each look reads all of them.
+    return TERMS.validate_json(text)
 
 
 def _page(course: Course) -> dict[str, Any]:

@@ -237,6 +237,33 @@ async def test_no_agent_is_blamed_for_an_hour_in_which_nobody_was_heard(
     assert len(home.course(one).told) == len(AGENTS)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_clock_that_was_set_back_holds_no_rollout_up(
+    home: Home, restarted: bool
+) -> None:
+    home.reports(*AGENTS)
+    waves = (Wave(count=5, soak_s=60), Wave())
+    one = home.start(waves=waves, gates=(SUCCESS,), lease_s=60)
+    conductor = home.conductor()
+    await conductor.look()
+    home.reports(*AGENTS)
+    await conductor.look()
+    home.clock.jump_wall(-86_400)
+    conductor = home.conductor() if restarted else conductor
+    await conductor.look()
+    home.clock.advance(60)
+    home.reports(*AGENTS)
+    await conductor.look()
+    assert len(home.course(one).told) == len(AGENTS)
+    # Nobody takes it any more: that is noticed as well.
+    for _ in range(3):
+        home.clock.advance(61)
+        home.reports(AGENTS[0])
+        conductor.heard(AGENTS[:1])
+        await conductor.look()
+    assert home.course(one).state is not RolloutState.RUNNING
+
+
 def test_a_command_after_an_outage_blames_nobody_and_sends_nobody_back(
     home: Home,
 ) -> None:

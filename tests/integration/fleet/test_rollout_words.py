@@ -83,6 +83,16 @@ def test_a_plan_says_who_how_much_how_long_and_who_not_and_why() -> None:
     assert read("rollout", "history") == []  # Nothing was begun.
 
 
+def test_a_plan_counts_the_waiting_for_maintenance_windows_and_says_so() -> None:
+    window = ("--window", "02:00-02:01", "--waves", "all")
+    text = say("rollout", "plan", "fashion", "1", *window).stdout
+    assert "begun now, 0 s of that is waiting for it" in text
+    assert "2 do not say their own time: reckoned as in the window: cam-1" in text
+    planned = read("rollout", "plan", "fashion", "1", *window)
+    assert planned["waits_for_windows_s"] == 0
+    assert sorted(planned["own_time_unknown"]) == ["cam-1", "cam-4"]
+
+
 def test_one_of_several_rollouts_has_to_be_named() -> None:
     none = say("rollout", "pause", exit_code=1).stderr
     assert "there is no rollout yet" in none
@@ -126,7 +136,8 @@ def test_what_cannot_be_done_in_a_state_is_one_sentence_that_says_what_can() -> 
     say("rollout", "start", "fashion", "1")
     why = say("rollout", "approve", exit_code=1).stderr
     assert why.startswith(
-        "error: rollout 1 of fashion is running, so it cannot approve"
+        "error: rollout 1 of fashion 1 is running, so it cannot approve; "
+        "what you can do: overspill rollout abort | pause | rollback"
     )
     assert "pause" in why
 

@@ -29,6 +29,8 @@ def test_the_newest_report_that_arrived_replaces_all_but_the_first_time() -> Non
     assert then.slot("other") is None
 
 
-def test_a_fleet_clock_that_goes_back_makes_no_agent_older() -> None:
-    first = observe(None, "a", report(5, "1"), now_ms=2000)
-    assert observe(first, "a", report(6, "1"), now_ms=1000).last_seen_ms == 2000
+def test_after_the_fleet_clock_went_back_an_agent_falls_silent_as_before() -> None:
+    first = observe(None, "a", report(5, "1"), now_ms=10_000_000)
+    then = observe(first, "a", report(6, "1"), now_ms=1_000_000)
+    assert not then.silent(1_090_000, silent_after_s=90)
+    assert then.silent(1_091_000, silent_after_s=90)

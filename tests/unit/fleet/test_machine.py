@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -216,6 +217,56 @@ def test_an_agent_that_is_retired_fails_nothing_and_holds_nothing_up() -> None:
     assert (state(fleet, one), fleet.course(one).reason) == (R.ROLLED_BACK, "because")
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_rollout_whose_named_agents_are_all_gone_ends_and_says_why(
+    told: bool,
+) -> None:
+    fleet = Small(TEN)
+    one = fleet.start(targets=frozenset({"a0", "a1"}), max_parallel=1)
+    if told:
+        fleet.look()
+    del fleet.devices["a0"]
+    fleet.look()
+    assert state(fleet, one) is R.RUNNING
+    if told:
+        del fleet.devices["a1"]
+    else:
+        # It lost its place for this version before it was told.
+        fleet.courses[one.generation] = replace(fleet.course(one), told={})
+        fleet.says("a1", SlotReport(model="fashion", active="1", floor=9))
+    fleet.look()
+    assert state(fleet, one) is R.ABORTED
+    reason = fleet.course(one).reason or ""
+    assert reason.startswith("none of its agents is left: a0 (retired), a1 (")
+    assert ("it takes no epoch under 9" in reason) is not told
+
+
+def test_a_rollout_whose_agents_several_newer_ones_took_is_superseded() -> None:
+    fleet = Small(TEN)
+    one = fleet.start(targets=frozenset({"a0", "a1", "a2"}))
+    fleet.look()
+    fleet.start("3", targets=frozenset({"a0"}))
+    fleet.start("4", targets=frozenset({"a1"}))
+    fleet.look()
+    assert state(fleet, one) is R.RUNNING
+    del fleet.devices["a2"]
+    fleet.look()
+    assert state(fleet, one) is R.SUPERSEDED
+    assert fleet.course(one).reason == "newer rollouts took its agents; a2 (retired)"
+
+
+def test_a_rollout_for_all_waits_for_agents_that_will_join() -> None:
+    fleet = Small(["a0"])
+    one = fleet.start()
+    fleet.look()
+    del fleet.devices["a0"]
+    fleet.look()
+    assert state(fleet, one) is R.RUNNING
+    fleet.joins("b0")
+    fleet.run(looks=3)
+    assert state(fleet, one) is R.DONE
+
+
 def test_no_wave_soaks_while_nobody_is_heard() -> None:
     fleet = Small(TEN)
     one = fleet.start(waves=(Wave(count=2, soak_s=600), Wave()))
@@ -418,8 +469,25 @@ def test_what_cannot_be_done_is_refused_with_what_can() -> None:
     rollout = Rollout(4, "fashion", "2", 0, way_back=BACK)
     with pytest.raises(WrongMove, match="rolled back, so it cannot resume"):
         order(rollout, Course(state=R.ROLLED_BACK), Event.RESUME, "", 0)
-    with pytest.raises(WrongMove, match="what can follow: abort, approve, pause"):
+    may = r"what you can do: overspill rollout abort \| approve \| pause \| rollback$"
+    with pytest.raises(WrongMove, match=may):
         order(rollout, Course(state=R.AWAITING_APPROVAL), Event.RESUME, "", 0)
+
+
+@pytest.mark.parametrize(
+    ("at", "advice"),
+    [
+        (R.SUPERSEDED, "a newer rollout has its agents: roll that one back"),
+        (R.ROLLING_BACK, "on their way back: overspill rollout watch"),
+        (R.ROLLED_BACK, "it is over: start a rollout of the version to serve"),
+    ],
+)
+def test_what_cannot_be_rolled_back_is_refused_with_what_to_do_in_place_of_it(
+    at: RolloutState, advice: str
+) -> None:
+    rollout = Rollout(4, "fashion", "2", 0, way_back=BACK)
+    with pytest.raises(WrongMove, match=advice):
+        order(rollout, Course(state=at), Event.ROLL_BACK, "", 0)
 
 
 def test_there_is_no_rollback_without_a_signed_way_back() -> None:

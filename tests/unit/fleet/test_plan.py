@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from broker.messages import SlotReport, UpdatePolicy
+from broker.messages import SlotReport, UpdatePolicy, Window
 from fleet.core.cohorts import in_order
 from fleet.core.devices import Device
 from fleet.core.following import Now
@@ -100,6 +101,33 @@ def test_a_plan_says_what_each_wave_moves_and_how_long_it_takes() -> None:
     assert first.lasts_s == pytest.approx(2 + 10 + 100 + 600)
     # Five at a time: four rounds.
     assert second.lasts_s == pytest.approx(4 * 12 + 100 + 60)
+
+
+def test_a_plan_waits_for_the_maintenance_windows_of_each_wave() -> None:
+    # From two in the morning on for one hour, asked at noon UTC.
+    noon = Now(12 * 3_600_000)
+    one = rollout(
+        waves=(Wave(count=1, soak_s=3600), Wave()),
+        policy=UpdatePolicy(window=Window(start_minute=120, minutes=60)),
+    )
+    devices = {
+        each: replace(
+            device(each, {"utc_offset_min": offset}), last_seen_ms=noon.now_ms
+        )
+        for each, offset in (("a", "0"), ("b", "0"), ("c", "-660"), ("d", ""))
+    }
+    first, *_ = in_order(one, devices)
+    made = plan(one, devices, {}, NEEDS, noon, Costs(install_s=20))
+    assert made.timeless == ("d",)
+    offset_h = {"a": 14, "b": 14, "c": 1, "d": 0}[first]
+    assert made.waves[0].waits_s == offset_h * 3600
+    assert made.waves[0].lasts_s == offset_h * 3600 + 30 + 3600
+    # The others that are an hour too late wait for the next night.
+    assert made.waves[1].waits_s > 10 * 3600
+    assert made.lasts_s == sum(each.lasts_s for each in made.waves)
+    assert made.waits_s == sum(each.waits_s for each in made.waves)
+    always = replace(one, policy=UpdatePolicy())
+    assert plan(always, devices, {}, NEEDS, noon).waits_s == 0
 
 
 def test_without_a_delta_the_whole_is_pulled_and_what_is_on_the_disk_is_not() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from broker.messages import SlotReport
 from fleet.core.devices import Device
+from fleet.core.fleetwide import relevant
 from fleet.core.following import Now, follow, follow_back, standing
 from fleet.core.rollouts import (
     AgentState,
@@ -25,7 +26,6 @@ from fleet.core.rollouts import (
     desired_for,
     desired_of,
     next_generation,
-    unburied,
 )
 
 NOW_MS = 1_700_000_000_000
@@ -147,7 +147,9 @@ def test_a_rollout_is_buried_when_nobody_can_follow_it_any_more(
 ) -> None:
     assert newer.buries(older) is buried
     assert not older.buries(newer)
-    assert unburied([older, newer]) == ([newer] if buried else [newer, older])
+    states = dict.fromkeys((older.generation, newer.generation), RolloutState.DONE)
+    left = relevant([older, newer], states)
+    assert left == ([newer] if buried else [newer, older])
 
 
 def followed(
@@ -194,6 +196,24 @@ def test_a_refusal_carries_its_reason_until_the_agent_is_updated() -> None:
     assert (refused.reason, refused.version) == ("golden input 3", "1")
     mended = followed(one, refused, slot("2", "swapped", 7, reason="golden input 3"))
     assert (mended.state, mended.reason) == (AgentState.UPDATED, None)
+
+
+def test_an_agent_that_returned_once_and_serves_the_version_after_all_is_updated() -> (
+    None
+):
+    # Its disk was lost: it has tried the version anew, and kept it.
+    one = rollout(7, "2", way_back=BACK)
+    returned = followed(one, TOLD, slot("1", "returned", 7, reason="slower"))
+    again = followed(one, returned, slot("2", "probation", 7))
+    assert (again.state, again.reason) == (AgentState.RETURNED, "slower")
+    served = followed(one, again, slot("2", "swapped", 7))
+    assert (served.state, served.version, served.reason) == (
+        AgentState.UPDATED,
+        "2",
+        None,
+    )
+    # That it returned before is no news when it is heard again.
+    assert followed(one, served, slot("1", "returned", 7, reason="slower")) == served
 
 
 STATES = (

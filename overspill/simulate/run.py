@@ -274,7 +274,8 @@ class Simulation:
         while not tally.settled and self._since_s() < self._options.within_s:
             standing = await operator.standing(tally.generation or 0)
             self.scene.standing = standing
-            tally.excluded = {**tally.excluded, **standing.excluded}
+            tally.excluded = standing.excluded
+            tally.by_fleet = standing.agents
             tally.ended = standing.state if standing.ended else None
             ended_s = min(ended_s, self._since_s()) if standing.ended else math.inf
             tally.given_up = self._since_s() - ended_s > GRACE_S

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -25,6 +25,13 @@ class Became(StrEnum):
     BROKEN = "broken"
 
 
+# Why an agent that has said nothing of the rollout was not reached: the fleet's word.
+NOT_HEARD: Final[Mapping[str, str]] = {
+    "queued": "the fleet has not told it yet",
+    "pending": "the fleet has told it, and it has not answered",
+    "silent": "the fleet has not heard of it for too long",
+    "stuck": "the fleet has told it, and it has not answered within its lease",
+}
 DONE: Final = "done"
 MOST_REASONS: Final = 3
 # In these nothing more is to come of this rollout.
@@ -88,6 +95,7 @@ class Tally:
         ended: how the rollout ended, as the fleet says; None while it goes on.
         given_up: the rollout has ended a while ago, whoever has not settled.
         excluded: whom the fleet did not choose, and why.
+        by_fleet: how the fleet has each agent, in a word.
     """
 
     personas: Sequence[Persona]
@@ -96,6 +104,7 @@ class Tally:
     ended: str | None = None
     given_up: bool = False
     excluded: Mapping[str, str] = field(default_factory=dict)
+    by_fleet: Mapping[str, str] = field(default_factory=dict)
     fates: dict[str, Fate] = field(default_factory=dict)
     waited: dict[str, str] = field(default_factory=dict)
     connected: dict[int, int] = field(default_factory=dict)
@@ -129,9 +138,14 @@ class Tally:
         """What became of one agent so far."""
         fate = self.fates.get(persona.agent, Fate(Became.UNREACHED))
         why = self.excluded.get(persona.agent)
-        if fate.became is Became.UNREACHED and why is not None:
+        if fate.became is not Became.UNREACHED:
+            return fate
+        if why is not None:
             return Fate(Became.EXCLUDED, None, why)
-        return fate
+        state = self.by_fleet.get(persona.agent)
+        return replace(
+            fate, reason=state and NOT_HEARD.get(state, f"the fleet has it as {state}")
+        )
 
     @property
     def settled(self) -> bool:

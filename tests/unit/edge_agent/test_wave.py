@@ -154,15 +154,12 @@ class Wave:
 
     def _asked(self, agent: int, chunk: int) -> None:
         member = self._rng.choice(self._pool)
-        match member.claim(("blobs/x", chunk, 1), self._now_s):
-            case Reply.WAVE:
-                self.to_all += 1
-                hearers = [e for e in self._listening if not self._loses(e, chunk)]
-            case Reply.ALONE:
-                self.to_one += 1
-                hearers = [agent]
-            case Reply.NOTHING:
-                hearers = []
+        reply = member.claim(("blobs/x", chunk, 1), self._now_s)
+        self.to_all += reply is Reply.WAVE
+        self.to_one += reply is Reply.ALONE
+        hearers = [agent] if reply is Reply.ALONE else []
+        if reply is Reply.WAVE:
+            hearers = [e for e in self._listening if not self._loses(e, chunk)]
         for each in hearers:
             self._at(self._now_s + WAY_S, partial(self._hear, each, chunk))
 

@@ -108,6 +108,19 @@ def test_who_was_excluded_is_told_with_the_fleets_reason() -> None:
     assert found.settled
 
 
+def test_who_was_not_reached_is_told_with_how_the_fleet_has_it() -> None:
+    found = tally("done")
+    found.by_fleet = {"sim-00000": "queued", "sim-00001": "late"}
+    reasons = [found.of(persona(found, f"sim-0000{n}")).reason for n in range(3)]
+    assert reasons == [
+        "the fleet has not told it yet",
+        "the fleet has it as late",
+        None,
+    ]
+    found.take(0, said(sim_00000=slot("swapped", "2")), 1.0)
+    assert found.of(persona(found, "sim-00000")).reason is None
+
+
 def test_why_an_agent_waited_is_kept_when_it_has_converged() -> None:
     found = tally()
     found.take(0, said(sim_00000=slot("waiting", reason="no link")), 1.0)

@@ -73,7 +73,7 @@ def _agent(tally: Tally, persona: Persona) -> dict[str, Any]:
         "became": fate.became.value,
         "at_s": None if fate.at_s is None else round(fate.at_s, 2),
         "reason": fate.reason,
-        "waited": tally.waited.get(persona.agent),
+        "waited": tally.waited.get(persona.agent, []),
     }
 
 

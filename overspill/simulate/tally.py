@@ -106,7 +106,7 @@ class Tally:
     excluded: Mapping[str, str] = field(default_factory=dict)
     by_fleet: Mapping[str, str] = field(default_factory=dict)
     fates: dict[str, Fate] = field(default_factory=dict)
-    waited: dict[str, str] = field(default_factory=dict)
+    waited: dict[str, list[str]] = field(default_factory=dict)
     connected: dict[int, int] = field(default_factory=dict)
     heard_bytes: dict[int, int] = field(default_factory=dict)
     resident_mb: dict[int, float] = field(default_factory=dict)
@@ -119,9 +119,14 @@ class Tally:
         for agent, slot in said["slots"].items():
             fate = self.fates[agent] = self._fate(slot, at_s)
             if fate.became is Became.WAITING and fate.reason:
-                self.waited[agent] = fate.reason
+                self._waits(agent, fate.reason)
         for agent, error in said["failed"].items():
             self.fates[agent] = Fate(Became.BROKEN, at_s, error)
+
+    def _waits(self, agent: str, reason: str) -> None:
+        reasons = self.waited.setdefault(agent, [])
+        if reason not in reasons and len(reasons) < MOST_REASONS:
+            reasons.append(reason)
 
     def _fate(self, slot: Mapping[str, Any], at_s: float) -> Fate:
         if self.generation is None or slot["generation"] < self.generation:
@@ -183,9 +188,9 @@ class Tally:
         fates = [self.of(each) for each in struck]
         reasons = Counter(_general(fate.reason) for fate in fates if fate.reason)
         waits = Counter(
-            _general(self.waited[each.agent])
+            _general(reason)
             for each in struck
-            if each.agent in self.waited
+            for reason in self.waited.get(each.agent, ())
         )
         settled = [fate.at_s for fate in fates if fate.became in SETTLED]
         return Row(

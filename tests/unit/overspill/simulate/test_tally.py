@@ -121,12 +121,13 @@ def test_who_was_not_reached_is_told_with_how_the_fleet_has_it() -> None:
     assert found.of(persona(found, "sim-00000")).reason is None
 
 
-def test_why_an_agent_waited_is_kept_when_it_has_converged() -> None:
+def test_all_that_an_agent_waited_for_is_kept_when_it_has_converged() -> None:
     found = tally()
-    found.take(0, said(sim_00000=slot("waiting", reason="no link")), 1.0)
+    for reason in ("bad flash", "no link", "bad flash"):
+        found.take(0, said(sim_00000=slot("waiting", reason=reason)), 1.0)
     found.take(0, said(sim_00000=slot("swapped", "2")), 2.0)
     (row,) = (each for each in found.rows() if each.waits)
-    assert row.waits == [("no link", 1)]
+    assert row.waits == [("bad flash", 1), ("no link", 1)]
 
 
 def test_a_fault_of_the_simulation_itself_is_no_outcome() -> None:

@@ -2,7 +2,8 @@
 
 Questions come from one queue, so that the pool shares them by how fast each member
 answers. Public files go to whoever asks; `desired/{agent}` to that agent alone, whose
-name the broker has checked. What a whole wave needs is published once for all of it.
+name the broker has checked. What a whole wave needs is published once for all of it;
+who of it asks again is answered alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from broker.messages import Blob, Get
 from broker.topics import as_routing_key, blobs, read_agent, shared_blobs
 from bundle import layout
 from bundle.source import NotThere, Piece, Source, SourceUnavailable
-from cloud_worker.core.shared_chunks import SharedChunks
+from cloud_worker.core.shared_chunks import Reply, SharedChunks
 from cloud_worker.loops.parcels import Delivery
 from cloud_worker.loops.replies import Publish, publish_while
 
@@ -91,9 +92,13 @@ class Updates:
         digest = _shared_digest(get)
         chunk = (get.path, get.offset, get.length)
         if digest is not None:
-            if not self.shared.claim(chunk, time.monotonic()):
+            reply = self.shared.claim(chunk, time.monotonic())
+            if reply is Reply.NOTHING:
                 return True
-            topic = shared_blobs(digest)
+            if reply is Reply.ALONE:
+                digest = None
+            else:
+                topic = shared_blobs(digest)
         blob = await self._read(agent, get)
         if digest is not None and blob.status != "ok":
             # A whole wave need not hear what is wrong; who asked is told.

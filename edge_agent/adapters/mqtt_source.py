@@ -1,7 +1,8 @@
 """The registry over the uplink's own link: a question on `up/get`, an answer on `dn/blob`.
 
 Answers are matched by path and offset, in any order; what nobody asked for is
-ignored. Chunks that a whole wave needs may also be heard on a topic of their blob.
+ignored. Chunks that a whole wave needs may also be heard on a topic of their blob, and
+what of it was missed comes as an answer that nobody waits for.
 """
 
 from __future__ import annotations
@@ -152,17 +153,26 @@ class MqttSource:
 
     def _on_blobs(self, payload: bytes) -> None:
         for blob in _read(payload):
-            for future in self._asked.get((blob.path, blob.offset), ()):
+            asked = self._asked.get((blob.path, blob.offset))
+            if asked is None:
+                # Asked for with the wave, which had been told it already.
+                self._tell_heard(blob)
+                continue
+            for future in asked:
                 if not future.done():
                     future.set_result(blob)
 
     def _on_shared(self, sha256: str, payload: bytes) -> None:
-        heard = self._heard.get(sha256)
-        if heard is None or len(payload) > MAX_HEARD_BYTES:
+        if sha256 not in self._heard or len(payload) > MAX_HEARD_BYTES:
             return
         for blob in _read(payload):
-            if blob.path == layout.blob(sha256) and blob.status == "ok":
-                heard(blob.offset, blob.data)
+            if blob.path == layout.blob(sha256):
+                self._tell_heard(blob)
+
+    def _tell_heard(self, blob: Blob) -> None:
+        heard = self._heard.get(blob.path.removeprefix(f"{layout.BLOBS}/"))
+        if heard is not None and blob.status == "ok":
+            heard(blob.offset, blob.data)
 
     async def _ask(self, get: Get) -> Blob:
         key = (get.path, get.offset)

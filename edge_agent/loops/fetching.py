@@ -11,9 +11,9 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -21,44 +21,13 @@ from bundle.source import Piece, Source, SourceUnavailable
 from edge_agent.adapters.part_file import PartFile
 from edge_agent.core.chunks import Chunks
 from edge_agent.loops.asking import Asking
+from edge_agent.loops.metering import Meter
+from edge_agent.loops.wave import Sharing, Wave, WaveSettings
 
 log = structlog.get_logger(__name__)
 
 # Chunks heard and not yet written: a wave's transfer does not wait for a slow disk.
 MAX_HEARD: Final = 16
-# So many chunks in a row that were asked for on the shared topic and not heard: the
-# rest is asked for alone, and what is heard is still taken.
-MAX_MISSES: Final = 3
-
-
-class Sharing(Protocol):
-    """A source whose chunks a whole wave hears, as `MqttSource`."""
-
-    def hearing(
-        self, sha256: str, heard: Callable[[int, bytes], None]
-    ) -> AbstractAsyncContextManager[None]:
-        """Hear the chunks of a blob that others of the wave ask for."""
-        ...
-
-    async def ask_shared(self, path: str, offset: int, length: int) -> None:
-        """Ask for a chunk on the topic of its blob; raise SourceUnavailable."""
-        ...
-
-
-class Meter(Protocol):
-    """What bytes cost, as `loops.metering.Metering`."""
-
-    async def take(self, size: int) -> None:
-        """Wait until `size` bytes may be asked for; raise BudgetSpent."""
-        ...
-
-    def give_back(self, size: int) -> None:
-        """So many bytes that were taken did not come."""
-        ...
-
-    def charge(self, size: int) -> None:
-        """So many bytes came that nobody had taken."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +37,16 @@ class FetchSettings:
     Attributes:
         window: chunks under way at once.
         stall_s: without a chunk for so long the pull is interrupted.
-        shared_wait_s: a chunk asked for on the shared topic that is not heard within
-            this is asked for alone.
+        shared_first_s: a wave that shares its chunks gathers for so long, or up to
+            twice that: a broker takes its time to subscribe a thousand agents.
+        shared_silent_s: without a chunk for so long, or up to twice that, another agent
+            of it asks; when that is of no use, alone.
     """
 
     window: int = 4
     stall_s: float = 120.0
-    shared_wait_s: float = 2.0
+    shared_first_s: float = 3.0
+    shared_silent_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,9 +100,8 @@ class Fetch:
         self._sharing = means.sharing
         self._arrived = arrived
         self._left: deque[int] = deque()
-        self._came: dict[int, asyncio.Event] = {}
         self._heard: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue(MAX_HEARD)
-        self._misses = 0
+        self._wave: Wave | None = None
 
     async def run(self) -> None:
         """Fetch what the file lacks.
@@ -142,15 +113,14 @@ class Fetch:
         missing = self._part.missing()
         if not missing:
             return
-        if self._sharing is not None:
-            # Each agent of a wave begins elsewhere, so that they divide the work.
-            self._rng.shuffle(missing)
         self._left = deque(missing)
         try:
             async with AsyncExitStack() as stack:
-                await self._listen(stack)
+                await self._listen(stack, missing)
                 async with asyncio.TaskGroup() as tasks:
                     keeping = tasks.create_task(self._keep_heard())
+                    if self._wave is not None:
+                        await self._wave.run()
                     async with asyncio.TaskGroup() as workers:
                         for _ in range(min(self._settings.window, len(missing))):
                             workers.create_task(self._work())
@@ -158,7 +128,7 @@ class Fetch:
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
-    async def _listen(self, stack: AsyncExitStack) -> None:
+    async def _listen(self, stack: AsyncExitStack, missing: Sequence[int]) -> None:
         if self._sharing is None:
             return
         hearing = self._sharing.hearing(self._chunks.sha256, self._on_heard)
@@ -166,7 +136,25 @@ class Fetch:
             await stack.enter_async_context(hearing)
         except SourceUnavailable as error:
             log.info("wave_not_heard", reason=str(error))
-            self._sharing = None
+        else:
+            # Only now: what it asks for it must hear.
+            self._wave = self._wave_of(missing, self._sharing)
+
+    def _wave_of(self, missing: Sequence[int], sharing: Sharing) -> Wave:
+        settings = self._settings
+        return Wave(
+            self._chunks,
+            missing,
+            sharing,
+            WaveSettings(
+                window=settings.window,
+                first_s=settings.shared_first_s,
+                silent_s=settings.shared_silent_s,
+            ),
+            meter=self._meter,
+            check_wanted=self._asking.check_wanted,
+            rng=self._rng,
+        )
 
     async def _work(self) -> None:
         while self._left:
@@ -174,8 +162,6 @@ class Fetch:
             if self._part.has(index):
                 continue
             self._asking.check_wanted()
-            if self._sharing is not None and await self._share(index):
-                continue
             await self._fetch(index)
 
     async def _fetch(self, index: int) -> None:
@@ -210,34 +196,15 @@ class Fetch:
         kept = await asyncio.to_thread(self._part.put, index, data)
         if kept:
             self._asking.progressed()
-            if (event := self._came.get(index)) is not None:
-                event.set()
+            if self._wave is not None:
+                self._wave.kept(index)
             self._arrived()
         return kept
 
     # --- what the wave hears ------------------------------------------------------
 
-    async def _share(self, index: int) -> bool:
-        """Ask on the shared topic and listen for a while; whether the chunk came."""
-        if self._sharing is None or self._misses >= MAX_MISSES:
-            return False
-        offset, length = self._chunks.span(index)
-        await self._pay(length)
-        event = self._came[index] = asyncio.Event()
-        try:
-            async with asyncio.timeout(self._settings.shared_wait_s):
-                await self._sharing.ask_shared(self._chunks.path, offset, length)
-                await event.wait()
-        except (TimeoutError, SourceUnavailable):
-            pass
-        finally:
-            # Paid for when it is heard, or when it is asked for alone.
-            self._meter.give_back(length)
-            del self._came[index]
-        self._misses = 0 if self._part.has(index) else self._misses + 1
-        return self._part.has(index)
-
     def _on_heard(self, offset: int, data: bytes) -> None:
+        self._meter.charge(len(data))
         index = self._chunks.index_at(offset)
         if index is None or self._part.has(index) or self._heard.full():
             return  # It is asked for alone.
@@ -248,7 +215,6 @@ class Fetch:
             index, data = await self._heard.get()
             if self._part.has(index):
                 continue
-            self._meter.charge(len(data))
             if not await self._keep(index, data):
                 log.warning("shared_chunk_refused", path=self._chunks.path, index=index)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 from edge_agent.adapters.day_file import DayFile
 from edge_agent.core.pull_budget import DaySpent, Rate
@@ -14,6 +14,22 @@ from edge_agent.loops.asking import BudgetSpent
 # What a killed process may forget that it spent.
 SAVE_EVERY_BYTES: Final = 512 * 1024
 MAX_RATES: Final = 64
+
+
+class Meter(Protocol):
+    """What bytes cost, as `PullMeter`."""
+
+    async def take(self, size: int) -> None:
+        """Wait until `size` bytes may be asked for; raise BudgetSpent."""
+        ...
+
+    def give_back(self, size: int) -> None:
+        """So many bytes that were taken did not come."""
+        ...
+
+    def charge(self, size: int) -> None:
+        """So many bytes came that nobody had taken."""
+        ...
 
 
 class Metering:

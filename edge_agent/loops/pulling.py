@@ -31,8 +31,9 @@ from edge_agent.loops.asking import (
     Superseded,
     read_small,
 )
-from edge_agent.loops.fetching import Fetch, FetchSettings, Means, Sharing
+from edge_agent.loops.fetching import Fetch, FetchSettings, Means
 from edge_agent.loops.metering import Metering
+from edge_agent.loops.wave import Sharing
 
 __all__ = [
     "BudgetSpent",

@@ -138,7 +138,7 @@ class _Look:
         """Tell as many more agents as the wave and the cap of pulls allow."""
         shadow = wave_of(self.rollout, wave).shadow
         open_end = self.course.state in OPEN
-        population = len(self.eligible)
+        population = self._population()
         room = population if open_end else cut(self.rollout, wave, population)
         room -= self._in_wave(wave)
         # Also those that a newer rollout will have: until it tells them they pull on.
@@ -248,7 +248,7 @@ class _Look:
         return False
 
     def _last(self) -> bool:
-        return is_last(self.rollout, self.course.wave, len(self.eligible))
+        return is_last(self.rollout, self.course.wave, self._population())
 
     def _missing(self) -> int:
         """How many agents a wave lacks. The last has all that are there.
@@ -258,8 +258,20 @@ class _Look:
         """
         if self._last() or wave_of(self.rollout, self.course.wave).shadow:
             return 0
-        upto = cut(self.rollout, self.course.wave, len(self.eligible))
+        upto = cut(self.rollout, self.course.wave, self._population())
         return max(0, upto - self._in_wave(self.course.wave))
+
+    def _population(self) -> int:
+        """How many agents the waves are cut from.
+
+        Whom it has told counts, also when the version would no longer fit there: its
+        own bundle may have filled the disk. Or it would take a place of another's.
+        """
+        eligible = set(self.eligible)
+        return len(eligible) + sum(
+            agent not in eligible and self._at(agent) is not AgentState.SUPERSEDED
+            for agent in self.told
+        )
 
     def _in_wave(self, wave: int) -> int:
         """How many of those still its own it has told, the shadows apart."""
@@ -304,7 +316,7 @@ class _Look:
             # Nothing has happened yet, so nothing can be said; unless nobody serves
             # any version that a shadow could run beside.
             return shadow and not self.told and any(map(self._here, self.eligible))
-        if self._in_wave(wave) >= cut(self.rollout, wave, len(self.eligible)):
+        if self._in_wave(wave) >= cut(self.rollout, wave, self._population()):
             return True
         return not any(
             self._can_be_told(agent, shadow=shadow) for agent in self.eligible

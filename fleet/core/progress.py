@@ -88,7 +88,9 @@ def progress(
         _of_agent(rollout, course, chosen, agent, devices.get(agent), now, taken)
         for agent in sorted(names)
     )
-    left = [each for each in chosen.eligible if each not in taken]
+    # As `advancing` counts them: whom it has told stays one of them.
+    known = {each for each in course.told if each in devices}
+    left = known.union(chosen.eligible).difference(taken)
     return RolloutProgress(
         rollout,
         course,

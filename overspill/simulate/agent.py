@@ -40,6 +40,7 @@ class SimulatedAgent:
             target,
             hear=self._hear,
             changed=self._link_changed,
+            reconnect_s=around.plan.reconnect_s,
             bytes_per_s=trouble.bytes_per_s if persona.fault is Fault.SLOW else None,
         )
         self._source = MqttSource(

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from broker import topics
+from broker.backoff import Backoff
 from broker.mqtt.link import MqttLink
 from broker.mqtt.target import MqttTarget
 
@@ -24,6 +25,7 @@ class Line:
         target: the broker.
         hear: called with topic and payload.
         changed: called when the link comes up or is lost.
+        reconnect_s: without a broker it tries again after so long at most.
         bytes_per_s: what it carries downwards; None for all that comes.
     """
 
@@ -34,6 +36,7 @@ class Line:
         *,
         hear: Callable[[str, bytes], None],
         changed: Callable[[bool], None],
+        reconnect_s: float,
         bytes_per_s: float | None = None,
     ) -> None:
         self.heard_bytes = 0
@@ -51,6 +54,7 @@ class Line:
             on_change=changed,
             window=WINDOW,
             keepalive_s=KEEPALIVE_S,
+            backoff=Backoff(most_s=reconnect_s),
         )
 
     @property

@@ -26,12 +26,14 @@ class Standing:
         state: in a word.
         why: what is wrong, when something is.
         told: how many agents were told.
+        agents: how it has each agent, in a word.
         excluded: whom it does not reach, and why.
     """
 
     state: str
     why: str | None
     told: int
+    agents: Mapping[str, str]
     excluded: Mapping[str, str]
 
     @property
@@ -85,7 +87,8 @@ class Operator:
             if each.state is AgentState.EXCLUDED
         }
         told = len(came.course.told)
-        return Standing(came.state.value, came.course.reason, told, excluded)
+        states = {each.agent: each.state.value for each in came.agents}
+        return Standing(came.state.value, came.course.reason, told, states, excluded)
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

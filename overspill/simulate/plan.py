@@ -145,6 +145,8 @@ class Plan(_Part):
         connect_over_s: they connect spread over so long.
         outage_s: once a third has converged the broker is killed and away for so long,
             and all agents come back together; 0: it is not.
+        reconnect_s: without a broker, agents try again after so long at most; the
+            real one's 15 s, by chance.
         requests_per_s: what each device is asked, in pretence.
         audit_share: of what it is sure of, what the cloud is asked too.
         before: of the version that all agents have.
@@ -159,6 +161,7 @@ class Plan(_Part):
     moved_share: Share = 0.3
     connect_over_s: Seconds = 4.0
     outage_s: Seconds = 0.0
+    reconnect_s: Annotated[float, Field(ge=1, le=600)] = 15.0
     requests_per_s: Annotated[float, Field(gt=0, le=1000)] = 5.0
     audit_share: Share = 0.05
     before: Quality = Quality()

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from overspill.simulate.operator import Standing
+from overspill.simulate.plan import Persona
 from overspill.simulate.run import Outcome
-from overspill.simulate.tally import Became, Row
+from overspill.simulate.tally import Became, Row, Tally
 
 FORMAT: Final = 1
 SHOWN: Final = (
@@ -44,6 +45,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
             }
             for row in outcome.tally.rows()
         ],
+        "each": [_agent(outcome.tally, persona) for persona in outcome.tally.personas],
         "start_s": round(outcome.start_s, 1),
         "connect_s": round(outcome.connect_s, 1),
         "told_s": round(outcome.told_s, 2),
@@ -60,6 +62,18 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "rollout": None if outcome.standing is None else _standing(outcome.standing),
         "disagreements": list(outcome.disagreements),
         "failures": outcome.failures,
+    }
+
+
+def _agent(tally: Tally, persona: Persona) -> dict[str, Any]:
+    fate = tally.of(persona)
+    return {
+        "agent": persona.agent,
+        "fault": persona.fault.value if persona.fault else None,
+        "became": fate.became.value,
+        "at_s": None if fate.at_s is None else round(fate.at_s, 2),
+        "reason": fate.reason,
+        "waited": tally.waited.get(persona.agent, []),
     }
 
 

@@ -42,6 +42,7 @@ class Scene:
         tally: of the agents.
         standing: of the rollout, as the fleet says.
         broker_mb, broker_peak_mb: resident memory of RabbitMQ now, and at its highest.
+        broker_lost_s: processor time of the broker that an outage killed.
         back_s: how long after an outage all agents were connected again.
     """
 
@@ -51,6 +52,7 @@ class Scene:
     parts: dict[str, str] = field(default_factory=dict)
     broker_mb: float = 0.0
     broker_peak_mb: float = 0.0
+    broker_lost_s: float = 0.0
     back_s: float | None = None
 
 
@@ -233,6 +235,7 @@ class Simulation:
             rollout_s = self._since_s()
             heard = self._heard_bytes() - heard
             now_s = _spent(stage, crew)
+            now_s["rabbitmq"] += self.scene.broker_lost_s
             spent_s = {name: now_s[name] - was_s for name, was_s in spent_s.items()}
             self.scene.headline = "asking the fleet what it knows"
             disagreements = await self._compare(operator)
@@ -274,7 +277,8 @@ class Simulation:
         while not tally.settled and self._since_s() < self._options.within_s:
             standing = await operator.standing(tally.generation or 0)
             self.scene.standing = standing
-            tally.excluded = {**tally.excluded, **standing.excluded}
+            tally.excluded = standing.excluded
+            tally.by_fleet = standing.agents
             tally.ended = standing.state if standing.ended else None
             ended_s = min(ended_s, self._since_s()) if standing.ended else math.inf
             tally.given_up = self._since_s() - ended_s > GRACE_S
@@ -317,6 +321,7 @@ class Simulation:
         tally = self.scene.tally
         third = self._plan.agents / 3
         await _until(lambda: tally.counts()[Became.CONVERGED] >= third)
+        self.scene.broker_lost_s = processor_s([stage.node.info.pid])
         await stage.node.kill()
         await asyncio.sleep(self._plan.outage_s)
         await stage.node.start(NODE_TIMEOUT_S)

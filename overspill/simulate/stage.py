@@ -57,6 +57,7 @@ class Stage:
         self._bundles = tuple(bundles)
         self._workers = workers
         self._changed = changed
+        self._node_up = asyncio.Event()
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -103,12 +104,7 @@ class Stage:
         find_server()
         self.logs.mkdir(parents=True, exist_ok=True)
         try:
-            # Nobody needs the broker to sign and to publish.
-            await together(self._publish(), self._start_node())
-            await together(
-                self._start_fleet(),
-                *(self._start_worker(n) for n in range(1, self._workers + 1)),
-            )
+            await together(self._start_fleet(), self._start_pool())
         except BaseException:
             await to_the_end(self._stop())
             raise
@@ -131,6 +127,9 @@ class Stage:
         self._changed("registry", "ready")
 
     async def _start_fleet(self) -> None:
+        # Nobody needs the broker to sign and to publish.
+        await self._publish()
+        await self._node_up.wait()
         self._changed("fleet", "starting")
         log = self.logs / "fleet.log"
         program = Program(
@@ -142,6 +141,11 @@ class Stage:
         await self._start(program)
         await program.until(_says(log, b"link up"), within_s=FLEET_TIMEOUT_S)
         self._changed("fleet", "ready")
+
+    async def _start_pool(self) -> None:
+        await self._start_node()
+        self._node_up.set()
+        await together(*map(self._start_worker, range(1, self._workers + 1)))
 
     async def _start_worker(self, number: int) -> None:
         name = f"worker-{number}"
@@ -181,7 +185,9 @@ class Stage:
 
     async def _stop(self) -> None:
         await together(*(program.stop() for program in self.programs))
-        await self.node.stop()
+        # Nobody wants to know any more what it would put in order.
+        with suppress(NodeError):
+            await self.node.kill()
 
 
 def _says(log: Path, what: bytes) -> Callable[[], Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -25,6 +25,13 @@ class Became(StrEnum):
     BROKEN = "broken"
 
 
+# Why an agent that has said nothing of the rollout was not reached: the fleet's word.
+NOT_HEARD: Final[Mapping[str, str]] = {
+    "queued": "the fleet has not told it yet",
+    "pending": "the fleet has told it, and it has not answered",
+    "silent": "the fleet has not heard of it for too long",
+    "stuck": "the fleet has told it, and it has not answered within its lease",
+}
 DONE: Final = "done"
 MOST_REASONS: Final = 3
 # In these nothing more is to come of this rollout.
@@ -88,6 +95,7 @@ class Tally:
         ended: how the rollout ended, as the fleet says; None while it goes on.
         given_up: the rollout has ended a while ago, whoever has not settled.
         excluded: whom the fleet did not choose, and why.
+        by_fleet: how the fleet has each agent, in a word.
     """
 
     personas: Sequence[Persona]
@@ -96,8 +104,9 @@ class Tally:
     ended: str | None = None
     given_up: bool = False
     excluded: Mapping[str, str] = field(default_factory=dict)
+    by_fleet: Mapping[str, str] = field(default_factory=dict)
     fates: dict[str, Fate] = field(default_factory=dict)
-    waited: dict[str, str] = field(default_factory=dict)
+    waited: dict[str, list[str]] = field(default_factory=dict)
     connected: dict[int, int] = field(default_factory=dict)
     heard_bytes: dict[int, int] = field(default_factory=dict)
     resident_mb: dict[int, float] = field(default_factory=dict)
@@ -110,9 +119,14 @@ class Tally:
         for agent, slot in said["slots"].items():
             fate = self.fates[agent] = self._fate(slot, at_s)
             if fate.became is Became.WAITING and fate.reason:
-                self.waited[agent] = fate.reason
+                self._waits(agent, fate.reason)
         for agent, error in said["failed"].items():
             self.fates[agent] = Fate(Became.BROKEN, at_s, error)
+
+    def _waits(self, agent: str, reason: str) -> None:
+        reasons = self.waited.setdefault(agent, [])
+        if reason not in reasons and len(reasons) < MOST_REASONS:
+            reasons.append(reason)
 
     def _fate(self, slot: Mapping[str, Any], at_s: float) -> Fate:
         if self.generation is None or slot["generation"] < self.generation:
@@ -129,9 +143,14 @@ class Tally:
         """What became of one agent so far."""
         fate = self.fates.get(persona.agent, Fate(Became.UNREACHED))
         why = self.excluded.get(persona.agent)
-        if fate.became is Became.UNREACHED and why is not None:
+        if fate.became is not Became.UNREACHED:
+            return fate
+        if why is not None:
             return Fate(Became.EXCLUDED, None, why)
-        return fate
+        state = self.by_fleet.get(persona.agent)
+        return replace(
+            fate, reason=state and NOT_HEARD.get(state, f"the fleet has it as {state}")
+        )
 
     @property
     def settled(self) -> bool:
@@ -169,9 +188,9 @@ class Tally:
         fates = [self.of(each) for each in struck]
         reasons = Counter(_general(fate.reason) for fate in fates if fate.reason)
         waits = Counter(
-            _general(self.waited[each.agent])
+            _general(reason)
             for each in struck
-            if each.agent in self.waited
+            for reason in self.waited.get(each.agent, ())
         )
         settled = [fate.at_s for fate in fates if fate.became in SETTLED]
         return Row(

@@ -66,7 +66,8 @@ class Stage:
         return TreeSource(self.registry.tree)
 
     def puller(self, *sources: Source, **more: Any) -> Puller:
-        fetch: dict[str, Any] = {"window": WINDOW, "stall_s": 2.0, "shared_wait_s": 0.1}
+        fetch: dict[str, Any] = {"window": WINDOW, "stall_s": 2.0}
+        fetch |= {"shared_first_s": 0.1, "shared_silent_s": 0.02}
         fetch |= {key: more.pop(key) for key in list(more) if key in fetch}
         return Puller(
             sources or (self.good,),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -25,6 +26,7 @@ from bundle import layout
 from bundle.seal import Seal
 from bundle.source import NotThere, Piece, Source, SourceUnavailable
 from bundle.tree_source import TreeSource
+from cloud_worker.core.shared_chunks import SharedChunks
 from cloud_worker.loops.updates import PREFETCH, Updates
 from edge_agent.adapters.day_file import DayFile
 from edge_agent.adapters.mqtt_source import MqttSource
@@ -52,7 +54,7 @@ async def within(awaitable: Awaitable[T]) -> T:
 class Pool:
     """The part of a worker that serves updates, and what it published where."""
 
-    def __init__(self, rabbit: Node, registry: Source, **more: float) -> None:
+    def __init__(self, rabbit: Node, registry: Source, **more: Any) -> None:
         self.published: Counter[str] = Counter()
         self.link = AmqpLink(
             rabbit.amqp_url("worker"),
@@ -62,7 +64,7 @@ class Pool:
             on_delivery=self._take,
             backoff=quick(),
         )
-        self.updates = Updates(registry, self._publish, **more)  # type: ignore[arg-type]
+        self.updates = Updates(registry, self._publish, **more)
 
     async def _take(self, delivery: Delivery) -> None:
         await self.updates.take(delivery)
@@ -95,7 +97,9 @@ class PullingAgent:
     def puller(self, folder: Path) -> Puller:
         parts = folder / self.name
         parts.mkdir()
-        fetch = FetchSettings(window=4, stall_s=20.0, shared_wait_s=5.0)
+        fetch = FetchSettings(
+            window=4, stall_s=20.0, shared_first_s=0.3, shared_silent_s=1.0
+        )
         return Puller(
             [self.source],
             parts,
@@ -129,7 +133,7 @@ async def agent(
 
 
 @asynccontextmanager
-async def pooled(rabbit: Node, source: Source, **more: float) -> AsyncIterator[Pool]:
+async def pooled(rabbit: Node, source: Source, **more: Any) -> AsyncIterator[Pool]:
     pool = Pool(rabbit, source, **more)
     async with running(pool.link.run):
         await within(pool.link.wait_up())
@@ -200,11 +204,31 @@ async def test_a_wave_shares_one_transfer_and_each_verifies_for_itself(
             ]
         for each in pulls:
             assert sha256_of(each.result()) == seal.sha256
-        # One transfer for the three; a chunk that one missed it asked for alone.
+        # One transfer for the three; a chunk that one missed came to that one.
         assert pool.shared == len(seal.chunks)
         assert pool.alone <= len(seal.chunks) // 2
         # And once it is over nobody hears any more: the next wave's is not theirs.
         assert not a.link._also
+
+
+async def test_who_asks_for_what_a_wave_has_heard_is_answered_alone(
+    rabbit: Node, tmp_path: Path
+) -> None:
+    registry = Registry(tmp_path)
+    _, seal = registry.publish("1", MODEL, chunk_bytes=CHUNK_BYTES)
+    told = SharedChunks(fresh_s=0.0)
+    for index in range(len(seal.chunks)):
+        offset = index * CHUNK_BYTES
+        length = min(CHUNK_BYTES, seal.size_bytes - offset)
+        told.claim((layout.blob(seal.sha256), offset, length), time.monotonic())
+    async with (
+        pooled(rabbit, TreeSource(registry.tree), shared=told) as pool,
+        agent(rabbit, AGENTS[3]) as late,
+    ):
+        got = await pull(late.puller(tmp_path), seal, shared=True)
+        assert sha256_of(got) == seal.sha256
+        assert pool.shared == 0
+        assert told.repaired == len(seal.chunks)
 
 
 async def test_what_is_wrong_is_told_to_who_asked_and_not_to_the_wave(

@@ -166,6 +166,38 @@ def test_who_comes_late_joins_and_finds_done_what_is_done() -> None:
     assert state(fleet, one) is R.DONE
 
 
+@pytest.mark.parametrize("waves", [(), WAVES])
+def test_whom_the_version_no_longer_fits_takes_no_place_of_another(
+    waves: tuple[Wave, ...],
+) -> None:
+    fleet = Small(TEN)
+    for agent in TEN:
+        fleet.knows(agent, free_disk_mb="900")
+    one = fleet.start(query="free_disk_mb >= 64", waves=waves, max_parallel=2)
+    for _ in range(15):
+        fleet.look()
+        for agent in fleet.told(one):
+            # Its disk is full of what it pulled.
+            fleet.knows(agent, free_disk_mb="1")
+        fleet.obey()
+        fleet.passes(1)
+    assert fleet.told(one) == set(TEN)
+    assert state(fleet, one) is R.DONE
+
+
+def test_who_was_left_out_for_want_of_room_joins_once_there_is_room() -> None:
+    fleet = Small(TEN)
+    for agent in TEN:
+        fleet.knows(agent, free_disk_mb="1" if agent == "a3" else "900")
+    one = fleet.start(query="free_disk_mb >= 64")
+    fleet.run(looks=3)
+    assert state(fleet, one) is R.DONE
+    assert fleet.told(one) == set(TEN) - {"a3"}
+    fleet.knows("a3", free_disk_mb="900")
+    fleet.run(looks=3)
+    assert fleet.told(one) == set(TEN)
+
+
 def test_who_is_away_is_told_when_it_is_back_and_holds_nobody_up() -> None:
     fleet = Small(TEN)
     fleet.passes(1000, heard=TEN[1:])

@@ -108,12 +108,26 @@ def test_who_was_excluded_is_told_with_the_fleets_reason() -> None:
     assert found.settled
 
 
-def test_why_an_agent_waited_is_kept_when_it_has_converged() -> None:
+def test_who_was_not_reached_is_told_with_how_the_fleet_has_it() -> None:
+    found = tally("done")
+    found.by_fleet = {"sim-00000": "queued", "sim-00001": "late"}
+    reasons = [found.of(persona(found, f"sim-0000{n}")).reason for n in range(3)]
+    assert reasons == [
+        "the fleet has not told it yet",
+        "the fleet has it as late",
+        None,
+    ]
+    found.take(0, said(sim_00000=slot("swapped", "2")), 1.0)
+    assert found.of(persona(found, "sim-00000")).reason is None
+
+
+def test_all_that_an_agent_waited_for_is_kept_when_it_has_converged() -> None:
     found = tally()
-    found.take(0, said(sim_00000=slot("waiting", reason="no link")), 1.0)
+    for reason in ("bad flash", "no link", "bad flash"):
+        found.take(0, said(sim_00000=slot("waiting", reason=reason)), 1.0)
     found.take(0, said(sim_00000=slot("swapped", "2")), 2.0)
     (row,) = (each for each in found.rows() if each.waits)
-    assert row.waits == [("no link", 1)]
+    assert row.waits == [("bad flash", 1), ("no link", 1)]
 
 
 def test_a_fault_of_the_simulation_itself_is_no_outcome() -> None:

@@ -52,7 +52,8 @@ def rabbit() -> Iterator[Node]:
     node = Node(folder, agents=(*AGENTS, *WIRE_AGENTS))
     asyncio.run(node.start())
     yield node
-    asyncio.run(node.stop())
+    # At once: nobody reads what a stop would still write.
+    asyncio.run(node.kill())
     shutil.rmtree(folder)
 
 

@@ -29,7 +29,7 @@ from tests.updating import MODEL, Agent, Registry, running, want
 
 NOT_SETTLED = 3
 # One that would take longer than this is stuck.
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 
 
 @dataclass(frozen=True, slots=True)

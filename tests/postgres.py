@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class PrivatePostgres:

@@ -15,7 +15,7 @@ from typing import Any
 from edge_agent.adapters.control import ask
 from tests.waiting import until
 
-READY_S = 30.0
+READY_S = 60.0
 
 
 def environment(**ours: str) -> dict[str, str]:
@@ -34,7 +34,7 @@ def module(name: str, *arguments: str | Path) -> list[str]:
 
 
 def said(
-    *words: str | Path, within_s: float = 30.0
+    *words: str | Path, within_s: float = 60.0
 ) -> subprocess.CompletedProcess[str]:
     """Run `overspill-agent WORDS` to its end."""
     return subprocess.run(
@@ -107,7 +107,7 @@ class AgentProcess:
     def _ended(self) -> bool:
         return self.process.returncode is not None
 
-    async def end(self, number: int = signal.SIGTERM, within_s: float = 10.0) -> int:
+    async def end(self, number: int = signal.SIGTERM, within_s: float = 30.0) -> int:
         """Signal it and see it gone; gives its exit code."""
         if not self._ended():
             self.process.send_signal(number)
@@ -120,7 +120,7 @@ class AgentProcess:
         return await ask(path, {"do": "status"}, timeout_s=10.0)
 
     async def until_status(
-        self, holds: Callable[[dict[str, Any]], object], within_s: float = 30.0
+        self, holds: Callable[[dict[str, Any]], object], within_s: float = 60.0
     ) -> dict[str, Any]:
         """The status, once it is as wanted."""
         async with asyncio.timeout(within_s):

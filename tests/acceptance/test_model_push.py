@@ -35,7 +35,7 @@ from tests.integration.edge_agent.edge import (
 )
 from tests.waiting import until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]  # real processes
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(360)]  # real processes
 
 CUSTOM_OP = ROOT / "tests" / "contract" / "models" / "custom_op.tflite"
 
@@ -98,7 +98,7 @@ class Operator:
 
     async def hears_of(self, agent_id: str) -> None:
         """Wait until an agent has reported."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while agent_id not in {
                 each["agent"] for each in (await self.types("device", "list"))[1]
             }:
@@ -137,7 +137,7 @@ async def fleet_daemon(operator: Operator, log: Path) -> AsyncIterator[None]:
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await process.wait()
 
 
@@ -257,7 +257,7 @@ async def test_good_versions_swap_under_load_and_bad_ones_are_refused_with_reaso
 
 async def says(daemon: AgentProcess, reason: str) -> None:
     """Wait until the agent gives this reason for not being as desired."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while True:
             slots = (await daemon.status())["models"]["fashion"]
             if reason in (slots["reason"] or ""):

@@ -15,7 +15,7 @@ from tests.integration.edge_agent.edge import pool_models, tiny
 from tests.unit.lifecycle.systemd import Systemd
 from tests.waiting import until
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(60)]  # real processes
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]  # real processes
 
 WATCHDOG_S = 0.4
 
@@ -90,7 +90,7 @@ async def test_a_worker_whose_rabbitmq_is_away_is_ready_alive_and_ending(
         assert ears.said[0] == "READY=1\nSTATUS=waiting for RabbitMQ"
     finally:
         process.terminate()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(45):
             assert await process.wait() == 0
     assert "STOPPING=1\nSTATUS=stopping" in ears.listen()
 

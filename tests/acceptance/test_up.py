@@ -33,7 +33,7 @@ pytestmark = pytest.mark.acceptance
 IMAGES = Path(__file__).parents[2] / "examples" / "fashion" / "images"
 UP = [sys.executable, "-m", "overspill", "up"]
 # The first test waits until the whole system is up, TensorFlow twice included.
-UP_TIMEOUT_S = 150
+UP_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ def publish(up: Running, topic: str, *how: str, said: bytes | None = None) -> No
         ["mosquitto_pub", "-h", "127.0.0.1", "-p", up.device_port, "-t", topic, *how],
         input=said,
         check=True,
-        timeout=10,
+        timeout=30,
     )
 
 
 def final(heard: Queue[dict[str, Any]]) -> dict[str, Any]:
-    while not (answer := heard.get(timeout=15))["final"]:
+    while not (answer := heard.get(timeout=45))["final"]:
         assert answer["status"] == "accepted"
     return answer
 
@@ -181,7 +181,7 @@ def test_the_operators_commands_work_with_the_file_that_is_printed(up: Running) 
         ["sh", "-c", f"{shell} device list --json"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=True,
     )
 
@@ -201,7 +201,7 @@ def test_a_second_system_in_the_same_folder_is_refused_in_one_line(
         [*UP, "--folder", str(up.folder)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
 
@@ -247,7 +247,7 @@ def test_the_commands_of_the_readme_give_the_answer_it_shows(up: Running) -> Non
                     env=variables,
                     cwd=Path(__file__).parents[2],
                     check=True,
-                    timeout=10,
+                    timeout=30,
                 )
                 ready, _, _ = select.select([listener.stdout], [], [], 3)
                 if ready:
@@ -287,7 +287,7 @@ def test_the_readme_names_only_targets_that_make_has() -> None:
             cwd=Path(__file__).parents[2],
             check=True,
             capture_output=True,
-            timeout=20,
+            timeout=60,
         )
 
 

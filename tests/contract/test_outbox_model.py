@@ -300,7 +300,7 @@ class OutboxAndModel(RuleBasedStateMachine):
         assert ledger.undelivered == self.undelivered
 
 
-TestOutboxAndModel: Any = pytest.mark.timeout(60)(OutboxAndModel.TestCase)
+TestOutboxAndModel: Any = pytest.mark.timeout(120)(OutboxAndModel.TestCase)
 TestOutboxAndModel.settings = settings(
     max_examples=100,
     stateful_step_count=40,

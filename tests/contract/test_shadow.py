@@ -35,7 +35,7 @@ MODELS = Path(__file__).parent / "models"
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3) / 12 - 0.4
 LABELS = ["a", "b", "c"]
 
-pytestmark = pytest.mark.timeout(60)  # each starts an interpreter
+pytestmark = pytest.mark.timeout(120)  # each starts an interpreter
 
 
 def bundle(folder: Path, model: str = "dense", **changes: Any) -> StoredBundle:

@@ -34,7 +34,7 @@ WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3) / 12 - 0.4
 INPUTS = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
 
 # Each trial starts an interpreter, and two cores may be busy with other tests.
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 def bundle(folder: Path, *, model: str = "dense", **changes: Any) -> Manifest:

@@ -20,7 +20,7 @@ from edge_agent.adapters.trusted_seals import TrustedSeals
 from lifecycle.clock import SystemClock
 from tests.trust import START_S, FleetTrust
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 class FleetClock(SystemClock):

@@ -35,7 +35,7 @@ from bundle.pack import pack
 pytestmark = [
     # The converter's own: it still uses an interpreter that it calls deprecated.
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(120),
 ]
 
 SIDE = 8

@@ -19,7 +19,7 @@ pytest.importorskip("ai_edge_quantizer", reason="an extra: overspill[quantize]")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(120),
 ]
 
 PICTURES = np.random.default_rng(3).random((60, 8, 8, 1), np.float32)

@@ -17,7 +17,7 @@ from builder.settings import read_build_file
 pytestmark = [
     # The converter's own: it still uses an interpreter that it calls deprecated.
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(120),
 ]
 
 FEATURES = 6

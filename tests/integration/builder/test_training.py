@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = [
     # The converter's own: it still uses an interpreter that it calls deprecated.
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(120),
 ]
 
 RNG = np.random.default_rng(3)

@@ -23,8 +23,8 @@ from broker.ports import free_port
 from deploy import render
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
-PATIENCE_S = 10.0
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
+PATIENCE_S = 30.0
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 
 def replaced(text: str, changes: dict[str, str]) -> str:

@@ -32,7 +32,7 @@ from broker.ports import free_port
 from deploy import render
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
-CALL_TIMEOUT_S = 15.0
+CALL_TIMEOUT_S = 30.0
 # A node boots, and `rabbitmqctl` starts an Erlang of its own.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -87,7 +87,7 @@ def deployed() -> Iterator[Deployed]:
     node = DeployedNode(folder / "node", secrets)
     asyncio.run(node.start())
     yield Deployed(node, render.read_passwords(secrets / "passwords"))
-    asyncio.run(node.stop())
+    asyncio.run(node.kill())
     shutil.rmtree(folder)
 
 

@@ -31,7 +31,7 @@ SHIRT = (ROOT / "examples" / "fashion" / "images" / "shirt.png").read_bytes()
 WARDROBE = (ROOT / "examples" / "fashion" / "images" / "wardrobe.jpg").read_bytes()
 COPY = ROOT / "benchmarks" / "models" / "copy"
 CLOUD_VERSION = "9"
-PATIENCE_S = 15.0
+PATIENCE_S = 45.0
 
 
 def pool_models(folder: Path) -> Path:

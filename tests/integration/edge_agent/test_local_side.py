@@ -88,7 +88,7 @@ def mosquitto_on(port: int, folder: Path) -> Iterator[None]:
             server.wait(10)
 
 
-@pytest.mark.timeout(60)  # Links come back with a growing pause.
+@pytest.mark.timeout(120)  # Links come back with a growing pause.
 async def test_the_devices_broker_may_come_late_and_go(
     settings: AgentSettings, short_tmp: Path, free_port: int
 ) -> None:

@@ -106,7 +106,7 @@ def test_what_makes_an_example_again_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_the_build_file_of_an_example_builds(name: str, tmp_path: Path) -> None:
     said: dict[str, Any] = {
         "target": "50% spilled",

@@ -555,7 +555,7 @@ def test_a_rollout_that_died_before_its_documents_is_completed_by_the_daemon(
     assert desired(home, "a") == [("fashion", "1", 1)]
 
 
-@pytest.mark.timeout(60)  # A real process starts, imports and ends.
+@pytest.mark.timeout(120)  # A real process starts, imports and ends.
 def test_the_daemon_outlives_an_absent_broker_and_ends_clean_on_sigterm(
     home: Path, free_port: int
 ) -> None:

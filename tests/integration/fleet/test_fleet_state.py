@@ -24,7 +24,7 @@ from fleet.settings import FleetSettings
 from tests.postgres import PrivatePostgres
 from tests.s3_server import ACCESS_KEY, bucket
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 Say = Callable[..., Result]
 HOUR_MS = 3_600_000

@@ -23,7 +23,7 @@ from fleet.app import Fleet, run_daemon
 from fleet.settings import FleetSettings
 from tests.integration.fleet.obedient import ILL, WELL, Obedient, obeying
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 # As the broker of the tests knows them.
 NAMES = [f"agent-{number}" for number in range(1, 5)]

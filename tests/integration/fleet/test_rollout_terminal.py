@@ -25,7 +25,7 @@ from fleet.adapters.state.database import FleetDatabase
 from fleet.core.devices import observe
 from lifecycle.clock import SystemClock
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 COLUMNS, ROWS = 80, 24
 COLOURS = re.compile(rb"\x1b\[[0-9;]*m")

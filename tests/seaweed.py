@@ -66,7 +66,8 @@ class PrivateSeaweed:
         with (self._folder / "log").open("wb") as log:
             self._server = subprocess.Popen(
                 [
-                    *(self._program, "-logtostderr=true", "server", *ports),
+                    str(self._program),
+                    *("-logtostderr=true", "server", *ports),
                     *(f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}"),
                     f"-dir={self._folder / 'data'}",
                     *("-master.telemetry=false", "-master.volumeSizeLimitMB=64"),

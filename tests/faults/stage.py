@@ -193,8 +193,12 @@ class Stage:
         self.programs.append(program)
         await program.start(*_kill(kill_at))
         if keep:
-            self._beside(_keep_running(program))
+            self.keep(program)
         return program
+
+    def keep(self, program: Program) -> None:
+        """Start a program again whenever it dies, as long as the stage lasts."""
+        self._beside(_keep_running(program))
 
     def models(self, *names: str) -> Path:
         """A model repository with these of the tests' models."""

@@ -22,7 +22,7 @@ from fleet.core.devices import observe
 from fleet.operator.collecting import collect, find_unneeded
 from fleet.settings import FleetSettings
 from tests.postgres import PrivatePostgres
-from tests.s3_server import ACCESS_KEY, bucket
+from tests.seaweed import PrivateSeaweed
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -47,18 +47,16 @@ def home(
         return
     server: PrivatePostgres = request.getfixturevalue("postgres")
     monkeypatch.setenv("OVERSPILL_FLEET_DATABASE", server.fresh())
-    monkeypatch.setenv("OVERSPILL_FLEET_REGISTRY", "s3://bucket/fleet")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    with bucket() as there:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", there.endpoint)
-        local = open_tree(made / "registry")
-        open_tree("s3://bucket/fleet").write_all(
-            {each.path: local.read(each.path, max_bytes=10**6) for each in local.list()}
-        )
-        yield made
-        assert there.asked
+    store: PrivateSeaweed = request.getfixturevalue("seaweed")
+    for name, value in store.environment().items():
+        monkeypatch.setenv(name, value)
+    place = store.fresh()
+    monkeypatch.setenv("OVERSPILL_FLEET_REGISTRY", place)
+    local = open_tree(made / "registry")
+    files = {each.path: local.read(each.path, max_bytes=10**6) for each in local.list()}
+    open_tree(place).write_all(files)
+    yield made
+    assert {each.path for each in local.list()} == set(files)
     assert not (made / "fleet.db").exists()
 
 

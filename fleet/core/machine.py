@@ -62,6 +62,14 @@ NEXT: Final[dict[tuple[RolloutState, Event], RolloutState]] = {
     (R.DONE, E.ROLL_BACK): R.ROLLING_BACK,
     (R.ABORTED, E.ROLL_BACK): R.ROLLING_BACK,
 }
+# What a person may ask for, as it is typed; the other events happen by themselves.
+COMMANDS: Final = {
+    E.PAUSE: "pause",
+    E.RESUME: "resume",
+    E.APPROVE: "approve",
+    E.ABORT: "abort",
+    E.ROLL_BACK: "rollback",
+}
 # Who comes later is told at once, and no gate is asked any more.
 OPEN: Final = frozenset({R.DONE, R.FAILED})
 
@@ -145,12 +153,16 @@ def moved_by(
     """
     state = NEXT.get((course.state, event))
     if state is None:
-        may = sorted(each.value for was, each in NEXT if was is course.state)
-        words = ", ".join(may).replace("_", " ") or "nothing any more"
+        may = [
+            COMMANDS[each]
+            for was, each in NEXT
+            if was is course.state and each in COMMANDS
+        ]
+        words = ", ".join(sorted(may)) or "nothing any more"
         raise WrongMove(
             f"rollout {rollout.generation} of {rollout.model} is "
             f"{course.state.value.replace('_', ' ')}, so it cannot "
-            f"{event.value.replace('_', ' ')}; what can follow: {words}"
+            f"{event.value.replace('_', ' ')}; what you can do with it: {words}"
         )
     moved = replace(course, state=state, since_ms=now_ms, reason=reason or None)
     if event is E.ROLL_BACK:

@@ -128,7 +128,14 @@ def test_what_cannot_be_done_in_a_state_is_one_sentence_that_says_what_can() -> 
     assert why.startswith(
         "error: rollout 1 of fashion is running, so it cannot approve"
     )
-    assert "pause" in why
+    assert why.endswith("what you can do with it: abort, pause, rollback\n")
+
+
+def test_a_query_that_is_true_of_nobody_is_said_before_and_after_it_begins() -> None:
+    where = ("fashion", "1", "--where", "site=lyno")
+    for verb in ("plan", "start"):
+        told = say("rollout", verb, *where)
+        assert "--where site=lyno is true of no agent" in told.stderr
 
 
 def test_a_file_with_mistakes_changes_nothing(tmp_path: Path) -> None:

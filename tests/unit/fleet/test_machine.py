@@ -418,7 +418,9 @@ def test_what_cannot_be_done_is_refused_with_what_can() -> None:
     rollout = Rollout(4, "fashion", "2", 0, way_back=BACK)
     with pytest.raises(WrongMove, match="rolled back, so it cannot resume"):
         order(rollout, Course(state=R.ROLLED_BACK), Event.RESUME, "", 0)
-    with pytest.raises(WrongMove, match="what can follow: abort, approve, pause"):
+    with pytest.raises(
+        WrongMove, match="what you can do with it: abort, approve, pause"
+    ):
         order(rollout, Course(state=R.AWAITING_APPROVAL), Event.RESUME, "", 0)
 
 

@@ -151,16 +151,3 @@ def test_a_watch_of_what_has_ended_shows_the_whole_of_it(
     assert watching.end() == 1
     assert "aborted: wrong day" in watching.text
     assert "stopped" in watching.text
-
-
-def test_a_list_of_devices_has_a_line_for_each_on_a_small_terminal(
-    home: Path, terminal: Callable[..., Terminal]
-) -> None:
-    listing = terminal("device", "list")
-    assert listing.end() == 0
-    rows = [line for line in listing.text.splitlines() if "│" in line]
-    assert [row.split("│")[1].strip() for row in rows] == [
-        f"cam-{number:02}" for number in range(30)
-    ]
-    assert max(map(len, listing.text.splitlines())) <= COLUMNS
-    assert "overspill device show" in listing.text

@@ -1,4 +1,4 @@
-"""Installs that are killed: `python -m tests.kills FOLDER each|full STEP|often COUNT`.
+"""Installs that are killed: `python -m tests.kills FOLDER each|synced|full STEP|often COUNT`.
 
 Children are forked from this process, which has one thread and everything imported,
 so that one try costs some ten milliseconds. Prints a line of JSON.
@@ -22,6 +22,8 @@ from pathlib import Path
 
 import structlog
 
+from bundle import layout
+from bundle.delta.offering import offer_delta
 from edge_agent.adapters.model_store import ModelStore
 from edge_agent.core.slots import Slots, State
 from tests.traced import Traced, forked, traced
@@ -30,6 +32,8 @@ from tests.updating import MODEL, Agent, Registry, running, want
 NOT_SETTLED = 3
 # One that would take longer than this is stuck.
 PATIENCE_S = 40.0
+# How long one lives at most that is killed; longer from try to try, on a busy machine.
+SHORT_S = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,8 @@ class Site:
     def prepare(self) -> None:
         """Two versions are offered, the first serves, the second is desired."""
         registry = self.registry()
-        registry.publish("1", 1, data=b"1" * 3000, labels=["a"])
-        registry.publish("2", 2, data=b"2" * 3000, labels=["b"])
+        registry.publish("1", 1, data=b"1" * 3000, labels=["1"])
+        registry.publish("2", 2, data=b"2" * 3000, labels=["2"])
         registry.desire(want("1", 1, 1))
         if forked(functools.partial(self.update, "1")) != 0:
             raise SystemExit("the first version was not installed")
@@ -100,7 +104,7 @@ class Site:
         served = store.bundle(MODEL, slots.active).manifest
         # Model and labels are of one version: nothing is ever a mixture.
         assert served.version == slots.active
-        assert served.labels == ["a" if slots.active == "1" else "b"]
+        assert served.labels == [slots.active]
         if slots.state is State.PROBATION:
             assert slots.previous is not None
             store.bundle(MODEL, slots.previous)
@@ -127,6 +131,39 @@ def each_call(site: Site) -> dict[str, object]:
         assert (slots.active, slots.floor) == ("2", 2), (killed, slots)
         killed += 1
     return {"calls": len(calls), "killed": killed, "found": dict(found)}
+
+
+def synced(site: Site) -> dict[str, object]:
+    """Find what an update names before it is on the disk, and would miss after a cut."""
+    whole = site.copy("whole")
+    ran = traced(functools.partial(whole.update, "2"), whole.folder)
+    models = whole.agent / "models"
+    unwritten: set[Path] = set()
+    unnamed: set[Path] = set()
+    late: list[str] = []
+    slots = 0
+    for call, paths in zip(ran.calls, ran.paths, strict=True):
+        if not paths or not paths[0].is_relative_to(models):
+            continue
+        if call in ("fsync", "fdatasync"):
+            unwritten.discard(paths[0])
+            unnamed.discard(paths[0])
+        elif call.startswith("rename"):
+            was, now = paths
+            late += [f"{each} is named {now}" for each in unwritten if _in(each, was)]
+            late += [f"{each} is named {now}" for each in unnamed if _in(each, was)]
+            if now.name == "slots.json":
+                slots += 1
+                late += [f"{each} is answered by {now}" for each in unnamed]
+            unnamed |= {was.parent, now.parent}
+        elif call not in ("openat", "mkdir", "mkdirat", "unlink", "unlinkat", "rmdir"):
+            unwritten.add(paths[0])
+    late += [f"{each} at the end" for each in unnamed]
+    return {"code": ran.code, "slots": slots, "late": late}
+
+
+def _in(path: Path, folder: Path) -> bool:
+    return path.is_relative_to(folder)
 
 
 def full_disk(site: Site, stride: int) -> dict[str, object]:
@@ -158,26 +195,37 @@ def often(site: Site, count: int) -> dict[str, object]:
     """Kill the agent at random moments, again and again, on one and the same disk."""
     rng = random.Random(count)
     registry = site.registry()
-    seals = [
-        registry.publish(version, data=version.encode() * 3000, labels=[label])
-        for version, label in (("1", "a"), ("2", "b"))
-    ]
+    # Of three versions two are on the disk: each update has something to pull.
+    seals = {
+        version: registry.publish(
+            version, data=version.encode() * 3000, labels=[version]
+        )
+        for version in "123"
+    }
+    # Two of them come as a difference, and in no other way.
+    for old, new in (("1", "2"), ("2", "3")):
+        offer_delta(registry.tree, seals[old].sha256, seals[new].sha256)
+    for new in "23":
+        registry.tree.delete(layout.blob(seals[new].sha256))
     found: Counter[str] = Counter()
     done = killed = 0
+    longest_s = SHORT_S
     while killed < count:
         slots = site.serves()
         found[_said(slots)] += 1
-        version = "2" if slots.active == "1" else "1"
+        version = {"1": "2", "2": "3", "3": "1"}[slots.active or ""]
         # The agent may have taken a wish that it was killed over.
         epoch, generation = slots.floor + 1 + killed, slots.generation + 1
-        for seal in seals:
+        for seal in seals.values():
             registry.sign(seal.model_copy(update={"epoch": epoch}))
         registry.desire(want(version, generation, epoch))
         work = functools.partial(site.update, version)
-        if _was_killed(work, rng.uniform(0.0, 0.03)):
+        if _was_killed(work, rng.uniform(0.0, longest_s)):
             killed += 1
+            longest_s *= 1.05
         else:
             done += 1
+            longest_s = SHORT_S
     site.serves()
     return {"kills": killed, "done": done, "found": dict(found)}
 
@@ -209,6 +257,8 @@ def main() -> None:
     match sys.argv[2:]:
         case ["each"]:
             found = each_call(site)
+        case ["synced"]:
+            found = synced(site)
         case ["full", stride]:
             found = full_disk(site, int(stride))
         case ["often", count]:

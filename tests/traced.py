@@ -65,6 +65,18 @@ CALLS: Final = {
     for name, number in (_X86 if platform.machine() == "x86_64" else _ARM).items()
 }
 _TO_A_FILE: Final = {"write", "pwrite", "ftruncate", "fsync", "fdatasync", "fallocate"}
+# Which arguments of a call are names.
+_NAMES: Final = {
+    "openat": (1,),
+    "rename": (0, 1),
+    "renameat": (1, 3),
+    "renameat2": (1, 3),
+    "mkdir": (0,),
+    "mkdirat": (1,),
+    "rmdir": (0,),
+    "unlink": (0,),
+    "unlinkat": (1,),
+}
 _NEVER_FULL: Final = {"unlink", "unlinkat", "rmdir"}
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -90,10 +102,12 @@ class Traced:
     Attributes:
         calls: those that changed the disk, by name, up to its end.
         code: its exit code; None when it was killed.
+        paths: of each call, the files or folders that it was about.
     """
 
     calls: tuple[str, ...]
     code: int | None
+    paths: tuple[tuple[Path, ...], ...] = ()
 
 
 def traced(
@@ -147,6 +161,7 @@ class _Follower:
         self._kill_at = kill_at
         self._full_from = full_from
         self._calls: list[str] = []
+        self._paths: list[tuple[Path, ...]] = []
         self._failing: set[int] = set()
 
     def run(self) -> Traced:
@@ -156,7 +171,7 @@ class _Follower:
             if os.WIFEXITED(status) or os.WIFSIGNALED(status):
                 if thread == self._pid:
                     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-                    return Traced(tuple(self._calls), code)
+                    return Traced(tuple(self._calls), code, tuple(self._paths))
                 continue
             stopped_by = os.WSTOPSIG(status)
             deliver = 0
@@ -183,6 +198,7 @@ class _Follower:
         if at == self._kill_at:
             return False
         self._calls.append(name)
+        self._paths.append(_about(thread, name, info))
         full = self._full_from is not None and at >= self._full_from
         if full and name not in _NEVER_FULL:
             self._failing.add(thread)
@@ -193,11 +209,8 @@ class _Follower:
         if name == "openat":
             return bool(info.args[2] & _OPEN_FLAGS)
         if name in _TO_A_FILE:
-            try:
-                where = Path(f"/proc/{thread}/fd/{info.args[0]}").readlink()
-            except OSError:
-                return False
-            return where.is_relative_to(self._folder)
+            where = _opened(thread, info.args[0])
+            return where is not None and where.is_relative_to(self._folder)
         return True
 
     def _killed(self) -> Traced:
@@ -207,6 +220,26 @@ class _Follower:
             ended = os.WIFEXITED(status) or os.WIFSIGNALED(status)
             if thread == self._pid and ended:
                 return Traced(tuple(self._calls), None)
+
+
+def _about(thread: int, name: str, info: _Info) -> tuple[Path, ...]:
+    """What a call is about: by the names that it gives, or what it has open."""
+    if name not in _NAMES:
+        where = _opened(thread, info.args[0])
+        return () if where is None else (where,)
+    with Path(f"/proc/{thread}/mem").open("rb", 0) as memory:
+        found = []
+        for argument in _NAMES[name]:
+            memory.seek(info.args[argument])
+            found.append(Path(os.fsdecode(memory.read(4096).partition(b"\0")[0])))
+    return tuple(found)
+
+
+def _opened(thread: int, descriptor: int) -> Path | None:
+    try:
+        return Path(f"/proc/{thread}/fd/{descriptor}").readlink()
+    except OSError:
+        return None
 
 
 def _ptrace(request: int, pid: int, data: object = 0, address: int = 0) -> None:

@@ -69,7 +69,12 @@ class Drafts:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
-        return parse(data, str(path))
+        try:
+            return parse(data, str(path))
+        except TrustRefused as error:
+            raise TrustRefused(
+                f"{error}; delete it, and publish, rotate or revoke once more"
+            ) from error
 
     def write(self, role: str, metadata: AnyMetadata) -> None:
         """Put a draft in its place."""

@@ -7,7 +7,7 @@ key it is can be read without the passphrase.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -61,13 +61,15 @@ def make_key(path: Path, passphrase: bytes | None) -> PublicKey:
         passphrase: encrypts it; None leaves it open to whoever gets the file.
 
     Raises:
-        KeyRejected: something is there already.
+        KeyRejected: something is there already, or there is no such folder.
         OSError: the folder cannot be written.
     """
     if path.suffix != KEY_SUFFIX:
         raise KeyRejected(f"{path}: name a key's file NAME{KEY_SUFFIX}")
     if path.exists():
         raise KeyRejected(f"{path} is there already: a key is never written over")
+    if not path.parent.is_dir():
+        raise KeyRejected(f"{path}: there is no folder {path.parent}; make it first")
     key = Ed25519PrivateKey.generate()
     encryption: serialization.KeySerializationEncryption = (
         serialization.BestAvailableEncryption(passphrase)
@@ -95,8 +97,9 @@ def read_public(path: Path) -> PublicKey:
     Raises:
         KeyRejected: it is missing, or not an ed25519 public key in PEM.
     """
+    pem = _read(path)
     try:
-        key = serialization.load_pem_public_key(_read(path))
+        key = serialization.load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise KeyRejected(f"{path} is not a public key in PEM: {error}") from error
     if not isinstance(key, Ed25519PublicKey):
@@ -144,10 +147,17 @@ class KeyRing:
     Args:
         places: `.key` files, or folders of them; what is missing is skipped.
         passphrase: asked when an encrypted key is used.
+        named: such as somebody asked for; one that is missing is an error.
     """
 
-    def __init__(self, places: Iterable[Path], passphrase: Passphrase) -> None:
-        self._places = tuple(places)
+    def __init__(
+        self,
+        places: Iterable[Path],
+        passphrase: Passphrase,
+        named: Sequence[Path] = (),
+    ) -> None:
+        self._places = (*named, *places)
+        self._named = frozenset(named)
         self._passphrase = passphrase
         self._open: dict[Path, CryptoSigner] = {}
 
@@ -155,11 +165,14 @@ class KeyRing:
         """The files of private keys, by key id; nothing is decrypted.
 
         Raises:
-            KeyRejected: a key has no readable `.pub` beside it.
+            KeyRejected: a key has no readable `.pub` beside it, or a named one is not
+                there.
         """
         found: dict[str, Path] = {}
         for place in self._places:
             files = sorted(place.glob(f"*{KEY_SUFFIX}")) if place.is_dir() else [place]
+            if place in self._named and not (files and files[0].exists()):
+                raise KeyRejected(f"{place}: no key is there")
             for file in files:
                 if file.exists():
                     public = read_public(file.with_suffix(PUBLIC_SUFFIX))

@@ -200,12 +200,16 @@ class Repository:
         """Draft that a version is no longer signed, in any epoch.
 
         Raises:
+            NoTrust: there is no trust yet.
             TrustRefused: no such version is signed or drafted.
         """
+        self.root()
         with self.drafts.alone():
             gone = [each for each in self.names(model) if each.version == version]
             if not gone:
-                raise TrustRefused(f"no {model} {version} is signed or drafted")
+                raise TrustRefused(
+                    f"no {model} {version} is signed or drafted: see overspill model list"
+                )
             metadata = self._edit(roles.model_role(model))
             for each in gone:
                 del metadata.signed.targets[each.target]

@@ -46,8 +46,7 @@ async def _read_whole(
         None when every source says that there is no such file.
 
     Raises:
-        SourceUnavailable: one that might have it cannot be asked.
-        PutOff: it is too long, or changed while it was read.
+        SourceUnavailable: one that might have it cannot be asked, or told nonsense.
     """
     unavailable: SourceUnavailable | None = None
     for source in sources:
@@ -67,10 +66,14 @@ async def _read(source: Source, path: str, max_bytes: int) -> bytes:
     while True:
         piece = await source.read(path, len(data), MAX_READ_BYTES)
         data += piece.data
-        if piece.total_bytes > max_bytes:
-            raise PutOff(f"{path} of {source.name} is over {max_bytes} bytes")
-        if len(data) >= piece.total_bytes or not piece.data:
-            break
-    if len(data) != piece.total_bytes:
-        raise PutOff(f"{path} of {source.name} changed while it was read")
-    return data
+        if max(len(data), piece.total_bytes) > max_bytes:
+            raise SourceUnavailable(
+                f"{path} of {source.name} is over {max_bytes} bytes"
+            )
+        if len(data) == piece.total_bytes:
+            return data
+        # Whoever gives a byte at a time would hold up every look.
+        if len(piece.data) != MAX_READ_BYTES:
+            raise SourceUnavailable(
+                f"{path} of {source.name} was cut short, or changed while it was read"
+            )

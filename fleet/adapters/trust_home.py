@@ -78,8 +78,8 @@ class TrustHome:
         return self.home / "offline"
 
     def ring(self, more: Sequence[Path] = ()) -> KeyRing:
-        """The keys at hand, and those in `more` files or folders."""
-        return KeyRing([*more, self.online, self.offline], self._passphrase)
+        """The keys at hand, and those in `more` files or folders, which must be there."""
+        return KeyRing([self.online, self.offline], self._passphrase, more)
 
     def _passphrase(self, path: Path) -> bytes | None:
         """Of a key, asked for once."""
@@ -139,8 +139,10 @@ class TrustHome:
         """Sign drafts with the keys at hand, and show what is complete.
 
         Raises:
+            NoTrust: there is no trust yet.
             KeyRejected: a key at hand cannot be used.
         """
+        self.repository.root()
         ring = self.ring(more)
         signed = self.repository.signing.sign(ring)
         return Signature(signed, self.repository.signing.settle(ring))

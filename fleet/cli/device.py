@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.table import Table
@@ -17,6 +17,9 @@ from fleet.loops.conducting import write_desired
 from fleet.operator.labels import chosen, label
 from fleet.operator.retiring import readmit, retire
 from fleet.operator.sight import see
+
+# Columns from which on a terminal shows facts as well.
+WIDE: Final = 120
 
 app = typer.Typer(
     help="The agents of the fleet: what they report, their labels, retirement.",
@@ -74,21 +77,28 @@ def list_devices(
     if not listed:
         terminal.note(_none(where, retired=retired))
         return
-    table = Table(
-        "agent", "models", "last report", "first seen", "reports", "labels", "facts"
-    )
+    console = terminal.tables()
+    wide = console.width >= WIDE
+    table = Table("agent", "models", "last report", "labels")
+    for heading in ("first seen", "reports", "facts") if wide else ():
+        table.add_column(heading)
     for each in listed:
         silent = each.silent(now_ms, silent_after_s)
+        more = (
+            f"{terminal.age(now_ms, each.first_seen_ms)} ago",
+            str(each.reports),
+            _pairs(each.facts),
+        )
         table.add_row(
             each.agent,
             "\n".join(map(_slot, each.slots)) or "none",
             terminal.age(now_ms, each.last_seen_ms) + (" (silent)" if silent else ""),
-            f"{terminal.age(now_ms, each.first_seen_ms)} ago",
-            str(each.reports),
             _pairs(labels.get(each.agent, {})),
-            _pairs(each.facts),
+            *(more if wide else ()),
         )
-    terminal.tables().print(table)
+    console.print(table)
+    if not wide:
+        terminal.note("Each agent's facts: overspill device show AGENT")
 
 
 @app.command()

@@ -33,6 +33,8 @@ def plan(
     """
     with terminal.opened(terminal.read_settings(home)) as fleet:
         planned = fleet.plan(declared)
+    if declared.where is not None and not planned.chosen.anybody:
+        terminal.warn(f"--where {declared.where} is true of no agent that has reported")
     if json:
         terminal.print_json(document(planned))
         return

@@ -76,6 +76,8 @@ def begin(fleet: Fleet, declared: DeclaredRollout) -> tuple[Started, str | None]
 def say_begun(begun: Started) -> None:
     """What began, and how to see more."""
     new = begun.rollout
+    if new.query is not None and not begun.agents:
+        terminal.warn(f"--where {new.query} is true of no agent that can be told now")
     whom = f"{len(begun.agents)} agent" + ("" if len(begun.agents) == 1 else "s")
     if new.targets is None:
         whom += " and those that come later"

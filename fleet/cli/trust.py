@@ -258,12 +258,14 @@ def sign(
         fleet.trust.repository.signing.renew(fleet.trust.ring())
         if json:
             terminal.print_json(signature_json(fleet.trust, done))
-            return
-        tell_signature(fleet.trust, done)
-        for role in done.settled.shown:
-            terminal.note(f"agents see {what(role)} now")
-        if not done.settled.shown and not done.settled.waiting:
-            terminal.note("nothing waits for a signature")
+        else:
+            tell_signature(fleet.trust, done)
+            for role in done.settled.shown:
+                terminal.note(f"agents see {what(role)} now")
+            if not done.settled.shown and not done.settled.waiting:
+                terminal.note("nothing waits for a signature")
+    if key and done.signed.locked:
+        raise typer.Exit(1)  # a key that was named did not sign
 
 
 def _sign_away(folder: Path, keys: list[Path], *, json: bool) -> None:
@@ -271,8 +273,12 @@ def _sign_away(folder: Path, keys: list[Path], *, json: bool) -> None:
     with terminal.telling_failures():
         if not keys:
             raise TrustRefused("say with which key: --key FILE")
-        ring = KeyRing(keys, terminal.passphrases())
+        ring = KeyRing((), terminal.passphrases(), keys)
         copies = Drafts(folder)
+        if not copies.roles():
+            raise TrustRefused(
+                f"{folder} holds no draft: copy all of trust/drafts from the fleet's home"
+            )
         signed = [
             (role, path.stem)
             for role in copies.roles()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 SHOWN: Final = 20
@@ -13,7 +13,10 @@ class BadOrder(ValueError):
 
 
 def check_version(
-    model: str, version: str, published: Mapping[str, Sequence[str]]
+    model: str,
+    version: str,
+    published: Mapping[str, Sequence[str]],
+    drafted: Collection[str] = (),
 ) -> None:
     """Return if this version of this model is published.
 
@@ -21,10 +24,16 @@ def check_version(
         model: the model asked for.
         version: the version asked for.
         published: the versions there are, by model.
+        drafted: versions of this model that may wait for signatures.
 
     Raises:
         BadOrder: it is not; names what is.
     """
+    if version not in published.get(model, ()) and version in drafted:
+        raise BadOrder(
+            f"{model} {version} still waits for signatures, so no agent would take it: "
+            "see `overspill trust status`"
+        )
     if not published:
         raise BadOrder(
             f"model {model!r} is unknown: nothing is published yet; "

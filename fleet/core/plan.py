@@ -62,6 +62,11 @@ class Chosen:
     eligible: tuple[str, ...]
     excluded: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def anybody(self) -> bool:
+        """Whether it is for any agent that is known."""
+        return bool(self.eligible or self.excluded)
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedWave:

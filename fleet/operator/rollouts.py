@@ -254,7 +254,8 @@ class Rollouts:
         published: dict[str, list[str]] = {}
         for each in self._registry.published():
             published.setdefault(each.name, []).append(each.version)
-        check_version(model, version, published)
+        drafted = self._registry.known_versions(model)
+        check_version(model, version, published, drafted)
 
     def _ordered(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from broker.messages import Report, SlotReport
@@ -139,7 +140,24 @@ def test_what_cannot_be_done_in_a_state_is_one_sentence_that_says_what_can() -> 
         "error: rollout 1 of fashion 1 is running, so it cannot approve; "
         "what you can do: overspill rollout abort | pause | rollback"
     )
-    assert "pause" in why
+    assert why.endswith("what you can do with it: abort, pause, rollback\n")
+
+
+def test_a_query_that_is_true_of_nobody_is_said_before_and_after_it_begins() -> None:
+    where = ("fashion", "1", "--where", "site=lyno")
+    for verb in ("plan", "start"):
+        told = say("rollout", verb, *where)
+        assert "--where site=lyno is true of no agent" in told.stderr
+
+
+def test_devices_have_a_line_each_on_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleet.cli.terminal.tables", lambda: Console(width=80))
+    listed = say("device", "list").stdout
+    rows = [line.split("│")[1].strip() for line in listed.splitlines() if "│" in line]
+    assert rows == ["cam-1", "cam-2", "cam-3", "cam-4"]
+    assert "overspill device show" in listed
 
 
 def test_a_file_with_mistakes_changes_nothing(tmp_path: Path) -> None:

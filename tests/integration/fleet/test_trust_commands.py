@@ -73,6 +73,76 @@ def test_without_trust_a_publish_says_what_to_run(say: Say, tmp_path: Path) -> N
     assert "overspill trust init" in failure(say("trust", "status"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["status"], ["sign"], ["rotate", "snapshot"], ["revoke", "fashion", "1"]],
+    ids=" ".join,
+)
+def test_without_trust_each_command_says_how_to_begin(
+    say: Say, words: list[str]
+) -> None:
+    assert "overspill trust init" in failure(say("trust", *words))
+
+
+def test_a_key_that_was_named_and_did_not_sign_is_a_failure(
+    say: Say, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OVERSPILL_FLEET_PASSPHRASE", "open sesame")
+    say("trust", "init")
+    offline = (home / "trust" / "offline").rename(tmp_path / "safe")
+    say("model", "publish", a_bundle(tmp_path / "1", "1"))
+    absent = tmp_path / "absent.key"
+    assert f"{absent}: no key is there" in failure(
+        say("trust", "sign", "--key", absent)
+    )
+    assert "needs 2 more" in say("trust", "sign").stderr
+
+    key = offline / "targets-1.key"
+    monkeypatch.setenv("OVERSPILL_FLEET_PASSPHRASE", "another")
+    told = say("trust", "sign", "--key", key)
+    assert told.exit_code == 1
+    assert "passphrase is another" in told.stderr
+    told = say("trust", "sign", "--key", key, "--json")
+    assert told.exit_code == 1
+    assert json.loads(told.stdout)["locked"].keys() == {"targets-1"}
+
+    drafts = home / "trust" / "drafts"
+    away = ("trust", "sign", "--drafts")
+    assert "no key is there" in failure(say(*away, drafts, "--key", absent))
+    (tmp_path / "none").mkdir()
+    assert "holds no draft" in failure(say(*away, tmp_path / "none", "--key", key))
+
+
+def test_a_mistake_about_a_key_is_told_by_what_it_is(
+    say: Say, home: Path, tmp_path: Path
+) -> None:
+    told = failure(say("trust", "key", tmp_path / "nowhere" / "a.key", "--dev"))
+    assert "there is no folder" in told
+    told = failure(say("trust", "init", "--root", tmp_path / "absent.pub", "--dev"))
+    assert told.endswith("absent.pub: No such file or directory\n")
+    assert "not a public key" not in told
+
+
+def test_a_version_that_waits_for_signatures_is_not_called_unknown(
+    say: Say, home: Path, tmp_path: Path
+) -> None:
+    say("trust", "init", "--dev")
+    say("model", "publish", a_bundle(tmp_path / "1", "1"))
+    (home / "trust" / "offline").rename(tmp_path / "safe")
+    say("model", "publish", a_bundle(tmp_path / "2", "2"))
+    told = failure(say("rollout", "start", "fashion", "2"))
+    assert "fashion 2 still waits for signatures" in told
+    assert "overspill trust status" in told
+
+
+def test_a_draft_that_is_damaged_says_how_to_be_rid_of_it(say: Say, home: Path) -> None:
+    say("trust", "init", "--dev")
+    (home / "trust" / "drafts" / "model.fashion.json").write_text("{}")
+    told = failure(say("trust", "status"))
+    assert "model.fashion.json" in told
+    assert "delete it" in told
+
+
 def test_keys_for_development_are_made_in_one_step_and_said_loudly(
     say: Say, home: Path, tmp_path: Path
 ) -> None:

@@ -426,6 +426,7 @@ class System:
                 OVERSPILL_AGENT_CLOUD_URL=self._node.mqtt_url(place.agent),
                 OVERSPILL_AGENT_BUNDLES=str(self.example.bundles[0]),
                 OVERSPILL_AGENT_TRUSTED_ROOT=str(self._root_file),
+                OVERSPILL_AGENT_PROVISIONED_REGISTRY=str(self.home / "registry"),
                 OVERSPILL_AGENT_REPORT_EVERY_S=str(REPORT_EVERY_S),
                 **local,
             ),

@@ -92,7 +92,7 @@ async def test_what_nobody_signed_does_not_serve_unless_that_is_allowed(
     with pytest.raises(BundleRejected, match="AGENT_PROVISIONED_REGISTRY"):
         async with Agent(came_with(provisioned_registry=None)):
             pass
-    with pytest.raises(BundleRejected, match="is not signed in .*: there is no seal"):
+    with pytest.raises(BundleRejected, match=r"is not signed in .*: there is no seal"):
         async with Agent(came_with(provisioned_registry=tmp_path / "empty")):
             pass
     allowed = came_with(provisioned_registry=None, unsigned_bundles=True)

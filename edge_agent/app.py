@@ -190,6 +190,7 @@ class Agent:
             settings,
             requests=self._requests,
             now_s=lambda: self._time.now_ms() / 1000.0,
+            clock=self._clock,
         )
         self._loops = Supervisor(Backoff)
         self._make_status_and_cloud()

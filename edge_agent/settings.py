@@ -84,6 +84,15 @@ class AgentSettings(BaseSettings):
         description="the root.json that came with the device: who may sign models. "
         "Unset, the agent takes no updates",
     )
+    provisioned_registry: Path | None = Field(
+        None,
+        description="a copy of the registry's metadata and targets that came with the "
+        "device: who signed `bundles`. Needed with a trusted_root",
+    )
+    unsigned_bundles: bool = Field(
+        False,
+        description="take `bundles` as they are, although there is a trusted_root",
+    )
     board: Annotated[str, StringConstraints(pattern=ID_PATTERN)] | None = Field(
         None, description="the kind of device, as bundles may ask for it"
     )
@@ -236,7 +245,13 @@ class AgentSettings(BaseSettings):
                 check_id("model", name)
         return names
 
-    @field_validator("state_dir", "cloud_ca_file", "trusted_root", "registry_ca_file")
+    @field_validator(
+        "state_dir",
+        "cloud_ca_file",
+        "trusted_root",
+        "provisioned_registry",
+        "registry_ca_file",
+    )
     @classmethod
     def _at_home(cls, path: Path | None) -> Path | None:
         # A unit file or a .env has no shell to read the tilde.

@@ -223,10 +223,13 @@ class ModelStore:
         except (OSError, ManifestError) as error:
             raise BundleRejected(f"no bundle in {path}: {error}") from error
 
-    def provision(self, path: Path) -> StoredBundle:
+    def provision(self, path: Path, seal: Seal | None = None) -> StoredBundle:
         """Take in a bundle that came with the agent: a folder, or a packed file.
 
-        Either is as trusted as the agent's own configuration, which names it.
+        Args:
+            path: of it.
+            seal: what was signed of it; None: it is as trusted as the agent's own
+                configuration, which names it.
 
         Raises:
             BundleRejected: it cannot be used; says why.
@@ -236,11 +239,16 @@ class ModelStore:
             if path.is_dir():
                 manifest = pack(path, packed)
             else:
-                manifest, packed = self.peek(path), path
-            return self._unpack(packed, manifest.name, manifest.version, None)
+                manifest = self.peek(path)
+                # What is verified is what is unpacked, whoever may write there.
+                shutil.copyfile(path, packed)
+            if seal is not None:
+                verify_packed(packed, seal)
+            return self._unpack(packed, manifest.name, manifest.version, seal)
+        except SealRejected as error:
+            raise BundleRejected(f"{path} is not what was signed: {error}") from error
         finally:
-            if packed is not path:
-                packed.unlink(missing_ok=True)
+            packed.unlink(missing_ok=True)
 
     def _unpack(
         self, packed: Path, name: str, version: str, seal: Seal | None

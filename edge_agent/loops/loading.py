@@ -16,6 +16,7 @@ from bundle.pack import BundleRejected
 from edge_agent.adapters.litert import ModelUnsupported
 from edge_agent.adapters.model_runner import ModelRunner
 from edge_agent.adapters.model_store import ModelStore, StoredBundle
+from edge_agent.adapters.provisioned_seals import Vouch, anybody
 from edge_agent.adapters.trial import TrialLimits, try_bundle
 from edge_agent.core.accounts import Accounts
 from edge_agent.core.fit import ModelRefused
@@ -59,14 +60,20 @@ class Loading:
         self._accounts = accounts
         self._swap = swap
 
-    async def restore(self, bundles: Sequence[Path]) -> Mapping[str, Slots]:
+    async def restore(
+        self, bundles: Sequence[Path], vouch: Vouch = anybody
+    ) -> Mapping[str, Slots]:
         """Put in service what the slots name, and what the settings bring.
 
         Args:
             bundles: what the settings bring, for models that have no slots yet.
+            vouch: says what was signed of them.
 
         Returns:
             What came of each model's slots, by its name.
+
+        Raises:
+            BundleRejected: what the settings bring cannot be used; says why.
         """
         await asyncio.to_thread(self._store.prepare)
         slots = await asyncio.to_thread(self._store.slots)
@@ -78,8 +85,16 @@ class Loading:
                 if active != brought.version:
                     log.info("bundle_passed_over", bundle=str(path), active=active)
                 continue
-            stored = await asyncio.to_thread(self._store.provision, path)
-            slots[name] = Slots(name, active=stored.manifest.version)
+            seal = await vouch(name, brought.version)
+            stored = await asyncio.to_thread(self._store.provision, path, seal)
+            epoch = 0 if seal is None else seal.epoch
+            slots[name] = Slots(
+                name,
+                active=stored.manifest.version,
+                epoch=epoch,
+                floor=epoch,
+                seen=epoch,
+            )
             await asyncio.to_thread(self._store.save, slots[name])
         return {name: await self._restore(each) for name, each in slots.items()}
 

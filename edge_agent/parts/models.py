@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Callable
 
 from edge_agent.adapters.model_store import ModelStore
+from edge_agent.adapters.provisioned_seals import ProvisionedSeals, Vouch, anybody
 from edge_agent.loops.loading import Loading, LoadingSettings
 from edge_agent.loops.probation import Probation
 from edge_agent.loops.shadowing import Shadowing
 from edge_agent.loops.slot_book import SlotBook
 from edge_agent.parts.requests import Requests
 from edge_agent.settings import AgentSettings
+from lifecycle.clock import Clock
 from lifecycle.supervisor import Supervisor
 
 
@@ -22,6 +24,7 @@ class Models:
         settings: every knob.
         requests: what models answer, and what is known of their answers.
         now_s: the agent's own time.
+        clock: judges the age of what came with the agent.
     """
 
     def __init__(
@@ -30,8 +33,10 @@ class Models:
         *,
         requests: Requests,
         now_s: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self._bundles = settings.bundles
+        self._vouch = _vouch(settings, clock)
         self.store = ModelStore(settings.state_dir / "models")
         self.book = SlotBook(self.store)
         self.loading = Loading(
@@ -66,7 +71,7 @@ class Models:
 
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
         """Put what the slots and the settings name in service."""
-        self.book.start_with(await self.loading.restore(self._bundles))
+        self.book.start_with(await self.loading.restore(self._bundles, self._vouch))
         await self.probation.restore()
         stack.push_async_callback(self.probation.close)
 
@@ -74,3 +79,14 @@ class Models:
         """Start what watches new versions."""
         loops.start("probation", self.probation.run)
         loops.start("shadows", self.shadowing.run)
+
+
+def _vouch(settings: AgentSettings, clock: Clock) -> Vouch:
+    if settings.trusted_root is None or settings.unsigned_bundles:
+        return anybody
+    return ProvisionedSeals(
+        settings.trusted_root,
+        settings.provisioned_registry,
+        settings.state_dir,
+        clock,
+    ).seal_of

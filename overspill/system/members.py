@@ -46,13 +46,14 @@ def worker(
     )
 
 
-def agent(
+def agent(  # noqa: PLR0913 - what it is given
     place: AgentPlace,
     *,
     log: Path,
     url: str,
     bundle: Path,
     trusted_root: Path,
+    registry: Path,
     audit_share: float | None,
 ) -> Program:
     """An agent.
@@ -63,6 +64,7 @@ def agent(
         url: of RabbitMQ, as MQTT.
         bundle: the version it has from the start.
         trusted_root: the fleet's root of trust.
+        registry: a copy that shows who signed the bundle.
         audit_share: of what it is sure of, how much it lets the cloud check; as agents
             do it when None.
     """
@@ -83,6 +85,7 @@ def agent(
             OVERSPILL_AGENT_CLOUD_URL=url,
             OVERSPILL_AGENT_BUNDLES=str(bundle),
             OVERSPILL_AGENT_TRUSTED_ROOT=str(trusted_root),
+            OVERSPILL_AGENT_PROVISIONED_REGISTRY=str(registry),
             OVERSPILL_AGENT_REPORT_EVERY_S=str(REPORT_EVERY_S),
             **settings,
         ),

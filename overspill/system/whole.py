@@ -300,6 +300,7 @@ class System:
             url=self._node.mqtt_url(place.agent),
             bundle=self.example.bundles[0],
             trusted_root=self._root_file,
+            registry=self.home / "registry",
             audit_share=self._audit_share,
         )
         self._agents.append(program)

@@ -189,6 +189,7 @@ async def test_good_versions_swap_under_load_and_bad_ones_are_refused_with_reaso
         "local_url": mosquitto,
         "bundles": tmp_path / "1",
         "trusted_root": operator.home / "trust" / "root.json",
+        "provisioned_registry": operator.home / "registry",
         "report_every_s": 2,
     }
     pool = worker(

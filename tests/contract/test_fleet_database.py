@@ -191,7 +191,7 @@ def test_a_schema_of_the_future_is_refused_by_number(tmp_path: Path) -> None:
     connection.close()
     with (
         pytest.raises(
-            DatabaseUnavailable, match="schema 0099, this program knows 0002"
+            DatabaseUnavailable, match="schema 0099, this program knows 0003"
         ),
         FleetDatabase(path),
     ):

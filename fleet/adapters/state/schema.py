@@ -12,8 +12,8 @@ from typing import Final
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
-NEWEST: Final = "0002"
-KNOWN: Final = ("0001", NEWEST)
+NEWEST: Final = "0003"
+KNOWN: Final = ("0001", "0002", NEWEST)
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 

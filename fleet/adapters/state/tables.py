@@ -15,6 +15,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Dialect,
+    Index,
     MetaData,
     String,
     Table,
@@ -125,6 +126,8 @@ RESULTS: Final = Table(
     _said("shadow", Boolean),
     _said("before", Words, null=True),
     _said("before_epoch", BigInteger),
+    # Only the newest few of an agent are asked for, among years of them.
+    Index("results_by_agent", "agent"),
 )
 EVENTS: Final = Table(
     "rollout_events",

@@ -35,11 +35,7 @@ from edge_agent.adapters.outbox import (
     Outbox,
     OutboxFailed,
 )
-from edge_agent.adapters.provisioned_seals import (
-    ProvisionedSeals,
-    Vouch,
-    anybody,
-)
+from edge_agent.adapters.provisioned_seals import who_vouches
 from edge_agent.adapters.sources import sources_of
 from edge_agent.adapters.time_stamp import TimeStampFile, this_boot
 from edge_agent.adapters.trusted_seals import TrustedSeals
@@ -251,26 +247,20 @@ class Agent:
         with contextlib.suppress(OutboxFailed):  # the status says so
             await self._status.count()
         self._stack.push_async_callback(self._serving.close)
-        self._book.start_with(
-            await self._loading.restore(settings.bundles, self._vouch())
+        vouch = who_vouches(
+            settings.trusted_root,
+            settings.provisioned_registry,
+            settings.state_dir,
+            unsigned=settings.unsigned_bundles,
+            clock=self._clock,
         )
+        self._book.start_with(await self._loading.restore(settings.bundles, vouch))
         await self._probation.restore()
         self._stack.push_async_callback(self._probation.close)
         await self._open_control()
         await self._serve_health()
         await self._stack.enter_async_context(self._loops)
         self._start(self._loops)
-
-    def _vouch(self) -> Vouch:
-        settings = self.settings
-        if settings.trusted_root is None or settings.unsigned_bundles:
-            return anybody
-        return ProvisionedSeals(
-            settings.trusted_root,
-            settings.provisioned_registry,
-            settings.state_dir,
-            self._clock,
-        ).seal_of
 
     async def _open_local_broker(self) -> None:
         settings = self.settings

@@ -47,7 +47,7 @@ def who_vouches(
     folder: Path,
     *,
     unsigned: bool,
-    clock: Clock,
+    clock: Clock | None = None,
 ) -> Vouch:
     """Who says what the bundles are that came with the device.
 

@@ -41,6 +41,28 @@ async def anybody(_model: str, _version: str) -> Seal | None:
     return None
 
 
+def who_vouches(
+    root_json: Path | None,
+    registry: Path | None,
+    folder: Path,
+    *,
+    unsigned: bool,
+    clock: Clock | None = None,
+) -> Vouch:
+    """Who says what the bundles are that came with the device.
+
+    Args:
+        root_json: the root that was baked in; without one there is nobody to ask.
+        registry: the copy that came along.
+        folder: of the agent's own, for temporary files.
+        unsigned: bundles are taken as they are.
+        clock: judges whether the copy has expired.
+    """
+    if root_json is None or unsigned:
+        return anybody
+    return ProvisionedSeals(root_json, registry, folder, clock).seal_of
+
+
 class ProvisionedSeals:
     """What the fleet's keys had signed when the device was provisioned.
 

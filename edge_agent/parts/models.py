@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 
 from edge_agent.adapters.model_store import ModelStore
-from edge_agent.adapters.provisioned_seals import ProvisionedSeals, Vouch, anybody
+from edge_agent.adapters.provisioned_seals import who_vouches
 from edge_agent.loops.loading import Loading, LoadingSettings
 from edge_agent.loops.probation import Probation
 from edge_agent.loops.shadowing import Shadowing
@@ -36,7 +36,13 @@ class Models:
         clock: Clock,
     ) -> None:
         self._bundles = settings.bundles
-        self._vouch = _vouch(settings, clock)
+        self._vouch = who_vouches(
+            settings.trusted_root,
+            settings.provisioned_registry,
+            settings.state_dir,
+            unsigned=settings.unsigned_bundles,
+            clock=clock,
+        )
         self.store = ModelStore(settings.state_dir / "models")
         self.book = SlotBook(self.store)
         self.loading = Loading(
@@ -79,14 +85,3 @@ class Models:
         """Start what watches new versions."""
         loops.start("probation", self.probation.run)
         loops.start("shadows", self.shadowing.run)
-
-
-def _vouch(settings: AgentSettings, clock: Clock) -> Vouch:
-    if settings.trusted_root is None or settings.unsigned_bundles:
-        return anybody
-    return ProvisionedSeals(
-        settings.trusted_root,
-        settings.provisioned_registry,
-        settings.state_dir,
-        clock,
-    ).seal_of

@@ -21,8 +21,8 @@ from edge_agent.core.answers import Answer
 from edge_agent.core.delivery import Channel
 from edge_agent.core.delivery import Spill as StoredSpill
 from edge_agent.core.payload import BadRequest, DeviceRequest, Encoding, to_wire_inputs
+from edge_agent.core.promise_books import Draw
 from edge_agent.core.routing import Spill
-from edge_agent.core.watch import Draw
 from edge_agent.loops.cascading import Cascading
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.uplink import Uplink

@@ -12,7 +12,7 @@ import structlog
 
 from broker.dead_letters import MAX_MISHAPS, Mishap, times_retried
 from broker.messages import Result, Timings
-from cloud_worker.adapters.runner import BatchFailed, ModelFailed
+from cloud_worker.adapters.failures import BatchFailed, ModelFailed
 from cloud_worker.core.batcher import Batcher, Expire, Flush, Idle, Shed, WaitUntil
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.culprits import Culprit, Culprits

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Sequence
 
 from cloud_worker.adapters.batches import WarmModel
+from cloud_worker.adapters.failures import BatchFailed, CannotLoad
 from cloud_worker.adapters.frames import ModelSource
 from cloud_worker.adapters.litert import LiteRtRunner
-from cloud_worker.adapters.runner import BatchFailed, CannotLoad
 from cloud_worker.adapters.runners import Runners
 from cloud_worker.adapters.runtime import CannotServe, RunFailed
 from cloud_worker.core.line import Signature

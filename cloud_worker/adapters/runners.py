@@ -17,13 +17,10 @@ from typing import Final, Self
 import structlog
 
 from broker.backoff import Backoff
+from cloud_worker.adapters.failures import CannotLoad, ModelFailed
 from cloud_worker.adapters.frames import ModelSource
-from cloud_worker.adapters.runner import (
-    CannotLoad,
-    ModelFailed,
-    RunnerProcess,
-    resident_bytes,
-)
+from cloud_worker.adapters.model_process import resident_bytes
+from cloud_worker.adapters.runner import RunnerProcess
 from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.core.line import Signature
 from cloud_worker.core.outputs import BatchOutputs

@@ -1,43 +1,29 @@
-"""Run what waits: batches to the runner, outputs to the replies, failures apart."""
+"""Run what waits: batches to the runner, outputs to the replies.
+
+What fails is `failing.py`'s, and those for whom there is no time `turning_away.py`'s.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Final, Protocol
 
-import structlog
-
-from broker.dead_letters import MAX_MISHAPS, Mishap, times_retried
-from broker.messages import Result, Timings
-from cloud_worker.adapters.runner import BatchFailed, ModelFailed
+from cloud_worker.adapters.failures import BatchFailed, ModelFailed
 from cloud_worker.core.batcher import Batcher, Expire, Flush, Idle, Shed, WaitUntil
 from cloud_worker.core.costs import Costs
-from cloud_worker.core.culprits import Culprit, Culprits
-from cloud_worker.core.ledger import Cause
 from cloud_worker.core.line import Item, Signature
 from cloud_worker.core.outputs import BatchOutputs
-from cloud_worker.core.overload import retry_after_s
-from cloud_worker.core.replies import Finished
-from cloud_worker.core.results import (
-    Served,
-    Stamp,
-    expired,
-    failed,
-)
-from cloud_worker.core.retry import Again, Apart, Guilty, Verdict, verdict
 from cloud_worker.core.spec import padded_size
 from cloud_worker.loops.capturing import Capturing
-from cloud_worker.loops.complaints import Complaints
 from cloud_worker.loops.dead_letters import DeadLetters
-from cloud_worker.loops.parcels import Held, Parcel
+from cloud_worker.loops.failing import Failing
+from cloud_worker.loops.parcels import Held
 from cloud_worker.loops.replies import Replies
-from cloud_worker.loops.write_up import Batch, finished, results
+from cloud_worker.loops.turning_away import TurningAway
+from cloud_worker.loops.write_up import Batch, results
 from lifecycle.clock import Clock
-
-log = structlog.get_logger(__name__)
 
 # A batch that takes so many times what it should, and not less than this, is late.
 LATE_TIMES: Final = 4.0
@@ -96,11 +82,12 @@ class Infer:
         self._batcher = batcher
         self._costs = costs
         self._replies = replies
-        self._dead_letters = dead_letters
+        self._failing = Failing(
+            batcher, replies=replies, dead_letters=dead_letters, clock=clock
+        )
+        self._turning_away = TurningAway(replies, clock)
         self._clock = clock
         self._capturing = capturing
-        self._culprits = Culprits()
-        self._complaints = Complaints(clock)
         self._changed = asyncio.Event()
         self._batches: asyncio.TaskGroup | None = None
         self._last_done_s = 0.0
@@ -139,7 +126,7 @@ class Infer:
         """Run batches, for ever."""
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as batches:
-            self._batches = batches
+            self._batches = self._failing.tasks = batches
             while True:
                 wait_s = self._start_batches(batches)
                 alarm = None
@@ -161,9 +148,9 @@ class Infer:
                 case Flush(items, due_s):
                     self._start(batches, items, now, due_s)
                 case Expire(items):
-                    self._say_expired(items, now)
+                    self._turning_away.expire(items, now)
                 case Shed(items, own_wait_s):
-                    self._say_shed(items, own_wait_s, now)
+                    self._turning_away.shed(items, own_wait_s, now)
                 case WaitUntil(at_s):
                     return max(at_s - now, 0.0)
                 case Idle():
@@ -187,7 +174,7 @@ class Infer:
             return
         group = batch[0].group
         if (why := self._given_up.get(group.key)) is not None:
-            self._fail(batch, why)
+            self._failing.fail(batch, why)
             return
         self._submitted[group.key] += 1
         self._replies.observer.batch_started(batch, len(self._batcher))
@@ -213,19 +200,7 @@ class Infer:
             if item.work.end():
                 item.work.parcel.drop()
             return False
-        if not self._culprits:
-            return True
-        who = _culprit(item)
-        reason = self._culprits.reason(who)
-        if reason is not None and not times_retried(item.work.parcel.delivery.headers):
-            self._fail((item,), reason)
-            return False
-        accused = reason is not None or self._culprits.crashes(who) > 0
-        if accused and item.group.apart == 0:
-            # A copy of one that may kill the process must not take others with it.
-            self._batcher.add_apart((item,))
-            return False
-        return True
+        return not self._failing.holds_back(item)
 
     async def _collect(
         self,
@@ -285,17 +260,15 @@ class Infer:
         except ModelFailed as error:
             # No request is to blame, and none can be helped by another try.
             self._replies.observer.batch_failed(batch)
-            self._fail(batch, str(error))
+            self._failing.fail(batch, str(error))
             return
         except BatchFailed as error:
             self._replies.observer.batch_failed(batch)
-            self._retry_or_fail(batch, error)
+            self._failing.retry_or_fail(batch, error)
             self._changed.set()
             return
         self._learn(batch, outputs, started_s, done_s)
-        if self._culprits:
-            for item in batch:
-                self._culprits.acquit(_culprit(item))
+        self._failing.acquit(batch)
         self._replies.observer.batch_ended(batch, started_s, done_s, outputs.infer_ms)
         stamp = self._replies.stamps.now(batch[0].work.model.name)
         answered = results(batch, outputs, started_s, done_s, stamp)
@@ -315,131 +288,7 @@ class Infer:
         self._last_done_s = done_s
         self._costs.note(group.key, _size(batch), took_s, group.size_bucket)
 
-    def _say_shed(self, items: Batch, own_wait_s: float, now: float) -> None:
-        self._complaints.say(
-            "overloaded",
-            model=items[0].group.model,
-            shed=len(items),
-            waits_s=round(own_wait_s, 3),
-        )
-        self._replies.finish(
-            # Those that are shed together are told to come back apart.
-            self._shed(item, own_wait_s, now, chance=index / len(items))
-            for index, item in enumerate(items)
-            if item.work.end()
-        )
-
-    def _shed(
-        self, item: Item[Held], own_wait_s: float, now: float, *, chance: float
-    ) -> Finished[Parcel]:
-        stamp = self._replies.stamps.now(item.group.model)
-        again_s = retry_after_s(
-            max(own_wait_s, stamp.pool_wait_ms / 1000),
-            max(item.deadline_s - now, 0.0),
-            chance,
-        )
-        reason = (
-            "overloaded: more waits here than can be answered in time; "
-            f"try again in {again_s:.1f} s"
-        )
-        result = failed(item.work.subject, reason, stamp, retry_after_s=again_s)
-        return finished(item, result, Cause.OVERLOADED)
-
-    def _say_expired(self, items: Batch, now: float) -> None:
-        stamp = self._replies.stamps.now()
-        self._replies.finish(
-            finished(item, _too_late(item, now, stamp), Cause.WAITED)
-            for item in items
-            if item.work.end()
-        )
-
-    def _retry_or_fail(self, batch: Batch, error: BatchFailed) -> None:
-        judged = self._judge(batch, error)
-        report = log.warning if error.suspect else log.debug
-        report(
-            "batch failed",
-            model=batch[0].group.model,
-            requests=len(batch),
-            verdict=type(judged).__name__.lower(),
-            reason=str(error),
-        )
-        match judged:
-            case Again(items):
-                for item in items:
-                    self._batcher.add(item)
-            case Apart(parts):
-                for part in parts:
-                    self._batcher.add_apart(part)
-            case Guilty(culprit):
-                if error.crashed:
-                    self._culprits.convict(_culprit(culprit), str(error))
-                self._give_up(culprit, str(error))
-
-    def _judge(self, batch: Batch, error: BatchFailed) -> Verdict[Item[Held]]:
-        if error.suspect:
-            at_ms = self._clock.wall_ms()
-            mishap = Mishap(at_ms, len(batch), error.crashed, str(error))
-            batch = tuple(_struck(item, mishap) for item in batch)
-            if error.crashed:
-                self._culprits.suspect(map(_culprit, batch))
-        return verdict(
-            batch,
-            suspect=error.suspect,
-            crashed=error.crashed,
-            crashes=lambda item: self._culprits.crashes(_culprit(item)),
-        )
-
-    def _give_up(self, item: Item[Held], reason: str) -> None:
-        """Answer `failed` once the request is among the dead letters, if it can be."""
-        if not item.work.end():
-            return
-        finished = self._failed(item, reason)
-
-        async def keep_and_finish() -> None:
-            await self._dead_letters.keep(item.work, reason)
-            self._replies.finish((finished,))
-
-        if self._batches is not None and self._dead_letters.roomy:
-            self._batches.create_task(keep_and_finish())
-        else:
-            self._dead_letters.lose(item.work)
-            self._replies.finish((finished,))
-
-    def _fail(self, items: Iterable[Item[Held]], reason: str) -> None:
-        self._replies.finish(
-            self._failed(item, reason) for item in items if item.work.end()
-        )
-
-    def _failed(self, item: Item[Held], reason: str) -> Finished[Parcel]:
-        model = item.work.model
-        result = failed(
-            item.work.subject,
-            f"model {model.name!r} version {model.version}: {reason}",
-            self._replies.stamps.now(),
-            Served(model.version, 1, Timings()),
-        )
-        return finished(item, result, Cause.MODEL)
-
-
-def _too_late(item: Item[Held], now: float, stamp: Stamp) -> Result:
-    reason = "its time was over before a batch had room for it"
-    left_ms = max(item.deadline_s - now, 0.0) * 1000
-    if left_ms:
-        reason = f"it had {left_ms:.0f} ms left, and its model takes longer"
-    return expired(item.work.subject, reason, stamp, left_ms=left_ms)
-
 
 def _size(batch: Batch) -> int:
     rows = sum(item.rows for item in batch)
     return padded_size(rows, batch[0].group.max_rows)
-
-
-def _struck(item: Item[Held], mishap: Mishap) -> Item[Held]:
-    mishaps = (*item.work.mishaps, mishap)[-MAX_MISHAPS:]
-    return replace(item, work=replace(item.work, mishaps=mishaps))
-
-
-def _culprit(item: Item[Held]) -> Culprit:
-    subject, model = item.work.subject, item.work.model
-    agent = item.work.parcel.agent
-    return (agent, subject.device, subject.id, model.name, model.version)

@@ -16,10 +16,10 @@ import structlog
 
 from broker.amqp.subscriber import CannotConsume, Prefetch
 from broker.topology import Queue, model_queues
+from cloud_worker.adapters.failures import CannotLoad
 from cloud_worker.adapters.frames import ModelSource
 from cloud_worker.adapters.library import Holdings, Library
 from cloud_worker.adapters.repository import Candidate, NoRepository, Unservable
-from cloud_worker.adapters.runner import CannotLoad
 from cloud_worker.core.copies import Use
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.policy import Shares

@@ -17,7 +17,8 @@ from edge_agent.core.delivery import Channel
 from edge_agent.core.payload import DeviceRequest, Encoding
 from edge_agent.core.records import read_rendered
 from edge_agent.loops.outcomes import Outcomes
-from edge_agent.loops.serving import OnItsWay, Serving
+from edge_agent.loops.serving import Serving
+from edge_agent.loops.spilling import OnItsWay
 
 
 class Calls:

@@ -21,14 +21,10 @@ from cascade.policy import Judgement, Thresholds
 from cascade.promise import Realised, Standing
 from edge_agent.adapters.watch_file import WatchFile
 from edge_agent.core.delivery import Ending, Spill, Why
+from edge_agent.core.promise_books import Draw
 from edge_agent.core.served import Served
-from edge_agent.core.watch import (
-    Draw,
-    Surroundings,
-    Watch,
-    WatchOptions,
-    finite,
-)
+from edge_agent.core.threshold import Surroundings
+from edge_agent.core.watch import Watch, WatchOptions, finite
 
 log = structlog.get_logger(__name__)
 
@@ -100,19 +96,19 @@ class Cascading:
         name = served.manifest.name
         if now_s - self._adjusted_s.get(name, -ADJUST_EVERY_S) >= ADJUST_EVERY_S:
             self._adjust(name, watch, now_s)
-        return watch.thresholds
+        return watch.threshold.now
 
     def held_back(self, served: Served, judgement: Judgement | None) -> str | None:
         """Why an answer stands that the calibrated threshold would have spilled."""
         watch = self._watch_of(served)
         if watch is None or judgement is None or judgement.hard:
             return None
-        calibrated = watch.calibrated.of(judgement.label_index)
+        calibrated = watch.threshold.calibrated.of(judgement.label_index)
         if judgement.score >= calibrated:
             return None
         return (
             f"confidence {judgement.confidence:.3f} is under the calibrated threshold "
-            f"{calibrated:.3f}, not spilled: {watch.in_force.why}"
+            f"{calibrated:.3f}, not spilled: {watch.threshold.in_force.why}"
         )
 
     def judged(
@@ -163,22 +159,22 @@ class Cascading:
     def not_spilled(self, model: str) -> None:
         """A hard request could not be spilled, so no answer of the cloud will come."""
         if (watch := self._watches.get(model)) is not None:
-            watch.not_spilled()
+            watch.books.not_spilled()
 
     def audit_began(self, draw: Draw, spill: Spill) -> None:
         """The drawn request was taken by the outbox."""
         if (watch := self._watches.get(spill.model)) is not None:
-            watch.audit_began(draw, spill.key)
+            watch.books.audit_began(draw, spill.key)
 
     def audit_failed(self, draw: Draw, model: str) -> None:
         """The outbox had no room for it."""
         if (watch := self._watches.get(model)) is not None:
-            watch.audit_failed(draw)
+            watch.books.audit_failed(draw)
 
     def audit_lost(self, spill: Spill) -> None:
         """The disk refused it after all."""
         if (watch := self._watches.get(spill.model)) is not None:
-            watch.audit_lost(spill.key)
+            watch.books.audit_lost(spill.key)
 
     # --- for who sends and hears ------------------------------------------------------
 
@@ -199,7 +195,7 @@ class Cascading:
         """The pool has said something, and with it how long a request waits there."""
         watch = self._watches.get(result.model)
         if watch is not None:
-            watch.heard_wait(result.pool_wait_ms / 1000.0, self._now_s())
+            watch.threshold.heard_wait(result.pool_wait_ms / 1000.0, self._now_s())
 
     def ended(self, spill: Spill, ending: Ending) -> None:
         """A spill has its one outcome."""
@@ -210,11 +206,13 @@ class Cascading:
         audit = spill.reason is Reason.AUDIT
         if ending.why is Why.DEADLINE and not audit:
             now_ms = self._now_ms()
-            watch.missed((now_ms - spill.accepted_ms) / 1000.0, now_ms / 1000.0)
+            watch.threshold.missed(
+                (now_ms - spill.accepted_ms) / 1000.0, now_ms / 1000.0
+            )
         if edge is None or edge.version != watch.version:
             return
         if audit or spill.reason is Reason.HARD:
-            watch.spill_ended(spill.key, edge, ending.answer, audit=audit)
+            watch.books.spill_ended(spill.key, edge, ending.answer, audit=audit)
             self._unsaved = True
 
     # --- the loop -----------------------------------------------------------------
@@ -235,7 +233,7 @@ class Cascading:
         now_s = self._now_s()
         for name, watch in self._watches.items():
             self._adjust(name, watch, now_s)
-            news, ended = watch.look(now_s)
+            news, ended = watch.books.look(now_s)
             if news is not None:
                 bad = news.standing is not Standing.KEPT
                 (log.warning if bad else log.info)(
@@ -337,7 +335,7 @@ class Cascading:
             link_down_s=0.0 if down is None else now_s - down,
             bytes_left=self._bytes_left(),
         )
-        change = watch.adjust(around, now_s)
+        change = watch.threshold.adjust(around, now_s)
         if change is not None:
             log.info(
                 "threshold_changed",
@@ -345,7 +343,7 @@ class Cascading:
                 version=watch.version,
                 old=finite(change.old),
                 new=finite(change.new),
-                share=watch.in_force.share,
+                share=watch.threshold.in_force.share,
                 why=change.why,
             )
 
@@ -368,7 +366,7 @@ def _told(name: str, watch: Watch, realised: Realised) -> dict[str, Any]:
     return {
         "model": name,
         "version": watch.version,
-        "target": None if watch.target is None else watch.target.text,
+        "target": None if watch.books.target is None else watch.books.target.text,
         "standing": realised.standing.value,
         "value": round(realised.value, 4),
         "low": round(realised.low, 4),

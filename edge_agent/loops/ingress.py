@@ -33,7 +33,8 @@ from edge_agent.core.payload import (
     render,
 )
 from edge_agent.loops.outcomes import Outcomes
-from edge_agent.loops.serving import OnItsWay, Serving
+from edge_agent.loops.serving import Serving
+from edge_agent.loops.spilling import OnItsWay
 from edge_agent.loops.uplink import Link
 
 log = structlog.get_logger(__name__)

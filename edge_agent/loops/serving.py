@@ -6,9 +6,6 @@ learn that it is safely accepted.
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import os
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -16,40 +13,30 @@ from typing import Final
 
 import structlog
 
-from broker.codec import pack
-from broker.ids import uuid7
-from broker.messages import EdgeOpinion, Priority, Reason, Request
-from bundle.recipe import UnreadableImage, decode_image, image_size
+from broker.messages import Reason
+from bundle.recipe import UnreadableImage
 from edge_agent.adapters.litert import RunFailed
 from edge_agent.adapters.model_runner import RunnerClosed, RunnerFull
-from edge_agent.adapters.outbox import Accepted, Outbox, OutboxFull
+from edge_agent.adapters.outbox import Outbox, OutboxFull
 from edge_agent.core.accounts import Accounts
-from edge_agent.core.answers import Answer, AnswerStatus, Array, Source
+from edge_agent.core.answers import Answer, AnswerStatus, Source
 from edge_agent.core.arrays import NotAnArray
 from edge_agent.core.delivery import Channel
 from edge_agent.core.delivery import Spill as StoredSpill
-from edge_agent.core.payload import BadRequest, DeviceRequest, Encoding, to_wire_inputs
+from edge_agent.core.payload import BadRequest, DeviceRequest
 from edge_agent.core.quotas import Full
-from edge_agent.core.routing import (
-    AnswerNow,
-    RequestFacts,
-    Spill,
-    after,
-    before,
-)
+from edge_agent.core.routing import AnswerNow, Spill, after, before
 from edge_agent.core.served import Served
 from edge_agent.core.tensors import BadInput
-from edge_agent.core.watch import Draw
 from edge_agent.loops.cascading import Cascading
+from edge_agent.loops.inputs import facts_of, inputs_of
 from edge_agent.loops.outcomes import Outcomes
 from edge_agent.loops.spans import RequestSpans
+from edge_agent.loops.spilling import Doubt, OnItsWay, Spilling
 from edge_agent.loops.uplink import Uplink
 from edge_agent.settings import EVERY_MODEL
 
 log = structlog.get_logger(__name__)
-
-# Decoding more than this takes milliseconds, so it leaves the event loop.
-INLINE_PIXELS: Final = 128 * 128
 
 # What a device is refused for, and under which name that is counted.
 REFUSALS: Final[dict[type[Exception], str]] = {
@@ -60,27 +47,9 @@ REFUSALS: Final[dict[type[Exception], str]] = {
     RunnerFull: "model_busy",
 }
 NO_CLOUD: Final = "no_cloud"
-# Nobody waits for an audit; it leaves when the pool has nothing better to do.
-AUDIT_DEADLINE_MS: Final = 600_000.0
 AUDIT_BYTES: Final = 1024**2
 # Audits end long before what they take could be missed by a device.
 OUTBOX_FOR_AUDITS: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class OnItsWay:
-    """The request was spilled; `accepted` ends once its row is safe."""
-
-    spill: StoredSpill
-    accepted: Accepted
-
-
-@dataclass(frozen=True, slots=True)
-class _Doubt:
-    """Why the cloud is asked, and the edge's own answer if it has one."""
-
-    route: Spill
-    edge: Answer | None
 
 
 @dataclass(slots=True)
@@ -112,20 +81,25 @@ class Serving:
         forbid_capture: Collection[str] = (),
     ) -> None:
         self._outbox = outbox
-        self._uplink = uplink
         self._outcomes = outcomes
         self._has_cloud = has_cloud
         self._now_ms = now_ms
         self._default_deadline_ms = default_deadline_s * 1000.0
-        self._agent = agent
         self._cascading = cascading
         self._accounts = accounts
+        self._spilling = Spilling(
+            outbox=outbox,
+            uplink=uplink,
+            outcomes=outcomes,
+            cascading=cascading,
+            agent=agent,
+            now_ms=now_ms,
+        )
         # Told of each answer of the edge, before the cloud is asked: for shadows.
         self.on_answer: Callable[[DeviceRequest, Answer], None] = lambda _, __: None
         self._spans = spans
         self._forbid_capture = frozenset(forbid_capture)
         self._models: dict[str, Served] = {}
-        self._seq = 0
         self.counters = ServingCounters()
         self.spilled: Counter[Reason] = Counter()
         self.refused: Counter[str] = Counter()
@@ -200,21 +174,21 @@ class Serving:
         self.counters.refused += 1
         self.refused[why] += 1
 
-    async def _decide(self, request: DeviceRequest, began_ms: float) -> Answer | _Doubt:
+    async def _decide(self, request: DeviceRequest, began_ms: float) -> Answer | Doubt:
         """The edge's answer, or why the cloud is asked.
 
         Raises:
             BadInput, UnreadableImage, RunnerFull: the device is refused.
         """
         served = self._models.get(request.model)
-        facts = _facts(request, self._deadline_ms(request))
+        facts = facts_of(request, self._deadline_ms(request))
         route = before(facts, None if served is None else served.facts)
         if served is None or isinstance(route, Spill):
             if not isinstance(route, Spill):
                 raise AssertionError("routing ran a model that is not there")
-            return _Doubt(route, None)
+            return Doubt(route, None)
         try:
-            outputs = await served.runner.infer(await _inputs(request, served))
+            outputs = await served.runner.infer(await inputs_of(request, served))
         except RunnerClosed:
             # Swapped between the look-up and the run: the new model answers.
             return await self._decide(request, began_ms)
@@ -222,7 +196,7 @@ class Serving:
             version = served.manifest.version
             self._accounts.asked(request.model, version, failed=True)
             log.error("edge_model_failed", model=request.model, error=str(error))
-            return _Doubt(Spill(Reason.HARD, str(error)), None)
+            return Doubt(Spill(Reason.HARD, str(error)), None)
         judgement = served.judge(outputs, self._cascading.thresholds(served))
         self._accounts.asked(
             request.model,
@@ -231,7 +205,7 @@ class Serving:
         )
         held_back = self._cascading.held_back(served, judgement)
         answer = Answer(
-            id=request.id or self._new_id(),
+            id=request.id or self._spilling.new_id(),
             device=request.device,
             status=AnswerStatus.ANSWERED,
             source=Source.EDGE if held_back is None else Source.EDGE_FALLBACK,
@@ -253,49 +227,15 @@ class Serving:
             and self._outbox.mostly_free(OUTBOX_FOR_AUDITS),
         )
         if not isinstance(stands, AnswerNow):
-            return _Doubt(stands, answer)
+            return Doubt(stands, answer)
         if draw is not None:
-            self._audit(request, answer, draw)
+            capture = self._may_capture(request)
+            if self._spilling.audit(request, answer, draw, capture=capture):
+                self.spilled[Reason.AUDIT] += 1
         return answer
 
-    def _audit(self, request: DeviceRequest, answer: Answer, draw: Draw) -> None:
-        """Ask the cloud too, for the books: nobody is told what it says.
-
-        The spill is the agent's own under an id of its own, so it neither answers the
-        device's id nor takes of the device's room.
-        """
-        try:
-            spill = self._stored(
-                replace(
-                    request,
-                    id=self._new_id(),
-                    device=self._agent,
-                    deadline_ms=AUDIT_DEADLINE_MS,
-                    priority=Priority.BULK,
-                    encoding=Encoding.MSGPACK,
-                    traceparent=None,
-                ),
-                _Doubt(Spill(Reason.AUDIT, "drawn"), replace(answer, outputs=None)),
-                Channel.CALL,
-                self._now_ms(),
-            )
-            accepted = self._send(spill)
-        except (OutboxFull, BadRequest) as error:
-            self._cascading.audit_failed(draw, request.model)
-            log.debug("audit_not_sent", model=request.model, why=str(error))
-        else:
-            self._cascading.audit_began(draw, spill)
-            self.spilled[Reason.AUDIT] += 1
-            accepted.add_done_callback(functools.partial(self._audit_kept, spill))
-
-    def _audit_kept(self, spill: StoredSpill, accepted: Accepted) -> None:
-        if accepted.cancelled() or accepted.exception() is None:
-            return
-        self._outcomes.forget(spill.key)
-        self._cascading.audit_lost(spill)
-
     def _spill(
-        self, request: DeviceRequest, doubt: _Doubt, channel: Channel, began_ms: float
+        self, request: DeviceRequest, doubt: Doubt, channel: Channel, began_ms: float
     ) -> Answer | OnItsWay:
         """Commit the request and send it, side by side.
 
@@ -310,9 +250,15 @@ class Serving:
                 "this agent has no cloud: cloud_url is not set",
                 NO_CLOUD,
             )
-        spill = self._stored(request, doubt, channel, began_ms)
         try:
-            accepted = self._send(spill)
+            sent = self._spilling.spill(
+                request,
+                doubt,
+                channel,
+                began_ms=began_ms,
+                deadline_ms=self._deadline_ms(request),
+                capture=self._may_capture(request),
+            )
         except OutboxFull as error:
             return self._fall_back(
                 request, doubt, str(error), error.full, error.retry_after_s
@@ -320,24 +266,7 @@ class Serving:
         self.spilled[doubt.route.reason] += 1
         if doubt.edge is not None:
             self._accounts.spilled(request.model, doubt.edge.version)
-        return OnItsWay(spill, accepted)
-
-    def _send(self, spill: StoredSpill) -> Accepted:
-        """Offer it to the uplink and to the outbox.
-
-        Raises:
-            OutboxFull: there is no room, and nothing is left of it here.
-        """
-        try:
-            self._outbox.check_room(spill.device, len(spill.request))
-            self._outcomes.expect(spill)
-            if spill.attempt:
-                # Before the row, so that the pool works while it is written up.
-                self._uplink.offer(spill)
-            return self._outbox.accept(spill)
-        except OutboxFull:
-            self._outcomes.forget(spill.key)
-            raise
+        return sent
 
     def unkept(self, spill: StoredSpill, why: OutboxFull) -> Answer:
         """What the device hears when the disk refused the row after all."""
@@ -360,7 +289,7 @@ class Serving:
     def _fall_back(
         self,
         request: DeviceRequest,
-        doubt: _Doubt,
+        doubt: Doubt,
         why: str,
         counted_as: str,
         retry_after_s: float | None = None,
@@ -380,54 +309,6 @@ class Serving:
             retry_after_s=retry_after_s,
         )
 
-    def _stored(
-        self, request: DeviceRequest, doubt: _Doubt, channel: Channel, began_ms: float
-    ) -> StoredSpill:
-        edge = doubt.edge
-        id_ = request.id or (edge.id if edge is not None else None) or self._new_id()
-        deadline_ms = began_ms + self._deadline_ms(request)
-        tensors, medium = to_wire_inputs(request)
-        self._seq += 1
-        wire = Request(
-            id=id_,
-            device=request.device,
-            model=request.model,
-            reason=doubt.route.reason,
-            expires_at_ms=max(0, round(deadline_ms + self._uplink.pool_offset_ms)),
-            tensors=tensors,
-            medium=medium,
-            priority=request.priority,
-            seq=self._seq,
-            edge=None
-            if edge is None or edge.version is None
-            else EdgeOpinion(
-                label=edge.label, confidence=edge.confidence, version=edge.version
-            ),
-        )
-        if request.traceparent is not None:
-            # Only then: a field that is set travels, even as None.
-            wire = wire.model_copy(update={"traceparent": request.traceparent})
-        if not self._may_capture(request):
-            wire = wire.model_copy(update={"capture": False})
-        packed = pack(wire)
-        # Sent beside its commit where there is room; else it is due at once.
-        beside = self._uplink.has_room(len(packed))
-        return StoredSpill(
-            device=request.device,
-            id=id_,
-            model=request.model,
-            priority=request.priority,
-            reason=doubt.route.reason,
-            channel=channel,
-            encoding=request.encoding.value,
-            request=packed,
-            accepted_ms=began_ms,
-            deadline_ms=deadline_ms,
-            due_ms=self._uplink.resend_at_ms(0) if beside else began_ms,
-            attempt=int(beside),
-            edge=edge,
-        )
-
     def _may_capture(self, request: DeviceRequest) -> bool:
         """Whether the pool may keep it as an example, as far as is known here."""
         if not request.capture or self._forbid_capture & {request.model, EVERY_MODEL}:
@@ -440,48 +321,6 @@ class Serving:
             return self._default_deadline_ms
         return request.deadline_ms
 
-    def _new_id(self) -> str:
-        return uuid7(round(self._now_ms()), os.urandom(10))
-
 
 def _counted_as(error: Exception) -> str:
     return next(name for kind, name in REFUSALS.items() if isinstance(error, kind))
-
-
-def _facts(request: DeviceRequest, deadline_ms: float) -> RequestFacts:
-    if request.medium is not None:
-        width, height = image_size(request.medium[1])
-        pixels: int | None = width * height
-    else:
-        pixels = None
-    return RequestFacts(
-        payload_bytes=request.payload_bytes,
-        pixels=pixels,
-        shapes={name: array.shape for name, array in (request.tensors or {}).items()},
-        forced=request.forced,
-        remaining_ms=deadline_ms,
-    )
-
-
-async def _inputs(request: DeviceRequest, served: Served) -> dict[str, Array]:
-    """The tensors of a request, its image decoded by the bundle's recipe.
-
-    Raises:
-        BadInput: an image for a model that takes none.
-        UnreadableImage: it does not decode.
-    """
-    if request.medium is None:
-        return dict(request.tensors or {})
-    recipe = served.manifest.preprocess
-    if recipe is None:
-        raise BadInput(
-            f"model {request.model!r} takes tensors, not images: its bundle has no "
-            "preprocess recipe"
-        )
-    data = request.medium[1]
-    width, height = image_size(data)
-    most = served.manifest.limits.max_pixels
-    if width * height <= INLINE_PIXELS:
-        return {recipe.input: decode_image(data, recipe, max_pixels=most)}
-    decoded = await asyncio.to_thread(decode_image, data, recipe, max_pixels=most)
-    return {recipe.input: decoded}

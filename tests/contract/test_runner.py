@@ -18,9 +18,9 @@ import pytest
 import pytest_asyncio
 from numpy.typing import NDArray
 
+from cloud_worker.adapters.failures import BatchFailed, CannotLoad, ModelFailed
 from cloud_worker.adapters.frames import Format, ModelSource
 from cloud_worker.adapters.inline import InlineRunner
-from cloud_worker.adapters.runner import BatchFailed, CannotLoad, ModelFailed
 from cloud_worker.adapters.runners import Limits, Runners
 from cloud_worker.adapters.runtime import Tuning
 from cloud_worker.core.outputs import BatchOutputs

@@ -251,7 +251,7 @@ async def test_a_class_that_needs_more_confidence_spills_and_gives_way_with_all(
         assert shown["classes"] == {"Shirt": 1.0}
         # The pool says that it is slow: the class gives way, as all thresholds do.
         watch = agent._requests.cascading._watches["fashion"]
-        watch.heard_wait(1000.0, agent._requests.cascading._now_s())
+        watch.threshold.heard_wait(1000.0, agent._requests.cascading._now_s())
         agent._requests.cascading.look()
         answers = [
             await agent.infer("fashion", as_input(each)) for each in pictures()[:60]

@@ -28,7 +28,7 @@ from broker.messages import (
     Tensor,
 )
 from broker.topology import DEAD_EXCHANGE
-from cloud_worker.adapters.runner import BatchFailed, ModelFailed
+from cloud_worker.adapters.failures import BatchFailed, ModelFailed
 from cloud_worker.core.batcher import Batcher
 from cloud_worker.core.costs import Costs
 from cloud_worker.core.ledger import Aside, Cause, Ledger

@@ -8,7 +8,8 @@ from bundle.manifest import parse_manifest
 from edge_agent.__main__ import _cascade, _update
 from edge_agent.core.health import Account
 from edge_agent.core.slots import Slots
-from edge_agent.core.watch import Surroundings, Watch, WatchOptions
+from edge_agent.core.threshold import Surroundings
+from edge_agent.core.watch import Watch, WatchOptions
 from edge_agent.metrics import cascade_families
 from lifecycle.metrics import Family
 from tests.calibrations import manifest
@@ -27,8 +28,8 @@ def test_threshold_promise_and_drift_are_said_with_their_reasons() -> None:
     seen = watch()
     for _ in range(200):
         seen.judged(0.1, spilled=True, deadline_s=1.0, may_audit=True, chances=(0.5, 1))
-    seen.adjust(Surroundings(link_down_s=5.0), 0.0)
-    seen.look(0.0)
+    seen.threshold.adjust(Surroundings(link_down_s=5.0), 0.0)
+    seen.books.look(0.0)
     threshold, target, drift = _cascade(seen.shown())
     assert threshold == "threshold none is spilled of 0.6: the link is down"
     assert target.startswith("target spill 0.1: broken, 100.00% (")

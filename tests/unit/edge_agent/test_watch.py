@@ -14,12 +14,9 @@ from hypothesis import strategies as st
 from bundle.manifest import parse_manifest
 from cascade.promise import Standing
 from edge_agent.core.answers import Answer, AnswerStatus, Source
-from edge_agent.core.watch import (
-    MAX_OPEN_AUDITS,
-    Surroundings,
-    Watch,
-    WatchOptions,
-)
+from edge_agent.core.promise_books import MAX_OPEN_AUDITS
+from edge_agent.core.threshold import Surroundings
+from edge_agent.core.watch import Watch, WatchOptions
 from tests.calibrations import manifest
 
 NO_AUDIT = (0.5, 1.0)
@@ -56,7 +53,7 @@ def ask(
 ) -> Any:
     return seen.judged(
         score,
-        spilled=score < seen.in_force.threshold,
+        spilled=score < seen.threshold.in_force.threshold,
         deadline_s=deadline_s,
         may_audit=may_audit,
         chances=chances,
@@ -66,9 +63,9 @@ def ask(
 def audit(seen: Watch, key: str, edge: str, cloud: Answer) -> None:
     draw = ask(seen, chances=AUDIT).draw
     assert draw is not None
-    seen.audit_began(draw, ("agent", key))
+    seen.books.audit_began(draw, ("agent", key))
     said = answered(Source.EDGE, edge)
-    seen.spill_ended(("agent", key), said, cloud, audit=True)
+    seen.books.spill_ended(("agent", key), said, cloud, audit=True)
 
 
 # --- the threshold in force ---------------------------------------------------------
@@ -77,15 +74,15 @@ def audit(seen: Watch, key: str, edge: str, cloud: Answer) -> None:
 def test_a_pool_that_is_slow_lowers_the_threshold_and_its_word_fades() -> None:
     seen = watch()
     ask(seen, deadline_s=2.0)
-    assert seen.adjust(Surroundings(), 0.0) is None
-    seen.heard_wait(1.5, 0.0)
-    change = seen.adjust(Surroundings(), 0.0)
+    assert seen.threshold.adjust(Surroundings(), 0.0) is None
+    seen.threshold.heard_wait(1.5, 0.0)
+    change = seen.threshold.adjust(Surroundings(), 0.0)
     assert change is not None
     assert 0.2 < change.new < 0.4
     assert "waits 1.50 s of 2.00 s" in change.why
-    seen.adjust(Surroundings(), 60.0)
-    assert seen.in_force.threshold == 0.6
-    assert seen.changes == 2
+    seen.threshold.adjust(Surroundings(), 60.0)
+    assert seen.threshold.in_force.threshold == 0.6
+    assert seen.threshold.changes == 2
 
 
 def by_class(**of_classes: list[float]) -> Watch:
@@ -98,19 +95,19 @@ def by_class(**of_classes: list[float]) -> Watch:
 
 def test_the_threshold_of_a_class_gives_way_with_the_others_and_comes_back() -> None:
     seen = by_class(b=[0.2, 0.5, 0.8, 0.9])
-    assert seen.thresholds.of(1) == 0.9
-    assert seen.thresholds.of(0) == 0.6
+    assert seen.threshold.now.of(1) == 0.9
+    assert seen.threshold.now.of(0) == 0.6
     ask(seen, deadline_s=2.0)
-    seen.heard_wait(1.5, 0.0)
-    assert seen.adjust(Surroundings(), 0.0) is not None
-    assert seen.thresholds.of(1) == 0.5
+    seen.threshold.heard_wait(1.5, 0.0)
+    assert seen.threshold.adjust(Surroundings(), 0.0) is not None
+    assert seen.threshold.now.of(1) == 0.5
     assert seen.shown()["classes"] == {"b": 0.5}
-    assert seen.calibrated.of(1) == 0.9
-    seen.adjust(Surroundings(link_down_s=9.0), 0.0)
-    assert seen.thresholds.of(1) == -np.inf
+    assert seen.threshold.calibrated.of(1) == 0.9
+    seen.threshold.adjust(Surroundings(link_down_s=9.0), 0.0)
+    assert seen.threshold.now.of(1) == -np.inf
     assert seen.shown()["classes"] == {"b": None}
-    seen.adjust(Surroundings(), 60.0)
-    assert seen.thresholds.of(1) == 0.9
+    seen.threshold.adjust(Surroundings(), 60.0)
+    assert seen.threshold.now.of(1) == 0.9
 
 
 def test_where_only_a_class_gives_way_that_is_a_change_too() -> None:
@@ -120,20 +117,20 @@ def test_where_only_a_class_gives_way_that_is_a_change_too() -> None:
     parsed = parse_manifest(json.dumps(stated).encode())
     seen = Watch(parsed, WatchOptions(), 0.0)
     ask(seen, deadline_s=2.0)
-    seen.heard_wait(1.5, 0.0)
-    change = seen.adjust(Surroundings(), 0.0)
+    seen.threshold.heard_wait(1.5, 0.0)
+    change = seen.threshold.adjust(Surroundings(), 0.0)
     assert change is not None
     assert "waits 1.50 s" in change.why
-    assert seen.thresholds.of(1) == 0.5
-    assert seen.changes == 1
+    assert seen.threshold.now.of(1) == 0.5
+    assert seen.threshold.changes == 1
 
 
 def test_a_spill_that_waited_in_vain_lowers_it_too() -> None:
     seen = watch()
     ask(seen)
-    seen.missed(1.0, 0.0)
-    seen.adjust(Surroundings(), 0.0)
-    assert seen.in_force.threshold == -np.inf
+    seen.threshold.missed(1.0, 0.0)
+    seen.threshold.adjust(Surroundings(), 0.0)
+    assert seen.threshold.in_force.threshold == -np.inf
 
 
 def test_a_link_that_is_down_for_a_moment_changes_nothing_and_then_nothing_spills() -> (
@@ -141,22 +138,22 @@ def test_a_link_that_is_down_for_a_moment_changes_nothing_and_then_nothing_spill
 ):
     seen = watch()
     ask(seen, deadline_s=10.0)
-    seen.adjust(Surroundings(link_down_s=0.9), 0.0)
-    assert seen.in_force.threshold == 0.6
-    seen.adjust(Surroundings(link_down_s=1.1), 1.0)
-    assert seen.in_force.threshold == -np.inf
-    assert seen.in_force.why == "the link is down"
+    seen.threshold.adjust(Surroundings(link_down_s=0.9), 0.0)
+    assert seen.threshold.in_force.threshold == 0.6
+    seen.threshold.adjust(Surroundings(link_down_s=1.1), 1.0)
+    assert seen.threshold.in_force.threshold == -np.inf
+    assert seen.threshold.in_force.why == "the link is down"
     assert seen.shown()["threshold"] is None
-    seen.adjust(Surroundings(), 2.0)
-    assert seen.in_force.threshold == 0.6
+    seen.threshold.adjust(Surroundings(), 2.0)
+    assert seen.threshold.in_force.threshold == 0.6
 
 
 def test_a_budget_that_runs_low_lowers_it() -> None:
     seen = watch()
     ask(seen)
-    seen.adjust(Surroundings(bytes_left=0.125), 0.0)
-    assert seen.in_force.share == 0.5
-    assert seen.in_force.threshold == pytest.approx(0.3, abs=0.02)
+    seen.threshold.adjust(Surroundings(bytes_left=0.125), 0.0)
+    assert seen.threshold.in_force.share == 0.5
+    assert seen.threshold.in_force.threshold == pytest.approx(0.3, abs=0.02)
 
 
 def test_a_quota_holds_over_many_hard_requests() -> None:
@@ -165,10 +162,10 @@ def test_a_quota_holds_over_many_hard_requests() -> None:
     draw = random.Random(1)
     for _ in range(20_000):
         score = draw.random()
-        hard = score < seen.in_force.threshold
+        hard = score < seen.threshold.in_force.threshold
         spilled += hard
         ask(seen, score)
-        seen.adjust(Surroundings(), 0.0)
+        seen.threshold.adjust(Surroundings(), 0.0)
     # A tenth of them, and of the thousand that may come at once.
     assert spilled <= 0.1 * 21_000 + 1
     assert spilled > 0.09 * 20_000
@@ -177,11 +174,11 @@ def test_a_quota_holds_over_many_hard_requests() -> None:
 def test_without_a_ladder_only_budgets_move_a_threshold() -> None:
     seen = watch(rungs=[])
     ask(seen)
-    seen.missed(5.0, 0.0)
-    seen.adjust(Surroundings(link_down_s=60.0), 0.0)
-    assert seen.in_force.threshold == 0.6
-    seen.adjust(Surroundings(bytes_left=0.1), 0.0)
-    assert seen.in_force.threshold == -np.inf
+    seen.threshold.missed(5.0, 0.0)
+    seen.threshold.adjust(Surroundings(link_down_s=60.0), 0.0)
+    assert seen.threshold.in_force.threshold == 0.6
+    seen.threshold.adjust(Surroundings(bytes_left=0.1), 0.0)
+    assert seen.threshold.in_force.threshold == -np.inf
 
 
 # --- audits and the promise ---------------------------------------------------------
@@ -191,16 +188,16 @@ def test_a_spill_target_is_known_of_every_request() -> None:
     seen = watch(kind="spill", limit=0.2)
     for n in range(1000):
         ask(seen, 0.1 if n % 2 else 0.9)
-    seen.look(0.0)
-    assert seen.realised is not None
-    assert seen.realised.value == 0.5
-    assert seen.realised.standing is Standing.BROKEN
+    seen.books.look(0.0)
+    assert seen.books.realised is not None
+    assert seen.books.realised.value == 0.5
+    assert seen.books.realised.standing is Standing.BROKEN
     assert seen.shown()["promise"]["audited"] == 1000
 
 
 def test_what_is_shown_of_a_promise_is_as_of_now_and_not_of_the_last_look() -> None:
     seen = watch(kind="spill", limit=0.2)
-    seen.look(0.0)
+    seen.books.look(0.0)
     for n in range(100):
         ask(seen, 0.1 if n % 2 else 0.9)
 
@@ -217,19 +214,19 @@ def test_audits_find_the_excess_without_bias() -> None:
         if drawn is None:
             continue
         key = ("agent", str(n))
-        seen.audit_began(drawn, key)
+        seen.books.audit_began(drawn, key)
         # The cloud is sure of another class each fifth time.
         other = draw.random() < 0.2
         cloud = answered(
             Source.CLOUD, "b" if other else "a", [0, 40, 0] if other else [40, 0, 0]
         )
-        seen.spill_ended(key, answered(Source.EDGE, "a"), cloud, audit=True)
-    news, _ = seen.look(0.0)
+        seen.books.spill_ended(key, answered(Source.EDGE, "a"), cloud, audit=True)
+    news, _ = seen.books.look(0.0)
     assert news is not None
     assert news.standing is Standing.BROKEN
     assert news.value == pytest.approx(0.2, abs=0.03)
     assert news.low < 0.2 < news.high
-    assert seen.disagreed / seen.audited == pytest.approx(0.2, abs=0.03)
+    assert seen.books.disagreed / seen.books.audited == pytest.approx(0.2, abs=0.03)
 
 
 def test_audits_that_get_no_answer_bias_nothing() -> None:
@@ -240,18 +237,18 @@ def test_audits_that_get_no_answer_bias_nothing() -> None:
         if drawn is None:
             continue
         key = ("agent", str(n))
-        seen.audit_began(drawn, key)
+        seen.books.audit_began(drawn, key)
         lost = draw.random() < 0.5
         end = (
             answered(Source.EDGE_FALLBACK, "a")
             if lost
             else answered(Source.CLOUD, "b", [0, 40, 0])
         )
-        seen.spill_ended(key, answered(Source.EDGE, "a"), end, audit=True)
-    seen.look(0.0)
-    assert seen.realised is not None
-    assert seen.realised.value == pytest.approx(1.0, abs=0.1)
-    assert seen.uncovered == pytest.approx(10_000, rel=0.1)
+        seen.books.spill_ended(key, answered(Source.EDGE, "a"), end, audit=True)
+    seen.books.look(0.0)
+    assert seen.books.realised is not None
+    assert seen.books.realised.value == pytest.approx(1.0, abs=0.1)
+    assert seen.books.uncovered == pytest.approx(10_000, rel=0.1)
 
 
 def test_a_hard_request_that_the_cloud_answered_has_no_excess() -> None:
@@ -259,25 +256,25 @@ def test_a_hard_request_that_the_cloud_answered_has_no_excess() -> None:
     for n in range(10):
         ask(seen, 0.1)
         key = ("d", str(n))
-        seen.spill_ended(
+        seen.books.spill_ended(
             key, answered(Source.EDGE, "a"), answered(Source.CLOUD, "b"), audit=False
         )
     ask(seen, 0.1)
     end = answered(Source.EDGE_FALLBACK, "a")
-    seen.spill_ended(("d", "late"), answered(Source.EDGE, "a"), end, audit=False)
-    seen.look(0.0)
-    assert seen.realised is not None
-    assert (seen.realised.value, seen.realised.audited) == (0.0, 10)
-    assert seen.uncovered == 1
+    seen.books.spill_ended(("d", "late"), answered(Source.EDGE, "a"), end, audit=False)
+    seen.books.look(0.0)
+    assert seen.books.realised is not None
+    assert (seen.books.realised.value, seen.books.realised.audited) == (0.0, 10)
+    assert seen.books.uncovered == 1
 
 
 def test_an_unreadable_cloud_counts_disagreement_in_full() -> None:
     seen = watch(WatchOptions(audit_share=1.0 / 2))
     audit(seen, "1", "a", answered(Source.CLOUD, "b"))
     audit(seen, "2", "a", answered(Source.CLOUD, "a"))
-    seen.look(0.0)
-    assert seen.realised is not None
-    assert seen.realised.value == 1.0  # one of two, each standing for two
+    seen.books.look(0.0)
+    assert seen.books.realised is not None
+    assert seen.books.realised.value == 1.0  # one of two, each standing for two
 
 
 def test_audits_under_way_are_bounded() -> None:
@@ -285,9 +282,9 @@ def test_audits_under_way_are_bounded() -> None:
     for n in range(MAX_OPEN_AUDITS + 5):
         draw = ask(seen, chances=AUDIT).draw
         if draw is not None:
-            seen.audit_began(draw, ("agent", str(n)))
+            seen.books.audit_began(draw, ("agent", str(n)))
     assert seen.shown()["open_audits"] == MAX_OPEN_AUDITS
-    assert seen.uncovered == 5
+    assert seen.books.uncovered == 5
 
 
 def test_without_a_calibration_or_a_share_nothing_is_audited() -> None:
@@ -304,12 +301,15 @@ def test_a_promise_begins_anew_when_its_period_is_over() -> None:
     seen = watch(WatchOptions(period_s=100.0), kind="spill", limit=0.1)
     for _ in range(200):
         ask(seen, 0.1)
-    _, ended = seen.look(101.0)
+    _, ended = seen.books.look(101.0)
     assert ended is not None
     assert ended.standing is Standing.BROKEN
-    assert seen.realised is not None
-    assert (seen.realised.requests, seen.realised.standing) == (0, Standing.KEPT)
-    assert seen.look(150.0) == (None, None)
+    assert seen.books.realised is not None
+    assert (seen.books.realised.requests, seen.books.realised.standing) == (
+        0,
+        Standing.KEPT,
+    )
+    assert seen.books.look(150.0) == (None, None)
 
 
 @given(
@@ -342,23 +342,23 @@ def test_every_request_is_in_the_account_or_said_not_to_be(
         if draw is None and what != "hard":
             continue
         if end == "lost" and draw is not None:
-            seen.audit_failed(draw)
+            seen.books.audit_failed(draw)
             continue
         if end == "lost":
-            seen.not_spilled()
+            seen.books.not_spilled()
             continue
         if draw is not None:
-            seen.audit_began(draw, key)
+            seen.books.audit_began(draw, key)
         if end == "open":
             waiting += draw is None
             continue
         source = Source.CLOUD if end == "cloud" else Source.EDGE_FALLBACK
         said = answered(Source.EDGE, "a")
-        seen.spill_ended(key, said, answered(source, "b"), audit=draw is not None)
-    seen.look(0.0)
-    assert seen.realised is not None
+        seen.books.spill_ended(key, said, answered(source, "b"), audit=draw is not None)
+    seen.books.look(0.0)
+    assert seen.books.realised is not None
     state = seen.to_state()
-    assert seen.realised.requests + state["uncovered"] + waiting == judged
+    assert seen.books.realised.requests + state["uncovered"] + waiting == judged
 
 
 # --- drift --------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_a_restart_forgets_neither_promise_nor_drift_nor_quota() -> None:
     audit(seen, "1", "a", answered(Source.CLOUD, "b", [0, 40, 0]))
     for _ in range(100):
         ask(seen, 0.1)
-    seen.look(0.0)
+    seen.books.look(0.0)
     state = json.loads(json.dumps(seen.to_state(), allow_nan=False))
     again = watch(options)
     again.restore(state)
@@ -405,8 +405,8 @@ def test_other_terms_begin_a_promise_anew() -> None:
     ask(seen, 0.1)
     again = watch(kind="spill", limit=0.2)
     again.restore(seen.to_state())
-    assert again.realised is not None
-    assert (again.realised.requests, again.realised.target) == (0, 0.2)
+    assert again.books.realised is not None
+    assert (again.books.realised.requests, again.books.realised.target) == (0, 0.2)
     assert again.shown()["drift"]["observed"] == 1
 
 

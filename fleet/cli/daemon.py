@@ -1,4 +1,4 @@
-"""`overspill fleet run`: the daemon that listens to agents."""
+"""`overspill fleet run`: the daemon that listens to agents; and a copy of what it keeps."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import typer
 
 from fleet.app import Fleet, run_daemon
 from fleet.cli import terminal
+from fleet.cli.state_copy import copy
 from fleet.cli.terminal import AmqpUrl, Home
 from lifecycle.logs import configure_logs
 from lifecycle.signals import stop_on_signals
 
 log = structlog.get_logger(__name__)
 
-app = typer.Typer(help="The fleet's own daemon.", no_args_is_help=True)
+app = typer.Typer(help="The fleet's own daemon and its state.", no_args_is_help=True)
+app.command("copy")(copy)
 
 
 @app.callback()
 def fleet() -> None:
-    """The fleet's own daemon."""
+    """The fleet's own daemon and its state."""
 
 
 @app.command()

@@ -8,9 +8,10 @@ from fleet.adapters.state.devices import DevicePages
 from fleet.adapters.state.record import RecordPages
 from fleet.adapters.state.rollouts import RolloutPages
 from fleet.adapters.state.versions import VersionPages
+from fleet.adapters.state.whole import WholePages
 
 
-class Ledger(DevicePages, VersionPages, RolloutPages, RecordPages):
+class Ledger(DevicePages, VersionPages, RolloutPages, RecordPages, WholePages):
     """Agents, versions, rollouts and the audit log, as of one moment.
 
     Args:

@@ -145,8 +145,8 @@ class Plan(_Part):
         connect_over_s: they connect spread over so long.
         outage_s: once a third has converged the broker is killed and away for so long,
             and all agents come back together; 0: it is not.
-        reconnect_s: without a broker, agents try again after so long at most; the
-            real one's 15 s, by chance.
+        reconnect_s: without a broker, agents try again after so long at most, and
+            look for updates within a third of it once it is back.
         requests_per_s: what each device is asked, in pretence.
         audit_share: of what it is sure of, what the cloud is asked too.
         before: of the version that all agents have.

@@ -34,8 +34,8 @@ from overspill.simulate.trust import SharedTrust
 
 REPORT_EVERY_S: Final = 30.0
 POLL_EVERY_S: Final = 30.0
-# After an outage all agents look within so long, not at once.
-SPREAD_S: Final = 5.0
+# After an outage all agents look within this share of what they took to come back.
+SPREAD_SHARE: Final = 1 / 3
 DAY_FILE: Final = "day.json"
 
 
@@ -106,7 +106,9 @@ class AgentProcess:
             probation=self._probation,
             shadows=PretendedShadows(around.model, self._accounts, around.clock),
             here=Here(device=self._device, local_now=self._local_now),
-            settings=UpdateSettings(poll_every_s=POLL_EVERY_S, spread_s=SPREAD_S),
+            settings=UpdateSettings(
+                poll_every_s=POLL_EVERY_S, spread_s=SPREAD_SHARE * plan.reconnect_s
+            ),
             try_out=self._loading.try_out,
             rng=rng,
         )

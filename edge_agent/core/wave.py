@@ -5,11 +5,13 @@ silent then asks for one chunk. If that is the first it hears, it leads, and goe
 as its chunks come; the others hear them and keep quiet. After a silence somebody asks
 again: the pool gives what it has published a while ago to whoever asks, alone, so who
 comes late or has missed a chunk costs the wave nothing. (The suppression of NORM, RFC
-5740, without its rounds.)
+5740, without its rounds.) Members of the pool know nothing of each other, so each chunk
+that two agents ask for at once may be told twice: moments are drawn so that few are early.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +20,9 @@ from typing import Final
 # silence is twice as long as the one before, and all of them longer than a pool takes an
 # answer to be on its way.
 MOST_SILENCES: Final = 5
+# Moments are drawn for a wave of about e to the power of this, a few thousand; a smaller
+# one only waits longer.
+LN_WAVE: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class WaveTurns:
         # Whether it has asked, and nothing was heard since.
         self._stands = False
         self._leads = False
-        self._due_s = now_s + first_s * (1 + chance)
+        self._due_s = now_s + first_s * _late(chance)
 
     def heard(self, chunk: int, now_s: float, chance: float) -> None:
         """A chunk is here, whoever asked for it."""
@@ -84,7 +89,7 @@ class WaveTurns:
         self._stands = False
         self._asked.discard(chunk)
         self._silences = 0
-        self._due_s = now_s + self._silent_s * (1 + chance)
+        self._due_s = now_s + self._silent_s * _late(chance)
 
     def next(self, now_s: float, chance: float) -> Turn:
         """What to do now. Chunks that it says to ask for count as asked."""
@@ -105,7 +110,7 @@ class WaveTurns:
                 return Leave()
         self._leads, self._stands = False, True
         self._asked.clear()
-        self._due_s = now_s + self._silent_s * 2**self._silences * (1 + chance)
+        self._due_s = now_s + self._silent_s * 2**self._silences * _late(chance)
         # One: of all who break a silence together the pool hears few words.
         return AskWave(self._take(1))
 
@@ -114,3 +119,12 @@ class WaveTurns:
         taken = tuple(chunks[: max(0, count)])
         self._asked.update(taken)
         return taken
+
+
+def _late(chance: float) -> float:
+    """From 1 to 2, most often near 2: of many who draw, one or two are first.
+
+    Exponential as the timers of J. Nonnenmacher and E. Biersack, "Scalable Feedback for
+    Large Groups", IEEE/ACM Transactions on Networking 7(3), 1999.
+    """
+    return 1 + math.log1p(chance * math.expm1(LN_WAVE)) / LN_WAVE

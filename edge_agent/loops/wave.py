@@ -14,6 +14,7 @@ import structlog
 from bundle.source import SourceUnavailable
 from edge_agent.core.chunks import Chunks
 from edge_agent.core.wave import AskWave, Leave, Listen, WaveTurns
+from edge_agent.loops.asking import LOOK_AGAIN_S
 from edge_agent.loops.metering import Meter
 
 log = structlog.get_logger(__name__)
@@ -121,6 +122,8 @@ class Wave:
         return True
 
     async def _hear(self, until_s: float) -> None:
+        # Something else may be desired before anything is heard.
+        until_s = min(until_s, _now_s() + LOOK_AGAIN_S)
         try:
             async with asyncio.timeout_at(until_s):
                 await self._came.wait()

@@ -11,7 +11,7 @@ from edge_agent.adapters.mqtt_source import MqttSource
 from edge_agent.core.slots import Slots
 from overspill.simulate.flash import PLENTY_BYTES, Flash
 from overspill.simulate.line import Line
-from overspill.simulate.plan import AFTER, BEFORE, MODEL, Fault, Persona, Trouble
+from overspill.simulate.plan import Fault, Persona, Trouble
 from overspill.simulate.process import AgentProcess, Body
 from overspill.simulate.surroundings import Surroundings
 
@@ -41,6 +41,7 @@ class SimulatedAgent:
             hear=self._hear,
             changed=self._link_changed,
             reconnect_s=around.plan.reconnect_s,
+            persistent=not around.visit,
             bytes_per_s=trouble.bytes_per_s if persona.fault is Fault.SLOW else None,
         )
         self._source = MqttSource(
@@ -57,6 +58,11 @@ class SimulatedAgent:
         return self._line.up
 
     @property
+    def down(self) -> str | None:
+        """What keeps it from being connected."""
+        return self._line.last_error
+
+    @property
     def heard_bytes(self) -> int:
         """What has come to it."""
         return self._line.heard_bytes
@@ -64,7 +70,8 @@ class SimulatedAgent:
     async def run(self, connect_after_s: float) -> None:
         """Be an agent, until cancelled."""
         self._flash.prepare()
-        self._flash.save(Slots(MODEL, active=BEFORE))
+        if self._around.before is not None:
+            self._flash.save(Slots(self._around.model, active=self._around.before))
         self._befall()
         await asyncio.sleep(connect_after_s)
         async with asyncio.TaskGroup() as tasks:
@@ -109,7 +116,7 @@ class SimulatedAgent:
 
     def _served(self, version: str) -> None:
         """A version serves from now on; it may end the process."""
-        if version == AFTER and self._crashes_left:
+        if version != self._around.before and self._crashes_left:
             self._crashes_left -= 1
             self._crash.set()
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 from overspill.program import Program, ProgramEnded, environment, python
 from overspill.simulate.host import Task, shares
-from overspill.simulate.plan import Plan
+from overspill.simulate.plan import MODEL, Plan
 from overspill.tasks import to_the_end, together
 
 MAX_LINE_BYTES: Final = 8 * 1024**2
@@ -25,10 +25,12 @@ class Crew:
         plan: of the simulation.
         urls: the broker with the credentials of each agent.
         folder: where they may write.
-        provisioned: the bundle that agents come with.
+        provisioned: the bundle that agents come with; None: they have no model.
         root: the metadata that agents trust from the start.
         processes: how many.
         said: called with the number of a process and what it said.
+        model: the name of what agents serve.
+        visit: whether the broker is somebody else's.
     """
 
     def __init__(  # noqa: PLR0913 - what a process needs to know, by name
@@ -37,10 +39,12 @@ class Crew:
         urls: Sequence[str],
         *,
         folder: Path,
-        provisioned: Path,
+        provisioned: Path | None,
         root: Path,
         processes: int,
         said: Said,
+        model: str = MODEL,
+        visit: bool = False,
     ) -> None:
         self._said = said
         self._started = [
@@ -56,8 +60,10 @@ class Crew:
                     plan=plan.model_dump_json(exclude_unset=True),
                     urls={index: urls[index] for index in mine},
                     folder=str(folder / f"agents-{number}"),
-                    provisioned=str(provisioned),
+                    provisioned=None if provisioned is None else str(provisioned),
                     root=str(root),
+                    model=model,
+                    visit=visit,
                 ),
             )
             for number, mine in enumerate(shares(plan.agents, processes))

@@ -79,12 +79,16 @@ class Flash(ModelStore):
         damages: how many more pulls lose a chunk; below 0: each.
     """
 
-    def __init__(self, folder: Path, unpacked: Unpacked, provisioned: Seal) -> None:
+    def __init__(
+        self, folder: Path, unpacked: Unpacked, provisioned: Seal | None
+    ) -> None:
         super().__init__(folder)
         self.free = PLENTY_BYTES
         self.damages = 0
         self._unpacked = unpacked
-        self._held = {provisioned.version: provisioned.sha256}
+        self._held: dict[str, str] = {}
+        if provisioned is not None:
+            self._held[provisioned.version] = provisioned.sha256
         self._slots: dict[str, str] = {}
         self._accounts: dict[str, dict[str, Any]] = {}
 

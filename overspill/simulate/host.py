@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -26,13 +26,15 @@ from lifecycle.logs import configure_logs
 from overspill.simulate.agent import SimulatedAgent
 from overspill.simulate.costs import resident_mb
 from overspill.simulate.flash import Unpacked
-from overspill.simulate.plan import Plan, cast, random_of
+from overspill.simulate.plan import Persona, Plan, cast, random_of
 from overspill.simulate.surroundings import Surroundings
 from overspill.simulate.trust import Verifier
 
 log = structlog.get_logger(__name__)
 
 TELL_EVERY_S: Final = 0.25
+# What real bundles ask for.
+VISITORS_RUNTIME: Final = "litert"
 MAX_TASK_BYTES: Final = 16 * 1024**2
 
 
@@ -44,15 +46,19 @@ class Task:
         plan: the whole simulation's, as JSON.
         urls: the broker with the credentials of each agent, by its number.
         folder: where it may write.
-        provisioned: the bundle that agents come with.
+        provisioned: the bundle that agents come with; None: they have no model.
         root: the metadata that agents trust from the start.
+        model: the name of what they serve.
+        visit: whether the broker is somebody else's.
     """
 
     plan: str
     urls: Mapping[int, str]
     folder: str
-    provisioned: str
+    provisioned: str | None
     root: str
+    model: str
+    visit: bool
 
     def to_line(self) -> bytes:
         """As it is written to the process."""
@@ -74,7 +80,11 @@ class Host:
         folder = Path(task.folder)
         folder.mkdir(parents=True, exist_ok=True)
         unpacked = Unpacked(folder / "unpacked")
-        provisioned = unpacked.provision(Path(task.provisioned))
+        provisioned = (
+            None
+            if task.provisioned is None
+            else unpacked.provision(Path(task.provisioned))
+        )
         self._changed: dict[str, SlotReport] = {}
         self._failed: dict[str, str] = {}
         around = Surroundings(
@@ -85,11 +95,16 @@ class Host:
             verifier=Verifier(Path(task.root), folder / "trust"),
             clock=SystemClock(),
             told=self._changed.__setitem__,
+            model=task.model,
+            visit=task.visit,
         )
         personas = cast(self._plan)
         self._agents = [
-            SimulatedAgent(personas[number], MqttTarget.from_url(url), around)
+            SimulatedAgent(
+                _named(personas[number], target, visit=task.visit), target, around
+            )
             for number, url in task.urls.items()
+            for target in (MqttTarget.from_url(url),)
         ]
 
     async def run(self) -> None:
@@ -121,6 +136,7 @@ class Host:
     ) -> dict[str, Any]:
         return {
             "connected": sum(agent.up for agent in self._agents),
+            "down": next((each.down for each in self._agents if each.down), None),
             "heard_bytes": sum(agent.heard_bytes for agent in self._agents),
             "resident_mb": resident_mb(os.getpid()),
             "slots": {
@@ -175,6 +191,14 @@ async def _input_ended() -> None:
 def _say(document: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(document, separators=(",", ":")) + "\n")
     sys.stdout.flush()
+
+
+def _named(persona: Persona, target: MqttTarget, *, visit: bool) -> Persona:
+    """The agent that the broker knows; a visitor passes for a device with a model."""
+    facts = dict(persona.facts)
+    if visit:
+        facts |= {"runtime": VISITORS_RUNTIME, "simulated": "yes"}
+    return replace(persona, agent=target.username or persona.agent, facts=facts)
 
 
 def shares(count: int, processes: int) -> list[Sequence[int]]:

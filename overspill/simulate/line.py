@@ -26,10 +26,11 @@ class Line:
         hear: called with topic and payload.
         changed: called when the link comes up or is lost.
         reconnect_s: without a broker it tries again after so long at most.
+        persistent: whether the broker keeps its session while it is away.
         bytes_per_s: what it carries downwards; None for all that comes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a line is, by name
         self,
         agent: str,
         target: MqttTarget,
@@ -37,6 +38,7 @@ class Line:
         hear: Callable[[str, bytes], None],
         changed: Callable[[bool], None],
         reconnect_s: float,
+        persistent: bool = True,
         bytes_per_s: float | None = None,
     ) -> None:
         self.heard_bytes = 0
@@ -52,6 +54,7 @@ class Line:
             subscriptions=[topics.downlink(agent)],
             on_message=self._take,
             on_change=changed,
+            persistent=persistent,
             window=WINDOW,
             keepalive_s=KEEPALIVE_S,
             backoff=Backoff(most_s=reconnect_s),

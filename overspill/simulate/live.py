@@ -77,10 +77,14 @@ class SceneView:
             return f": waiting for {', '.join(late)}"
         connected = sum(tally.connected.values())
         counts = tally.counts()
+        if set(counts) == {Became.UNREACHED} and scene.standing is None:
+            # There is nothing yet that could have reached them.
+            return f": {connected} connected"
         states = ", ".join(f"{counts[each]} {each}" for each in Became if counts[each])
         if scene.standing is not None:
             states = f"{scene.standing.state}, {scene.standing.told} told, {states}"
-        return f": {connected} connected, {states}, broker {scene.broker_mb:.0f} MB"
+        broker = f", broker {scene.broker_mb:.0f} MB" if scene.broker_mb else ""
+        return f": {connected} connected, {states}{broker}"
 
     def _picture(self, now_s: float) -> RenderableType:
         head = Text(self._line(now_s), overflow="ellipsis", no_wrap=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -145,8 +145,8 @@ class Plan(_Part):
         connect_over_s: they connect spread over so long.
         outage_s: once a third has converged the broker is killed and away for so long,
             and all agents come back together; 0: it is not.
-        reconnect_s: without a broker, agents try again after so long at most; the
-            real one's 15 s, by chance.
+        reconnect_s: without a broker, agents try again after so long at most, and
+            look for updates within a third of it once it is back.
         requests_per_s: what each device is asked, in pretence.
         audit_share: of what it is sure of, what the cloud is asked too.
         before: of the version that all agents have.
@@ -261,8 +261,8 @@ def name_of(index: int) -> str:
     return f"{NAME_PREFIX}{index:05d}"
 
 
-def cast(plan: Plan) -> tuple[Persona, ...]:
-    """Every agent of the plan, by number."""
+def cast(plan: Plan, names: Sequence[str] = ()) -> tuple[Persona, ...]:
+    """Every agent of the plan, by number; with their own names where they have some."""
     # By a hash, so that who has a fault is spread over the processes and the waves.
     order = sorted(range(plan.agents), key=lambda index: _hash(plan.seed, index))
     struck: dict[int, Fault] = {}
@@ -275,15 +275,18 @@ def cast(plan: Plan) -> tuple[Persona, ...]:
         struck |= dict.fromkeys(order[begin:end], fault)
         begin = end
     return tuple(
-        _persona(plan, index, struck.get(index)) for index in range(plan.agents)
+        _persona(plan, index, struck.get(index), *names[index : index + 1])
+        for index in range(plan.agents)
     )
 
 
-def _persona(plan: Plan, index: int, fault: Fault | None) -> Persona:
+def _persona(
+    plan: Plan, index: int, fault: Fault | None, name: str | None = None
+) -> Persona:
     rng = random_of(plan, index, "persona")
     machine, board = rng.choice(MACHINES)
     return Persona(
-        agent=name_of(index),
+        agent=name or name_of(index),
         index=index,
         fault=fault,
         slowness=rng.uniform(0.5, 1.5),

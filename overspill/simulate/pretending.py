@@ -15,7 +15,6 @@ from edge_agent.core.answers import Array
 from edge_agent.core.served import Served
 from edge_agent.loops.loading import Loading, LoadingSettings
 from lifecycle.clock import Clock
-from overspill.simulate.plan import MODEL
 from overspill.simulate.quality import PretendedAccounts
 
 # Golden inputs take their time on a device.
@@ -55,7 +54,8 @@ class PretendedLoading(Loading):
 class PretendedShadows:
     """Candidates beside what serves; `edge_agent.loops.updates.Shadows`."""
 
-    def __init__(self, accounts: PretendedAccounts, clock: Clock) -> None:
+    def __init__(self, model: str, accounts: PretendedAccounts, clock: Clock) -> None:
+        self._model = model
         self._accounts = accounts
         self._clock = clock
 
@@ -63,7 +63,7 @@ class PretendedShadows:
         """Ask it too from now on."""
         version = stored.manifest.version
         self._accounts.beside = version
-        self._accounts.begin(MODEL, version, self._clock.monotonic())
+        self._accounts.begin(self._model, version, self._clock.monotonic())
 
     async def stop(self, model: str) -> None:  # noqa: ARG002 - there is one
         """Ask it no more."""

@@ -26,7 +26,7 @@ from edge_agent.loops.update_ports import Here
 from edge_agent.loops.updates import Updates, UpdateSettings
 from overspill.simulate.flash import Flash, FlashPulls
 from overspill.simulate.line import Line
-from overspill.simulate.plan import AFTER, MODEL, Persona, random_of
+from overspill.simulate.plan import Persona, random_of
 from overspill.simulate.pretending import PretendedLoading, PretendedShadows
 from overspill.simulate.quality import PretendedAccounts
 from overspill.simulate.surroundings import Surroundings
@@ -34,8 +34,8 @@ from overspill.simulate.trust import SharedTrust
 
 REPORT_EVERY_S: Final = 30.0
 POLL_EVERY_S: Final = 30.0
-# After an outage all agents look within so long, not at once.
-SPREAD_S: Final = 5.0
+# After an outage all agents look within this share of what they took to come back.
+SPREAD_SHARE: Final = 1 / 3
 DAY_FILE: Final = "day.json"
 
 
@@ -71,7 +71,7 @@ class AgentProcess:
         self._around = around
         self.slots = SlotBook(body.flash, self._changed)
         self._accounts = PretendedAccounts(
-            lambda version: plan.after if version == AFTER else plan.before,
+            lambda version: plan.before if version == around.before else plan.after,
             rng=random_of(plan, persona.index, "requests"),
             requests_per_s=plan.requests_per_s,
             audit_share=plan.audit_share,
@@ -104,9 +104,11 @@ class AgentProcess:
             trust=SharedTrust(around.verifier, body.source, body.clock_s),
             pulls=FlashPulls(puller, body.flash),
             probation=self._probation,
-            shadows=PretendedShadows(self._accounts, around.clock),
+            shadows=PretendedShadows(around.model, self._accounts, around.clock),
             here=Here(device=self._device, local_now=self._local_now),
-            settings=UpdateSettings(poll_every_s=POLL_EVERY_S, spread_s=SPREAD_S),
+            settings=UpdateSettings(
+                poll_every_s=POLL_EVERY_S, spread_s=SPREAD_SHARE * plan.reconnect_s
+            ),
             try_out=self._loading.try_out,
             rng=rng,
         )
@@ -140,7 +142,7 @@ class AgentProcess:
         self._around.told(self._body.persona.agent, self._slot())
 
     def _slot(self) -> SlotReport:
-        slots = self.slots.of(MODEL)
+        slots = self.slots.of(self._around.model)
         now, before = self._accounts.report(slots, self._around.clock.monotonic())
         return slots.report().model_copy(update={"health": now, "before": before})
 
@@ -160,7 +162,7 @@ class AgentProcess:
 
     async def _swap(self, served: Served) -> None:
         version = served.manifest.version
-        self._accounts.swap(MODEL, version)
+        self._accounts.swap(self._around.model, version)
         self._body.served(version)
 
     async def _remove(self, model: str) -> None:

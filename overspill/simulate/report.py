@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
+from overspill.simulate.guests import Guests
 from overspill.simulate.operator import Standing
 from overspill.simulate.plan import Persona
 from overspill.simulate.run import Outcome
 from overspill.simulate.tally import Became, Row, Tally
+from overspill.simulate.visit import Visit
 
 FORMAT: Final = 1
 SHOWN: Final = (
@@ -30,22 +33,8 @@ def document(outcome: Outcome) -> dict[str, Any]:
     """As `--json` prints it."""
     return {
         "format": FORMAT,
-        "agents": outcome.plan.agents,
         "seed": outcome.plan.seed,
-        "settled": outcome.tally.settled,
-        "counts": _counted(outcome.tally.counts()),
-        "rows": [
-            {
-                "fault": row.fault.value if row.fault else None,
-                "agents": row.agents,
-                "became": _counted(row.became),
-                "reasons": [{"reason": why, "agents": n} for why, n in row.reasons],
-                "waits": [{"reason": why, "agents": n} for why, n in row.waits],
-                "last_s": None if row.last_s is None else round(row.last_s, 2),
-            }
-            for row in outcome.tally.rows()
-        ],
-        "each": [_agent(outcome.tally, persona) for persona in outcome.tally.personas],
+        **_of_agents(outcome.tally),
         "start_s": round(outcome.start_s, 1),
         "connect_s": round(outcome.connect_s, 1),
         "told_s": round(outcome.told_s, 2),
@@ -65,6 +54,41 @@ def document(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def visit_document(visit: Visit, guests: Guests) -> dict[str, Any]:
+    """As `--broker --json` prints it."""
+    tally = visit.scene.tally
+    return {
+        "format": FORMAT,
+        "broker": guests.broker,
+        "model": guests.model,
+        **_of_agents(tally),
+        "connected": sum(tally.connected.values()),
+        "heard_bytes": sum(tally.heard_bytes.values()),
+        "failures": visit.failures,
+    }
+
+
+def _of_agents(tally: Tally) -> dict[str, Any]:
+    return {
+        "agents": len(tally.personas),
+        "settled": tally.settled,
+        "counts": _counted(tally.counts()),
+        "rows": [_row(row) for row in tally.rows()],
+        "each": [_agent(tally, persona) for persona in tally.personas],
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "fault": row.fault.value if row.fault else None,
+        "agents": row.agents,
+        "became": _counted(row.became),
+        "reasons": [{"reason": why, "agents": n} for why, n in row.reasons],
+        "waits": [{"reason": why, "agents": n} for why, n in row.waits],
+        "last_s": None if row.last_s is None else round(row.last_s, 2),
+    }
+
+
 def _agent(tally: Tally, persona: Persona) -> dict[str, Any]:
     fate = tally.of(persona)
     return {
@@ -79,7 +103,31 @@ def _agent(tally: Tally, persona: Persona) -> dict[str, Any]:
 
 def show(console: Console, outcome: Outcome) -> None:
     """Print it for a person."""
-    rows = outcome.tally.rows()
+    _show_agents(console, outcome.tally)
+    console.print(_sentence(outcome), highlight=False)
+    _show_failures(console, outcome.failures)
+
+
+def show_visit(console: Console, visit: Visit, guests: Guests) -> None:
+    """Print what became of visitors for a person."""
+    tally = visit.scene.tally
+    _show_agents(console, tally)
+    console.print(
+        f"{sum(tally.heard_bytes.values()) / 1e6:.1f} MB came to {len(tally.personas)} "
+        f"agents from {guests.broker}. The fleet still lists them: `overspill device "
+        f"retire` them if they do not come again.",
+        highlight=False,
+    )
+    _show_failures(console, visit.failures)
+
+
+def _show_failures(console: Console, failures: Sequence[str]) -> None:
+    for failure in failures:
+        console.print(f"FAILED: {failure}", highlight=False, markup=False, style="red")
+
+
+def _show_agents(console: Console, tally: Tally) -> None:
+    rows = tally.rows()
     shown = [each for each in SHOWN if any(row.became.get(each) for row in rows)]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("fault", "agents", *shown, "last"):
@@ -99,9 +147,6 @@ def show(console: Console, outcome: Outcome) -> None:
             console.print(
                 f"  {_name(row)}, {agents}: {reason}", highlight=False, markup=False
             )
-    console.print(_sentence(outcome), highlight=False)
-    for failure in outcome.failures:
-        console.print(f"FAILED: {failure}", highlight=False, markup=False, style="red")
 
 
 def _sentence(outcome: Outcome) -> str:
@@ -139,3 +184,9 @@ def _name(row: Row) -> str:
 
 def _counted(counts: Any) -> dict[str, int]:  # noqa: ANN401 - a mapping by Became
     return {each.value: counts[each] for each in Became if counts.get(each)}
+
+
+def output() -> Console:
+    """Where results go; as wide as they need when nobody looks."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)

@@ -22,7 +22,9 @@ class Surroundings:
         plan: of the simulation.
         folder: where unfinished pulls lie.
         unpacked: bundles that were unpacked.
-        provisioned: what agents come with.
+        provisioned: what agents come with; None: they have no model.
+        model: the name of what they serve.
+        visit: whether the broker is somebody else's, where nothing may stay.
         verifier: finds out what was signed.
         clock: of the machine.
         told: called with an agent's name and its slot, at each change.
@@ -31,7 +33,14 @@ class Surroundings:
     plan: Plan
     folder: Path
     unpacked: Unpacked
-    provisioned: Seal
+    provisioned: Seal | None
     verifier: Verifier
     clock: Clock
     told: Callable[[str, SlotReport], None]
+    model: str
+    visit: bool
+
+    @property
+    def before(self) -> str | None:
+        """The version that agents come with; each other is a new one."""
+        return None if self.provisioned is None else self.provisioned.version

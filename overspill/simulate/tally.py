@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from overspill.simulate.plan import NAME_PREFIX, Fault, Persona
+from overspill.simulate.plan import Fault, Persona
 
 
 class Became(StrEnum):
@@ -66,6 +66,11 @@ class Fate:
     reason: str | None = None
 
 
+def fate_of_state(slot: Mapping[str, Any], at_s: float) -> Fate:
+    """What a slot comes to that works on what is desired."""
+    return Fate(_BY_STATE[slot["state"]], at_s, slot["reason"])
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What became of all agents with one fault.
@@ -96,6 +101,7 @@ class Tally:
         given_up: the rollout has ended a while ago, whoever has not settled.
         excluded: whom the fleet did not choose, and why.
         by_fleet: how the fleet has each agent, in a word.
+        down: why an agent of each process is not connected.
     """
 
     personas: Sequence[Persona]
@@ -107,6 +113,7 @@ class Tally:
     by_fleet: Mapping[str, str] = field(default_factory=dict)
     fates: dict[str, Fate] = field(default_factory=dict)
     waited: dict[str, list[str]] = field(default_factory=dict)
+    down: dict[int, str] = field(default_factory=dict)
     connected: dict[int, int] = field(default_factory=dict)
     heard_bytes: dict[int, int] = field(default_factory=dict)
     resident_mb: dict[int, float] = field(default_factory=dict)
@@ -114,6 +121,9 @@ class Tally:
     def take(self, process: int, said: Mapping[str, Any], at_s: float) -> None:
         """One line of one process, heard `at_s` seconds after the rollout began."""
         self.connected[process] = said["connected"]
+        self.down.pop(process, None)
+        if said.get("down"):
+            self.down[process] = said["down"]
         self.heard_bytes[process] = said["heard_bytes"]
         self.resident_mb[process] = said["resident_mb"]
         for agent, slot in said["slots"].items():
@@ -137,7 +147,7 @@ class Tally:
                 return Fate(Became.CONVERGED, at_s)
             if slot["generation"] > self.generation:
                 return Fate(Became.BACK, at_s)
-        return Fate(_BY_STATE[state], at_s, slot["reason"])
+        return fate_of_state(slot, at_s)
 
     def of(self, persona: Persona) -> Fate:
         """What became of one agent so far."""
@@ -186,9 +196,13 @@ class Tally:
 
     def _row(self, fault: Fault | None, struck: Sequence[Persona]) -> Row:
         fates = [self.of(each) for each in struck]
-        reasons = Counter(_general(fate.reason) for fate in fates if fate.reason)
+        reasons = Counter(
+            _general(fate.reason, each.agent)
+            for each, fate in zip(struck, fates, strict=True)
+            if fate.reason
+        )
         waits = Counter(
-            _general(reason)
+            _general(reason, each.agent)
             for each in struck
             for reason in self.waited.get(each.agent, ())
         )
@@ -203,10 +217,10 @@ class Tally:
         )
 
 
-def _general(reason: str) -> str:
+def _general(reason: str, agent: str) -> str:
     """A reason without what only one agent's would have: its paths."""
     words = reason.split()
-    return " ".join("…" if NAME_PREFIX in word else word for word in words)
+    return " ".join("…" if agent in word else word for word in words)
 
 
 def compare(tally: Tally, known: Mapping[str, str | None], before: str) -> list[str]:

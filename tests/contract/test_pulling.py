@@ -476,6 +476,7 @@ class Wave:
         self.published: set[int] = set()
         self.spoil = False
         self.deaf = False
+        self.mute = False
 
     @asynccontextmanager
     async def hearing(
@@ -491,7 +492,7 @@ class Wave:
             self._listeners.remove(heard)
 
     async def ask_shared(self, path: str, offset: int, length: int) -> None:
-        if offset in self.published:
+        if self.mute or offset in self.published:
             return
         self.published.add(offset)
         piece = await self._source.read(path, offset, length)
@@ -531,6 +532,23 @@ async def test_an_agent_that_cannot_use_what_the_wave_hears_asks_alone(
     packed = await pull(puller, stage.seal, shared=True)
     assert sha256_of(packed) == stage.seal.sha256
     assert stage.good.chunks_of(stage.seal) == len(stage.seal.chunks)
+
+
+async def test_an_agent_that_listens_leaves_off_when_something_else_is_desired(
+    stage: Stage,
+) -> None:
+    wave = Wave(stage.source())
+    wave.mute = True
+    looks = 0
+
+    def superseded() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 3
+
+    puller = stage.puller(sharing=wave, shared_first_s=60.0)
+    with pytest.raises(Superseded):
+        await pull(puller, stage.seal, superseded=superseded, shared=True)
 
 
 def test_what_is_claimed_by_a_bitmap_is_checked(stage: Stage, tmp_path: Path) -> None:

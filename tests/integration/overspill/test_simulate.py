@@ -16,7 +16,7 @@ import pytest
 from overspill.simulate.plan import READS, Fault, read_plan
 
 # Options of other commands that the page speaks of.
-ELSEWHERE = {"--only"}
+ELSEWHERE = {"--only", "--where"}
 PLAN = """
 agents = 20
 seed = 3

@@ -6,6 +6,7 @@ from typing import Any
 
 from overspill.simulate.plan import Fault, Persona, Plan, Trouble, cast
 from overspill.simulate.tally import Became, Tally, compare
+from overspill.simulate.visit import VisitTally
 
 PLAN = Plan(agents=4, faults={Fault.OFFLINE: Trouble(agents=1)})
 
@@ -143,3 +144,32 @@ def test_agents_of_whom_the_fleet_knows_something_else_are_named() -> None:
     known = {"sim-00000": "1", "sim-00001": "1"}
     assert compare(found, known, "1") == ["sim-00000"]
     assert compare(found, {**known, "sim-00000": "2"}, "1") == []
+
+
+def test_visitors_have_come_to_what_is_waited_for_whatever_the_generation() -> None:
+    found = VisitTally(cast(PLAN), "3")
+    found.take(
+        0,
+        said(
+            sim_00000=slot("swapped", "3", generation=57),
+            sim_00001=slot("idle", "2", generation=56),
+            sim_00002=slot("idle", "1", generation=0),
+            sim_00003=slot("refused", "2", generation=57, reason="too large"),
+        ),
+        1.0,
+    )
+    assert found.counts() == {
+        Became.CONVERGED: 1,
+        Became.UNREACHED: 2,
+        Became.REFUSED: 1,
+    }
+    assert not found.settled
+    for late in ("sim_00001", "sim_00002"):
+        found.take(0, said(**{late: slot("swapped", "3", generation=57)}), 2.0)
+    assert found.settled
+
+
+def test_visitors_that_wait_for_nothing_come_to_whatever_is_desired() -> None:
+    found = VisitTally(cast(PLAN), "")
+    found.take(0, said(sim_00000=slot("swapped", "9", generation=3)), 1.0)
+    assert found.counts() == {Became.CONVERGED: 1, Became.UNREACHED: 3}

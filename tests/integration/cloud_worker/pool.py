@@ -68,11 +68,17 @@ def first_value(result: Result) -> float:
 class Agent:
     """An agent's link, and all that it has heard, by request id.
 
-    A `persistent` one hears what was said while it was away.
+    A `persistent` one hears what was said while it was away. One whose messages are
+    large takes a longer keepalive: what is on its way holds up the pings behind it.
     """
 
     def __init__(
-        self, node: Node, name: str = "agent-1", *, persistent: bool = False
+        self,
+        node: Node,
+        name: str = "agent-1",
+        *,
+        persistent: bool = False,
+        keepalive_s: int = 10,
     ) -> None:
         self.name = name
         self.results: dict[str, list[Result]] = {}
@@ -83,6 +89,7 @@ class Agent:
             subscriptions=(downlink(name),),
             on_message=self._hear,
             persistent=persistent,
+            keepalive_s=keepalive_s,
         )
         self._stack: Any = None
 
@@ -101,11 +108,11 @@ class Agent:
     ) -> None:
         """Send one envelope."""
         topic = requests(self.name, model or items[0].model, priority)
-        await self._link.publish(topic, encode(*items))
+        await self._link.publish(topic, encode(*items), timeout_s=PATIENCE_S)
 
     async def send(self, topic: str, payload: bytes) -> None:
         """Send anything."""
-        await self._link.publish(topic, payload)
+        await self._link.publish(topic, payload, timeout_s=PATIENCE_S)
 
     async def get(self, get: Get) -> Blob:
         """Ask for a part of a model update."""

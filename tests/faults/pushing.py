@@ -195,10 +195,11 @@ def said(gateway: Gateway, event: str, version: str) -> int:
     return sum(wanted.items() <= each.items() for each in told)
 
 
-async def state_of(gateway: Gateway) -> State | None:
-    """How far the agent's update is; None while it does not say."""
+async def slots_of(gateway: Gateway) -> tuple[State, int] | None:
+    """How far the agent's update is, and of which generation; None while it is away."""
     try:
         status = await gateway.status()
     except (ControlError, OSError, TimeoutError):
         return None
-    return State(status["models"][MODEL]["state"])
+    slots = status["models"][MODEL]
+    return State(slots["state"]), slots["generation"]

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from edge_agent.core.slots import State
 from fleet.core.rollouts import AgentState, RolloutState
-from tests.faults.pushing import Pushing, said, state_of, versions_of
+from tests.faults.pushing import Pushing, said, slots_of, versions_of
 from tests.faults.row import Row
 from tests.faults.stage import AGENTS, Gateway, Stage
 
 # Where an install is caught in turn; None: anywhere, also while the agent starts.
 PHASES = (State.PULLING, State.TESTING, State.PROBATION, None)
+ENDS = (State.SWAPPED, State.RETURNED, State.REFUSED)
 # A pull takes some seconds.
 SLOWLY = ("--rate", "150kB")
 PHASE_S = 15.0
@@ -51,7 +52,7 @@ async def agent_killed(stage: Stage) -> None:
                 generation = await fleet.roll_out(
                     str(newest), "--agents", gateway.name, *SLOWLY
                 )
-            await _reaches(stage, gateway, PHASES[number % len(PHASES)])
+            await _reaches(stage, gateway, PHASES[number % len(PHASES)], generation)
             caught[await _kill(stage, gateway)] += 1
             served[await fleet.one_good_model(gateway)] += 1
     # Left alone, it ends as it should, whatever lay about.
@@ -71,14 +72,17 @@ async def agent_killed(stage: Stage) -> None:
     await stage.until_ended()
 
 
-async def _reaches(stage: Stage, gateway: Gateway, phase: State | None) -> None:
-    """Return at some moment of a phase, or when it does not come."""
+async def _reaches(
+    stage: Stage, gateway: Gateway, phase: State | None, generation: int
+) -> None:
+    """Return at some moment of a phase, or once it will not come any more."""
     if phase is None:
         await asyncio.sleep(stage.random.uniform(0.0, 3.0))
         return
     give_up_s = asyncio.get_running_loop().time() + PHASE_S
-    while await state_of(gateway) is not phase:
-        if asyncio.get_running_loop().time() > give_up_s:
+    over = {(state, generation) for state in ENDS}
+    while (now := await slots_of(gateway)) != (phase, generation):
+        if now in over or asyncio.get_running_loop().time() > give_up_s:
             return
         await asyncio.sleep(0.01)
     # The fault itself: at any moment of the phase.
@@ -87,7 +91,7 @@ async def _reaches(stage: Stage, gateway: Gateway, phase: State | None) -> None:
 
 async def _kill(stage: Stage, gateway: Gateway) -> str:
     """Kill the agent, sometimes again before it is ready; gives what it was caught in."""
-    phase = await state_of(gateway)
+    now = await slots_of(gateway)
     before = gateway.restarts
     gateway.agent.signal(signal.SIGKILL)
     if stage.random.random() < 0.2:
@@ -97,7 +101,7 @@ async def _kill(stage: Stage, gateway: Gateway) -> str:
         gateway.agent.signal(signal.SIGKILL)
     await stage.until(lambda: gateway.restarts > before)
     await gateway.agent.ready()
-    return "none" if phase is None else phase.value
+    return "none" if now is None else now[0].value
 
 
 def _is_tidy(gateway: Gateway) -> None:
@@ -127,7 +131,7 @@ async def broker_killed(stage: Stage) -> None:
     for version in _versions(stage):
         generation = await fleet.roll_out(version, *SLOWLY, *_agents(gateways))
         async with stage.fault(f"RabbitMQ is killed while {version} is pulled"):
-            await _reaches(stage, gateways[0], State.PULLING)
+            await _reaches(stage, gateways[0], State.PULLING, generation)
             await stage.node.kill()
             for gateway in gateways:
                 assert await fleet.one_good_model(gateway) != version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,26 @@ def test_a_signed_version_is_served_and_an_unsigned_one_is_passed_over(
     pool.sign(pool.put("1"))
     pool.put("2")
     assert pool.served() == ["1"]
+
+
+def test_a_worker_with_a_trust_dir_remembers_over_a_restart_and_others_do_not(
+    pool: Pool, tmp_path: Path
+) -> None:
+    pool.sign(pool.put("1"))
+    old = shutil.copytree(pool.fleet.registry, tmp_path / "old")
+    pool.sign(pool.put("2"))
+    assert pool.served() == ["1", "2"]
+    shutil.rmtree(pool.fleet.registry)
+    old.rename(pool.fleet.registry)
+
+    def restarted(trust_dir: Path) -> list[str]:
+        signed = SignedModels(pool.fleet.root(), trust_dir, pool.fleet.tree)
+        library = Library(pool.models, max_batch=8, settle_s=-1, refusal=signed.refusal)
+        return [key.version for key in library.look().candidates]
+
+    assert restarted(tmp_path / "new") == ["1"]
+    with pytest.raises(NoRepository, match="timestamp version 2 must be >= 3"):
+        restarted(tmp_path / "worker-trust")
 
 
 def test_a_version_that_is_signed_later_is_served_then(pool: Pool) -> None:

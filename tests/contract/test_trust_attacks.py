@@ -17,6 +17,8 @@ from bundle.seal import SealRejected, check_names, read_seal
 from bundle.source import Piece, SourceUnavailable
 from bundle.trust import NotSigned, Stale, Untrusted, roles
 from bundle.trust.client import READ_BYTES, look, read_floor
+from bundle.trust.errors import TrustRefused
+from bundle.trust.repository import Repository
 from tests.trust import DAY_S, START_S, Device, FleetTrust, a_seal
 
 
@@ -481,3 +483,19 @@ def test_all_root_keys_can_be_replaced_and_devices_follow(
     assert fleet.sign("root-1").shown == ()
     assert fleet.sign("root-2").shown == (roles.ROOT,)
     device.believes(fleet.tree)
+
+
+def test_nothing_is_signed_on_top_of_a_registry_that_was_set_back(
+    fleet: FleetTrust,
+) -> None:
+    fleet.publish("fashion", "1")
+    old = copy_of(fleet, "old")
+    fleet.publish("fashion", "2")
+    shutil.rmtree(fleet.registry)
+    old.root.rename(fleet.registry)
+    # As the next command sees it.
+    fleet.repository = Repository(
+        fleet.tree, fleet.registry.parent / "trust", lambda: fleet.now_s
+    )
+    with pytest.raises(TrustRefused, match="somebody put an old one back"):
+        fleet.publish("fashion", "3")

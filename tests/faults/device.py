@@ -131,6 +131,8 @@ class Device:
         self.ended: dict[str, str] = {}
         self.offered = 0
         self.heard_accepted: set[str] = set()
+        # Which versions of models have answered.
+        self.versions: set[str] = set()
         self._room = asyncio.Semaphore(window)
         self._window = window
         self.link = MqttLink(
@@ -219,6 +221,8 @@ class Device:
         for output in (answer.get("outputs") or {}).values():
             heard["digest"] = digest(output["data"])
         self.history.note("heard", self.name, id_ or "", json.dumps(heard))
+        if (version := answer.get("version")) is not None:
+            self.versions.add(version)
         asked = self.open.get(id_)
         if status == "accepted":
             self.heard_accepted.add(id_)

@@ -23,7 +23,7 @@ from fleet.app import Fleet
 from fleet.core.progress import RolloutProgress
 from fleet.settings import FleetSettings
 from tests.acceptance.processes import environment
-from tests.faults.device import LOCAL
+from tests.faults.device import LOCAL, Device
 from tests.faults.program import Program, python
 from tests.faults.stage import Gateway, Stage
 
@@ -40,6 +40,7 @@ class Pushing:
         self._stage = stage
         self.home = stage.folder / "fleet"
         self.published: dict[str, tuple[str, str]] = {}
+        self.asking: list[Device] = []
         self.daemon = Program(
             "fleet",
             stage.folder,
@@ -74,7 +75,7 @@ class Pushing:
             look_spread_s=0.0,
             pull_jitter_s=0.0,
         )
-        await self._stage.local_stream(gateway)
+        self.asking.append(await self._stage.local_stream(gateway))
         async with asyncio.timeout(60):
             while name not in await asyncio.to_thread(self._heard):  # noqa: ASYNC110 - another process writes it
                 await asyncio.sleep(0.1)
@@ -150,8 +151,10 @@ class Pushing:
                 await asyncio.sleep(0.1)
         return now
 
-    async def audited(self) -> None:
-        """The record of what was done is whole."""
+    async def is_whole(self) -> None:
+        """Only what was published has answered, and the record of it all is whole."""
+        answered = {version for each in self.asking for version in each.versions}
+        assert answered <= self.published.keys(), answered
         await self.types("audit", "verify")
 
     async def one_good_model(self, gateway: Gateway) -> str:
@@ -192,10 +195,11 @@ def said(gateway: Gateway, event: str, version: str) -> int:
     return sum(wanted.items() <= each.items() for each in told)
 
 
-async def state_of(gateway: Gateway) -> State | None:
-    """How far the agent's update is; None while it does not say."""
+async def slots_of(gateway: Gateway) -> tuple[State, int] | None:
+    """How far the agent's update is, and of which generation; None while it is away."""
     try:
         status = await gateway.status()
     except (ControlError, OSError, TimeoutError):
         return None
-    return State(status["models"][MODEL]["state"])
+    slots = status["models"][MODEL]
+    return State(slots["state"]), slots["generation"]

@@ -9,17 +9,20 @@ from collections.abc import Sequence
 
 from edge_agent.core.slots import State
 from fleet.core.rollouts import AgentState, RolloutState
-from tests.faults.pushing import Pushing, said, state_of, versions_of
+from tests.faults.pushing import Pushing, said, slots_of, versions_of
 from tests.faults.row import Row
 from tests.faults.stage import AGENTS, Gateway, Stage
 
 # Where an install is caught in turn; None: anywhere, also while the agent starts.
 PHASES = (State.PULLING, State.TESTING, State.PROBATION, None)
+ENDS = (State.SWAPPED, State.RETURNED, State.REFUSED)
 # A pull takes some seconds.
 SLOWLY = ("--rate", "150kB")
 PHASE_S = 15.0
 # Nothing that they could judge by is spilled here, and machines are busy.
 UNASKED = ("--gate=agreement=off", "--gate=promise=off", "--gate=latency=off")
+KILLS_OF_AGENT = 200
+ENOUGH = 20
 # Of the fleet's daemon, a rollout.
 KILLS = 6
 # RabbitMQ 3.10 may take its MQTT clients up to 100 s after it was killed.
@@ -40,15 +43,16 @@ async def agent_killed(stage: Stage) -> None:
     ended: Counter[str] = Counter()
     newest, generation = 1, 0
     async with stage.fault("the agent is killed while it installs"):
-        for number in range(stage.n(200)):
+        for number in range(stage.n(KILLS_OF_AGENT)):
             progress = await fleet.progress(generation) if generation else None
             if progress is None or not progress.live:
-                ended[progress.state if progress else "none"] += 1
+                if progress is not None:
+                    ended[progress.state.value] += 1
                 newest += 1
                 generation = await fleet.roll_out(
                     str(newest), "--agents", gateway.name, *SLOWLY
                 )
-            await _reaches(stage, gateway, PHASES[number % len(PHASES)])
+            await _reaches(stage, gateway, PHASES[number % len(PHASES)], generation)
             caught[await _kill(stage, gateway)] += 1
             served[await fleet.one_good_model(gateway)] += 1
     # Left alone, it ends as it should, whatever lay about.
@@ -57,23 +61,28 @@ async def agent_killed(stage: Stage) -> None:
     assert over.state is RolloutState.DONE, over
     assert await fleet.one_good_model(gateway) == str(newest + 1)
     _is_tidy(gateway)
-    await fleet.audited()
+    await fleet.is_whole()
     stage.note_fault(
         f"killed in {dict(caught)}; rollouts ended {dict(ended)}; "
         f"{len(served)} versions served"
     )
-    assert caught.keys() >= {State.PULLING, State.TESTING, State.PROBATION}, caught
+    # A few kills may miss what lasts for a moment.
+    wanted = {each.value for each in PHASES if each is not None}
+    assert stage.n(KILLS_OF_AGENT) < ENOUGH or caught.keys() >= wanted, caught
     await stage.until_ended()
 
 
-async def _reaches(stage: Stage, gateway: Gateway, phase: State | None) -> None:
-    """Return at some moment of a phase, or when it does not come."""
+async def _reaches(
+    stage: Stage, gateway: Gateway, phase: State | None, generation: int
+) -> None:
+    """Return at some moment of a phase, or once it will not come any more."""
     if phase is None:
         await asyncio.sleep(stage.random.uniform(0.0, 3.0))
         return
     give_up_s = asyncio.get_running_loop().time() + PHASE_S
-    while await state_of(gateway) is not phase:
-        if asyncio.get_running_loop().time() > give_up_s:
+    over = {(state, generation) for state in ENDS}
+    while (now := await slots_of(gateway)) != (phase, generation):
+        if now in over or asyncio.get_running_loop().time() > give_up_s:
             return
         await asyncio.sleep(0.01)
     # The fault itself: at any moment of the phase.
@@ -82,7 +91,7 @@ async def _reaches(stage: Stage, gateway: Gateway, phase: State | None) -> None:
 
 async def _kill(stage: Stage, gateway: Gateway) -> str:
     """Kill the agent, sometimes again before it is ready; gives what it was caught in."""
-    phase = await state_of(gateway)
+    now = await slots_of(gateway)
     before = gateway.restarts
     gateway.agent.signal(signal.SIGKILL)
     if stage.random.random() < 0.2:
@@ -92,7 +101,7 @@ async def _kill(stage: Stage, gateway: Gateway) -> str:
         gateway.agent.signal(signal.SIGKILL)
     await stage.until(lambda: gateway.restarts > before)
     await gateway.agent.ready()
-    return phase or "none"
+    return "none" if now is None else now[0].value
 
 
 def _is_tidy(gateway: Gateway) -> None:
@@ -113,7 +122,7 @@ async def fleet_killed(stage: Stage) -> None:
                 await asyncio.sleep(stage.random.uniform(0.2, 3.0))
                 fleet.daemon.signal(signal.SIGKILL)
         await _everybody_once(fleet, generation, gateways, version)
-    await fleet.audited()
+    await fleet.is_whole()
     await stage.until_ended()
 
 
@@ -122,13 +131,13 @@ async def broker_killed(stage: Stage) -> None:
     for version in _versions(stage):
         generation = await fleet.roll_out(version, *SLOWLY, *_agents(gateways))
         async with stage.fault(f"RabbitMQ is killed while {version} is pulled"):
-            await _reaches(stage, gateways[0], State.PULLING)
+            await _reaches(stage, gateways[0], State.PULLING, generation)
             await stage.node.kill()
             for gateway in gateways:
                 assert await fleet.one_good_model(gateway) != version
             await stage.node.start()
         await _everybody_once(fleet, generation, gateways, version)
-    await fleet.audited()
+    await fleet.is_whole()
     await stage.until_ended()
 
 
@@ -169,7 +178,8 @@ ROWS: tuple[Row, ...] = (
         fault="kill -9 of the agent while it pulls, tests, swaps and is on probation",
         must_hold="one verified model answers after each; then it ends as desired",
         run=agent_killed,
-        most_gap_s=20.0,
+        # It may be killed twice before it answers again.
+        most_gap_s=30.0,
         timeout_s=3600.0,
     ),
     Row(

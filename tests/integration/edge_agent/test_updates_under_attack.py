@@ -13,7 +13,7 @@ from broker.messages import Report
 from bundle import layout
 from bundle.seal import Seal
 from bundle.source import SourceUnavailable
-from bundle.trust.errors import NotSigned
+from bundle.trust.errors import NotSigned, Stale
 from edge_agent.core.slots import State
 from tests.updating import MODEL, Agent, Registry, running, want
 from tests.waiting import until
@@ -158,6 +158,28 @@ async def test_models_that_nobody_signed_leave_nothing_on_the_disk_and_reports_g
         assert sorted(on_disk) == [".parts", MODEL]
         slots = [each.report() for each in agent.book.all.values()]
         assert len(Report(agent="edge", at_ms=0, slots=slots).slots) == 161
+
+
+async def test_trust_that_has_expired_stops_updates_says_so_and_nothing_else(
+    agent: Agent, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def expired(*_: object) -> Seal:
+        raise Stale("timestamp.json is expired (it is 2027-01-01 00:00 UTC here)")
+
+    registry.publish("1")
+    registry.publish("2", 1, data=b"another")
+    async with running(agent):
+        await agent.gets(want("1", 1))
+        await agent.serves("1")
+        with monkeypatch.context() as frozen:
+            frozen.setattr(registry, "refresh", expired)
+            frozen.setattr(registry, "seal_for", expired)
+            await agent.gets(want("2", 2, 1))
+            slots = await agent.until_state(State.WAITING, "1")
+            assert "is expired" in (slots.report().reason or "")
+            assert agent.serving == {MODEL: "1"}
+        agent.updates.look_now()
+        await agent.serves("2")
 
 
 async def test_a_second_probation_of_a_version_counts_nothing_of_the_first(

@@ -17,9 +17,12 @@ from typer.testing import CliRunner, Result
 
 from bundle.folder_tree import FolderTree
 from bundle.seal import read_seal
-from bundle.trust import NotSigned
+from bundle.trust import NotSigned, roles
 from fleet.__main__ import app
 from fleet.adapters.state.database import FleetDatabase
+from fleet.app import Fleet
+from fleet.settings import FleetSettings
+from lifecycle.clock import FakeClock, SystemClock
 from tests.trust import Device, a_seal
 
 Say = Callable[..., Result]
@@ -289,6 +292,22 @@ def test_everything_is_signed_for_another_term(say: Say, home: Path) -> None:
         for each in done(say("trust", "status", "--json"))["roles"]
     }
     assert (versions["root"], versions["targets"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("days_left", "code"), [(61, 0), (59, 2)])
+def test_what_expires_within_two_months_is_said_by_the_exit_code(
+    days_left: int, code: int, say: Say, home: Path
+) -> None:
+    ago_ms = round((roles.LIFE_S[roles.TARGETS] - days_left * roles.DAY_S) * 1000)
+    clock = FakeClock(wall_ms=SystemClock().wall_ms() - ago_ms)
+    with Fleet(FleetSettings(home=home), clock) as fleet:
+        fleet.trust.begin(root=(), targets=(), passphrase=None)
+        fleet.sign()
+    # The daemon has seen to the rest meanwhile.
+    assert say("trust", "sign").exit_code == 0
+    said = say("trust", "status")
+    assert said.exit_code == code, said.output
+    assert ("overspill trust sign --renew" in said.stderr) == (code == 2)
 
 
 def test_what_was_done_to_trust_is_in_the_audit_log(

@@ -211,6 +211,7 @@ async def test_what_is_signed_and_what_was_sealed_come_over_https_alone(
         packed = await pulls.pull(
             seal, None, policy=UpdatePolicy(), superseded=lambda: False
         )
+        https.close()
     assert packed.read_bytes() == bundle
 
 

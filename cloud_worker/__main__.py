@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import tempfile
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,11 +16,18 @@ from pydantic import ValidationError
 
 from broker.codec import explain
 from broker.link import BadUrl
+from bundle.tree import BadPlace
 from cloud_worker.adapters.repository import (
     Candidate,
     Found,
     NoRepository,
+    Refused,
     find_models,
+)
+from cloud_worker.adapters.signed_models import (
+    NoTrustedRoot,
+    SignedModels,
+    signed_models,
 )
 from cloud_worker.core.policy import LATEST, Policy, Shares
 from cloud_worker.core.spec import ServedModel
@@ -61,7 +70,7 @@ def run(  # noqa: PLR0913 - the options of a command line
     models: Models = None,
     only: Only = None,
     registry: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="The fleet's registry; then model updates are served too."),
     ] = None,
     id_: Annotated[
@@ -115,10 +124,8 @@ def models(
     """List what a worker would serve, and what it would pass over and why."""
     settings = _settings(models=models, only=tuple(only) if only else None)
     try:
-        found = find_models(
-            settings.models, max_batch=settings.max_batch, only=settings.only
-        )
-    except NoRepository as error:
+        found = _found(settings)
+    except (NoRepository, NoTrustedRoot, BadPlace, OSError) as error:
         _give_up(str(error))
     if as_json:
         typer.echo(json.dumps(_listing(found), indent=2))
@@ -127,6 +134,39 @@ def models(
         typer.echo(f"{name} {_in_words(versions, found.policies.get(name))}")
     for refused in found.refused:
         typer.echo(f"passed over {refused.path}: {refused.reason}")
+
+
+def _found(settings: WorkerSettings) -> Found:
+    """What a worker would find that is started now; nothing is remembered of it."""
+    found = find_models(
+        settings.models, max_batch=settings.max_batch, only=settings.only
+    )
+    if settings.trusted_root is None:
+        return found
+    with tempfile.TemporaryDirectory(prefix="overspill-trust-") as seen:
+        signed = signed_models(settings.trusted_root, Path(seen), settings.registry)
+        return found if signed is None else _signed_only(found, signed)
+
+
+def _signed_only(found: Found, signed: SignedModels) -> Found:
+    why = {
+        each.folder: signed.refusal(
+            each.folder, each.source.name, each.source.version, state=""
+        )
+        for versions in found.models.values()
+        for each in versions
+    }
+    return replace(
+        found,
+        models={
+            name: tuple(each for each in versions if why[each.folder] is None)
+            for name, versions in found.models.items()
+        },
+        refused=(
+            *found.refused,
+            *(Refused(folder, reason) for folder, reason in why.items() if reason),
+        ),
+    )
 
 
 def _run_loop(main: Coroutine[Any, Any, None]) -> None:

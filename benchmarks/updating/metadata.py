@@ -137,14 +137,12 @@ async def _measure(folder: Path) -> tuple[dict[str, object], list[Limit]]:
     refresh_bytes, seal_bytes = source.take()
     await seals.refresh()
     idle_bytes, _ = source.take()
-    child_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     figures: dict[str, object] = {
         "metadata_first_bytes": first_bytes,
         "metadata_refresh_bytes": refresh_bytes,
         "metadata_nothing_new_bytes": idle_bytes,
         "seal_bytes": seal_bytes,
         "refresh_s": round(took_s, 2),
-        "child_resident_mb": round(child_mb, 1),
         "agent_grew_mb": round(_resident_mb() - resident_before_mb, 1),
     }
     return figures, [

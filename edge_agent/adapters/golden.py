@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,16 @@ from edge_agent.adapters.litert import LiteRtModel
 from edge_agent.core.answers import Array
 
 MAX_GOLDEN_BYTES: Final = 256 * 1024 * 1024
+# Of a header that promises more than there is, numpy makes a MemoryError.
+UNREADABLE: Final = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class GoldenMismatch(ValueError):
@@ -125,5 +136,5 @@ def _arrays(path: Path) -> dict[str, Array]:
             )
         with np.load(path, allow_pickle=False) as loaded:
             return {name: np.atleast_1d(loaded[name]) for name in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise GoldenMismatch(f"{path.name} cannot be read: {error}") from error

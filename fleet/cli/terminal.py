@@ -226,5 +226,7 @@ def size(size_bytes: int) -> str:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        # Only folders are made in a way that minds what is there already.
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        return f"{where}{'is no folder' if is_file else error.strerror}"
     return str(error)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 
 Place = tuple[str | int, ...]
+# So much of a value is quoted.
+SHOWN: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,12 @@ def _placed(
         return tuple(path), _unknown(str(loc[-1]), names)
     if kind == "missing":
         return tuple(path), "it is missing"
+    if kind in ("model_type", "dict_type"):
+        return tuple(path), "names and what they stand for should be here (NAME: VALUE)"
     text = message.removeprefix("Value error, ").replace("Input should", "should")
-    shown = f" (it is {data!r})" if isinstance(data, str) and data not in text else ""
+    shown = ""
+    if isinstance(data, str) and data not in text:
+        shown = f" (it is {data[:SHOWN]!r}{'…' if len(data) > SHOWN else ''})"
     return tuple(path), f"{text}{shown if kind != 'value_error' else ''}"
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from bundle.folder_seal import FolderSeal, read_folder_seal, seal_folder, verify_folder
 from bundle.seal import SealRejected
+from cloud_worker.__main__ import app
 from cloud_worker.adapters.library import Holdings, Library
 from cloud_worker.adapters.repository import NoRepository
 from cloud_worker.adapters.signed_models import (
@@ -19,6 +22,7 @@ from cloud_worker.adapters.signed_models import (
     signed_models,
 )
 from cloud_worker.core.shelf import Key
+from lifecycle.clock import SystemClock
 from tests.trust import DAY_S, FleetTrust
 
 
@@ -90,6 +94,33 @@ def test_a_worker_with_a_trust_dir_remembers_over_a_restart_and_others_do_not(
     assert restarted(tmp_path / "new") == ["1"]
     with pytest.raises(NoRepository, match="timestamp version 2 must be >= 3"):
         restarted(tmp_path / "worker-trust")
+
+
+def test_the_list_of_what_would_be_served_knows_what_is_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(
+        FleetTrust(tmp_path / "fleet", SystemClock().wall_ms() / 1000), tmp_path
+    )
+    root = tmp_path / "root.json"
+    root.write_bytes(pool.fleet.root())
+    pool.sign(pool.put("1"))
+    unsigned = pool.put("2")
+    monkeypatch.setenv("OVERSPILL_WORKER_TRUSTED_ROOT", str(root))
+    monkeypatch.setenv("OVERSPILL_WORKER_REGISTRY", str(pool.fleet.registry))
+    words = ["models", "--models", str(pool.models), "--json"]
+    listed = CliRunner().invoke(app, words)
+    assert listed.exit_code == 0, listed.output
+    said = json.loads(listed.stdout)
+    (model,) = said["models"]
+    assert [each["version"] for each in model["versions"]] == ["1"]
+    (passed_over,) = said["passed_over"]
+    assert passed_over["path"] == str(unsigned)
+    assert "is not signed" in passed_over["reason"]
+    monkeypatch.delenv("OVERSPILL_WORKER_REGISTRY")
+    told = CliRunner().invoke(app, words)
+    assert told.exit_code == 1
+    assert "set OVERSPILL_WORKER_REGISTRY" in told.stderr
 
 
 def test_a_version_that_is_signed_later_is_served_then(pool: Pool) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from bundle.manifest import Manifest, parse_manifest
-from edge_agent.adapters.golden import GoldenMismatch
+from edge_agent.adapters.golden import MAX_GOLDEN_BYTES, GoldenMismatch
 from edge_agent.adapters.litert import ModelUnsupported
 from edge_agent.adapters.trial import (
     TrialFailed,
@@ -142,6 +143,27 @@ def test_a_golden_file_that_is_damaged_or_gone_fails_the_bundle(
     (tmp_path / "golden.npz").unlink()
     if content is not None:
         (tmp_path / "golden.npz").write_bytes(content)
+    assert "golden.npz cannot be read" in in_process(tmp_path, manifest)
+
+
+def test_golden_examples_that_unpack_to_too_much_are_refused_unread(
+    tmp_path: Path,
+) -> None:
+    manifest = bundle(tmp_path)
+    with zipfile.ZipFile(
+        tmp_path / "golden.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1
+    ) as golden:
+        for name in ("in_x.npy", "out_logits.npy"):
+            golden.writestr(name, bytes(MAX_GOLDEN_BYTES // 2 + 1))
+    assert (tmp_path / "golden.npz").stat().st_size < MAX_GOLDEN_BYTES // 100
+    assert "golden.npz" in in_process(tmp_path, manifest)
+    # And one whose header promises what is not there.
+    huge = np.lib.format.magic(1, 0)
+    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (9000000000000, 4)}"
+    head = head.ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "golden.npz", "w") as golden:
+        for name in ("in_x.npy", "out_logits.npy"):
+            golden.writestr(name, huge + len(head).to_bytes(2, "little") + head)
     assert "golden.npz cannot be read" in in_process(tmp_path, manifest)
 
 

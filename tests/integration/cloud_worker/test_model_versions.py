@@ -18,6 +18,8 @@ import pytest
 from broker.amqp.link import AmqpLink
 from broker.messages import Result, Status
 from broker.node import Node
+from bundle.folder_seal import seal_folder
+from lifecycle.clock import SystemClock
 from tests.integration.cloud_worker.pool import (
     MODELS,
     Agent,
@@ -28,6 +30,7 @@ from tests.integration.cloud_worker.pool import (
     worker,
 )
 from tests.integration.cloud_worker.test_worker import run_once
+from tests.trust import FleetTrust
 from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -294,6 +297,24 @@ async def test_two_workers_serve_what_each_of_them_has(
         ("w-2", "2"),
     }
     assert {each.status for each in results} == {Status.OK}
+
+
+async def test_what_nobody_signed_answers_no_request(
+    rabbit: Node, tmp_path: Path
+) -> None:
+    fleet = FleetTrust(tmp_path / "fleet", SystemClock().wall_ms() / 1000)
+    models = repository(tmp_path, mv="line_lite")
+    seal = seal_folder(models / "mv" / "1", "mv", "1").model_dump_json().encode()
+    fleet.repository.draft_folder("mv", "1", seal)
+    assert not fleet.sign().waiting
+    put(models, "mv", "2")
+    root = tmp_path / "root.json"
+    root.write_bytes(fleet.root())
+    trusting = {"trusted_root": root, "registry": fleet.registry, **QUICK}
+    async with worker(rabbit, models, **trusting), Agent(rabbit) as agent:
+        await agent.ask(request("signed", "mv", 4.0))
+        result = await agent.result("signed")
+        assert (result.status, result.version) == (Status.OK, "1")
 
 
 def test_the_list_of_models_says_by_what_policy_they_answer(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import random
 import socket
 import ssl
 import threading
@@ -21,9 +22,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from broker.messages import UpdatePolicy
+from bundle import layout
 from bundle.source import NotThere, SourceUnavailable
+from edge_agent.adapters.day_file import DayFile
 from edge_agent.adapters.https_source import BadRegistryUrl, HttpsSource
 from edge_agent.adapters.sources import sources_of
+from edge_agent.adapters.trusted_seals import TrustedSeals
+from edge_agent.loops.metering import Metering
+from edge_agent.loops.pulling import Puller
+from lifecycle.clock import SystemClock
+from tests.trust import FleetTrust
 from tests.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -126,29 +135,37 @@ async def serving(speak: Speak, context: ssl.SSLContext | None) -> AsyncIterator
 class Files:
     """A server of static files that answers ranges, as any does."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.asked: list[str] = []
+        self._folder = folder
+
+    def _file(self, path: str) -> bytes | None:
+        if self._folder is None:
+            return BLOB if path == PATH else None
+        file = self._folder / path
+        return file.read_bytes() if file.is_file() else None
 
     async def __call__(self, head: bytes, writer: asyncio.StreamWriter) -> None:
         line, *headers = head.decode().splitlines()
         path = line.split()[1]
         self.asked.append(path)
-        if path != f"/registry/{PATH}":
+        content = self._file(path.removeprefix("/registry/"))
+        if content is None:
             writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnone")
             return
         stated = next(each for each in headers if each.startswith("Range: bytes="))
         first, last = map(int, stated.removeprefix("Range: bytes=").split("-"))
-        if first >= len(BLOB):
+        if first >= len(content):
             writer.write(
                 b"HTTP/1.1 416 Range Not Satisfiable\r\nContent-Length: 0\r\n"
-                b"Content-Range: bytes */%d\r\n\r\n" % len(BLOB)
+                b"Content-Range: bytes */%d\r\n\r\n" % len(content)
             )
             return
-        data = BLOB[first : last + 1]
+        data = content[first : last + 1]
         writer.write(
             b"HTTP/1.1 206 Partial Content\r\nContent-Length: %d\r\n"
             b"Content-Range: bytes %d-%d/%d\r\n\r\n"
-            % (len(data), first, first + len(data) - 1, len(BLOB))
+            % (len(data), first, first + len(data) - 1, len(content))
         )
         writer.write(data)
 
@@ -183,6 +200,30 @@ async def test_ranges_come_over_verified_tls_and_connections_are_kept(
             await https.read("desired/agent-1", 0, 10)
         assert len(files.asked) == asked
         https.close()
+
+
+async def test_what_is_signed_and_what_was_sealed_come_over_https_alone(
+    authority: Authority, tmp_path: Path
+) -> None:
+    clock = SystemClock()
+    fleet = FleetTrust(tmp_path / "fleet", clock.wall_ms() / 1000)
+    bundle = BLOB[:100_000]
+    sealed = fleet.publish("fashion", "1", bundle)
+    fleet.tree.write(layout.blob(sealed.sha256), bundle)
+    root = tmp_path / "root.json"
+    root.write_bytes(fleet.root())
+    async with serving(Files(fleet.registry), authority.server_context()) as port:
+        https = source(port, authority)
+        trust = TrustedSeals(root, tmp_path / "trust", [https], clock=clock)
+        seal = await trust.seal_for("fashion", "1", 1)
+        assert seal == sealed
+        day = Metering(DayFile(tmp_path / "day.json"), local_now_s=lambda: 0.0)
+        pulls = Puller([https], tmp_path / "parts", metering=day, rng=random.Random(1))
+        packed = await pulls.pull(
+            seal, None, policy=UpdatePolicy(), superseded=lambda: False
+        )
+        https.close()
+    assert packed.read_bytes() == bundle
 
 
 async def test_a_server_that_an_unknown_authority_signed_is_not_believed(

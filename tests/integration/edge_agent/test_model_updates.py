@@ -49,7 +49,9 @@ class Operators:
     folder: Path
     trust: FleetTrust
 
-    def publish(self, version: str, epoch: int, **changes: Any) -> Seal:
+    def publish(
+        self, version: str, epoch: int, *, keys: tuple[str, ...] = (), **changes: Any
+    ) -> Seal:
         """The bundle of the pool's own model, unsure of every answer, changed as given."""
         folder = self.folder / version
         shutil.copytree(SMALL, folder)
@@ -63,7 +65,7 @@ class Operators:
         made = make_seal(packed, "fashion", version)
         seal = made.model_copy(update={"epoch": epoch})
         self.trust.repository.draft_seals("fashion", [(seal, False)])
-        self.trust.sign()
+        self.trust.sign(*keys)
         self.trust.tree.write_copy(layout.blob(seal.sha256), packed)
         return seal
 
@@ -236,6 +238,34 @@ async def test_an_agent_makes_a_version_of_a_delta_and_what_it_serves(
         operators.trust.tree.delete(layout.blob(second.sha256))
         operators.desire("v2", 2, epoch=3)
         await until_status(agent, slots_are(State.SWAPPED, "v2"), 40)
+
+
+async def test_whoever_holds_broker_registry_and_one_key_gets_nothing_installed(
+    updated: Callable[..., AgentSettings], operators: Operators
+) -> None:
+    operators.publish("v1", 3)
+    operators.publish("v0", 1)
+    evil = operators.publish("evil", 4, keys=("targets-1",))
+    target = layout.seal_target("fashion", "evil", 4)
+    operators.trust.tree.write(
+        f"{layout.TARGETS}/{target}", evil.model_dump_json().encode()
+    )
+    operators.desire("v1", 1, epoch=3)
+    async with Agent(updated()) as agent:
+        await until_status(agent, slots_are(State.SWAPPED, "v1"), 40)
+        operators.desire("evil", 2, epoch=4)
+        said = await until_status(agent, slots_are(State.REFUSED, "v1"), 40)
+        assert f"{target} is not signed" in said["models"]["fashion"]["reason"]
+        # What was signed once, and is older than what serves.
+        operators.desire("v0", 3, epoch=1)
+        said = await until_status(agent, refused_for("epoch 3 was committed here"), 40)
+        assert said["models"]["fashion"]["serving"] == "v1"
+        kept = {each.name for each in (agent.settings.state_dir / "models").rglob("v*")}
+        assert kept == {"v1"}
+
+
+def refused_for(reason: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda status: reason in (status["models"]["fashion"]["reason"] or "")
 
 
 @pytest.mark.parametrize(

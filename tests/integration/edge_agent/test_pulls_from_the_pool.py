@@ -186,6 +186,22 @@ async def test_an_agent_pulls_from_the_pool(rabbit: Node, tmp_path: Path) -> Non
         assert pool.shared == 0
 
 
+async def test_workers_share_the_chunks_of_a_pull_by_what_they_take(
+    rabbit: Node, tmp_path: Path
+) -> None:
+    registry = Registry(tmp_path)
+    packed, seal = registry.publish("1", MODEL, chunk_bytes=CHUNK_BYTES)
+    async with (
+        pooled(rabbit, TreeSource(registry.tree)) as one,
+        pooled(rabbit, TreeSource(registry.tree)) as other,
+        agent(rabbit, "agent-1") as puller,
+    ):
+        got = await pull(puller.puller(tmp_path), seal)
+        assert got.read_bytes() == packed.read_bytes()
+        assert one.alone + other.alone >= len(seal.chunks)
+        assert min(one.alone, other.alone) > 0
+
+
 async def test_a_wave_shares_one_transfer_and_each_verifies_for_itself(
     rabbit: Node, tmp_path: Path
 ) -> None:

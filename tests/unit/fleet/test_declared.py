@@ -165,12 +165,22 @@ rollouts:
         ("labels: {cam-1: {and: x}}", "'and' is no label's key"),
         ("a: [1\nb: 2", "fleet.yaml:2"),
         ("model: a\nmodel: b", "fleet.yaml:2: model stands on line 1 as well"),
-        ("[1, 2]", "fleet.yaml:1: should be a valid dictionary"),
+        ("[1, 2]", "fleet.yaml:1: names and what they stand for should be here"),
+        ("a word", "fleet.yaml:1: names and what they stand for should be here"),
+        ("labels: [cam-1]", "labels: names and what they stand for should be here"),
         ("x: &a {y: 1}\nz: {<<: *a}", "fleet.yaml:2: a key is a plain word"),
     ],
 )
 def test_a_mistake_is_answered_by_what_would_do(text: str, says: str) -> None:
     assert says in "\n".join(refusal(text))
+
+
+def test_a_long_value_is_not_quoted_whole() -> None:
+    (said,) = refusal(
+        f"rollouts: [{{model: m, version: 1, max_parallel: {'x' * 9000}}}]"
+    )
+    assert "…)" in said
+    assert len(said) < 250
 
 
 def test_a_file_that_makes_much_of_little_is_refused() -> None:

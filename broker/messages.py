@@ -187,7 +187,7 @@ class Get(Message):
     """An agent asks the pool for `length` bytes of a registry's file from `offset` on.
 
     Paths are those of `bundle.layout`. With `shared` the answer may come on the topic
-    that all agents of a wave hear.
+    that all agents of a wave hear; `listening_ms` says for how long the asker has.
     """
 
     want: Literal["file"]
@@ -195,6 +195,7 @@ class Get(Message):
     offset: MonotonicCount = 0
     length: Annotated[int, Field(ge=1, le=MAX_READ_BYTES)] = READ_BYTES
     shared: bool = False
+    listening_ms: MonotonicCount | None = None
 
 
 class Blob(Message):

@@ -6,8 +6,10 @@ from collections import OrderedDict
 from enum import StrEnum
 from typing import Final
 
-# What was published so lately is on its way to whoever asks.
-FRESH_S: Final = 5.0
+# What was published so lately is on its way to whoever listened by then.
+FRESH_S: Final = 10.0
+# A question waits for so long in its queue.
+ON_ITS_WAY_S: Final = 1.0
 # A wave is over after so long; who asks then may be the first of another one.
 QUIET_S: Final = 30.0
 MAX_REMEMBERED: Final = 4096
@@ -27,7 +29,7 @@ class SharedChunks:
     """Remembers what was published on shared topics for `quiet_s`.
 
     Args:
-        fresh_s: after a publish, a question crossed with it and needs no answer.
+        fresh_s: after a publish, who listened when it was made will still hear it.
         quiet_s: after a publish, who asks has missed it or came late: it is answered
             alone, because all others of the wave would hear what they have.
 
@@ -45,12 +47,16 @@ class SharedChunks:
         self.repaired = 0
         self.spared = 0
 
-    def claim(self, chunk: Chunk, now_s: float) -> Reply:
+    def claim(
+        self, chunk: Chunk, now_s: float, listening_s: float | None = None
+    ) -> Reply:
         """Whom to tell this chunk now; told to the wave it counts as published.
 
         Args:
             chunk: path, offset and length.
             now_s: of a monotonic clock.
+            listening_s: for how long the asker hears what the wave is told, as far as it
+                says so.
         """
         while self._at_s:
             oldest, at_s = next(iter(self._at_s.items()))
@@ -62,7 +68,9 @@ class SharedChunks:
             self._at_s[chunk] = now_s
             self.published += 1
             return Reply.WAVE
-        if now_s - told_s < self._fresh_s:
+        age_s = now_s - told_s
+        late = listening_s is not None and age_s > listening_s + ON_ITS_WAY_S
+        if age_s < self._fresh_s and not late:
             self.spared += 1
             return Reply.NOTHING
         self.repaired += 1

@@ -92,7 +92,9 @@ class Updates:
         digest = _shared_digest(get)
         chunk = (get.path, get.offset, get.length)
         if digest is not None:
-            reply = self.shared.claim(chunk, time.monotonic())
+            heard_ms = get.listening_ms
+            listening_s = None if heard_ms is None else heard_ms / 1000
+            reply = self.shared.claim(chunk, time.monotonic(), listening_s)
             if reply is Reply.NOTHING:
                 return True
             if reply is Reply.ALONE:

@@ -108,13 +108,28 @@ class MqttSource:
             )
         return Piece(blob.data[:length], blob.total_bytes)
 
-    async def ask_shared(self, path: str, offset: int, length: int) -> None:
+    async def ask_shared(
+        self, path: str, offset: int, length: int, listening_s: float
+    ) -> None:
         """Ask for a chunk on the topic that the whole wave hears; wait for nothing.
+
+        Args:
+            path: of the blob.
+            offset: of the chunk.
+            length: of the chunk.
+            listening_s: for how long that topic has been heard.
 
         Raises:
             SourceUnavailable: the question could not be sent.
         """
-        get = Get(want="file", path=path, offset=offset, length=length, shared=True)
+        get = Get(
+            want="file",
+            path=path,
+            offset=offset,
+            length=length,
+            shared=True,
+            listening_ms=round(1000 * listening_s),
+        )
         await self._publish(encode(get))
 
     @asynccontextmanager

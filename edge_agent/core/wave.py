@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# So often in a row what was asked for did not come: the rest is fetched alone. Each
-# silence is twice as long as the one before, and all of them longer than a pool takes an
-# answer to be on its way.
-MOST_SILENCES: Final = 5
+# So often in a row what was asked for did not come: the rest is fetched alone.
+MOST_SILENCES: Final = 3
+# Who has asked is patient, and more so each time: a broker that has a chunk for a thousand
+# agents takes seconds, and what is asked for again then makes it take longer.
+PATIENCE: Final = 8
 # Moments are drawn for a wave of about e to the power of this, a few thousand; a smaller
 # one only waits longer.
 LN_WAVE: Final = 8.0
@@ -79,6 +80,8 @@ class WaveTurns:
         # Whether it has asked, and nothing was heard since.
         self._stands = False
         self._leads = False
+        # Chunks that came as it had asked.
+        self._led = 0
         self._due_s = now_s + first_s * _late(chance)
 
     def heard(self, chunk: int, now_s: float, chance: float) -> None:
@@ -86,6 +89,7 @@ class WaveTurns:
         self._missing.pop(chunk, None)
         # Where another's chunk came first, another leads.
         self._leads |= self._stands and chunk in self._asked
+        self._led += chunk in self._asked
         self._stands = False
         self._asked.discard(chunk)
         self._silences = 0
@@ -96,7 +100,8 @@ class WaveTurns:
         if not self._missing:
             return Leave()
         if self._leads:
-            chunks = self._take(self._window - len(self._asked))
+            # More with each that came: what others have asked for is heard by then.
+            chunks = self._take(min(self._window, self._led) - len(self._asked))
             if chunks:
                 return AskWave(chunks)
         if now_s < self._due_s:
@@ -108,9 +113,11 @@ class WaveTurns:
             self._silences += 1
             if self._silences >= MOST_SILENCES:
                 return Leave()
-        self._leads, self._stands = False, True
+        self._leads, self._stands, self._led = False, True, 0
         self._asked.clear()
-        self._due_s = now_s + self._silent_s * 2**self._silences * _late(chance)
+        self._due_s = now_s + self._silent_s * PATIENCE * 2**self._silences * _late(
+            chance
+        )
         # One: of all who break a silence together the pool hears few words.
         return AskWave(self._take(1))
 

@@ -121,6 +121,8 @@ class Fetch:
                     keeping = tasks.create_task(self._keep_heard())
                     if self._wave is not None:
                         await self._wave.run()
+                        # However quiet it was: no source has been silent yet.
+                        self._asking.progressed()
                     async with asyncio.TaskGroup() as workers:
                         for _ in range(min(self._settings.window, len(missing))):
                             workers.create_task(self._work())

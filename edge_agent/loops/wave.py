@@ -29,7 +29,9 @@ class Sharing(Protocol):
         """Hear the chunks of a blob that others of the wave ask for."""
         ...
 
-    async def ask_shared(self, path: str, offset: int, length: int) -> None:
+    async def ask_shared(
+        self, path: str, offset: int, length: int, listening_s: float
+    ) -> None:
         """Ask for a chunk on the topic of its blob; raise SourceUnavailable."""
         ...
 
@@ -50,7 +52,7 @@ class WaveSettings:
 
 
 class Wave:
-    """One agent's part in it. Made inside a running event loop.
+    """One agent's part in it. Made when the topic is heard, inside the event loop.
 
     Args:
         missing: the chunks it lacks.
@@ -75,6 +77,7 @@ class Wave:
         self._check_wanted = check_wanted
         self._rng = rng
         self._came = asyncio.Event()
+        self._since_s = _now_s()
         order = rng.sample(missing, len(missing))
         self._turns = WaveTurns(
             order,
@@ -115,7 +118,9 @@ class Wave:
             await self._meter.take(length)
             self._meter.give_back(length)
             try:
-                await self._sharing.ask_shared(self._chunks.path, offset, length)
+                await self._sharing.ask_shared(
+                    self._chunks.path, offset, length, _now_s() - self._since_s
+                )
             except SourceUnavailable as error:
                 log.info("wave_not_asked", reason=str(error))
                 return False

@@ -491,7 +491,10 @@ class Wave:
         finally:
             self._listeners.remove(heard)
 
-    async def ask_shared(self, path: str, offset: int, length: int) -> None:
+    async def ask_shared(
+        self, path: str, offset: int, length: int, listening_s: float
+    ) -> None:
+        assert listening_s >= 0
         if self.mute or offset in self.published:
             return
         self.published.add(offset)

@@ -98,7 +98,7 @@ class PullingAgent:
         parts = folder / self.name
         parts.mkdir()
         fetch = FetchSettings(
-            window=4, stall_s=20.0, shared_first_s=0.3, shared_silent_s=1.0
+            window=4, stall_s=20.0, shared_first_s=0.3, shared_silent_s=0.2
         )
         return Puller(
             [self.source],
@@ -255,12 +255,12 @@ async def test_what_is_wrong_is_told_to_who_asked_and_not_to_the_wave(
         pooled(rabbit, TreeSource(registry.tree)) as pool,
         agent(rabbit, "agent-1") as asker,
     ):
-        await within(asker.source.ask_shared(layout.blob("0" * 64), 0, 100))
+        await within(asker.source.ask_shared(layout.blob("0" * 64), 0, 100, 0.0))
         with pytest.raises(NotThere):
             await within(asker.source.read(layout.blob("0" * 64), 0, 100))
         assert pool.shared == 0
         # Only blobs are shared: on a topic for metadata nobody may be made to listen.
-        await within(asker.source.ask_shared("metadata/timestamp.json", 0, 100))
+        await within(asker.source.ask_shared("metadata/timestamp.json", 0, 100, 0.0))
         with pytest.raises(NotThere):
             await within(asker.source.read("metadata/timestamp.json", 0, 100))
         assert pool.shared == 0
@@ -317,7 +317,9 @@ async def test_what_a_wave_hears_is_heard_after_a_lost_connection_too(
             await until(lambda: not listener.link.up)
         await within(listener.link.wait_up())
         await until(lambda: listener.link.up and bool(listener.link._also))
-        await within(asker.source.ask_shared(layout.blob(seal.sha256), 0, CHUNK_BYTES))
+        await within(
+            asker.source.ask_shared(layout.blob(seal.sha256), 0, CHUNK_BYTES, 9.0)
+        )
         await until(lambda: heard)
         assert heard == {0: packed.read_bytes()[:CHUNK_BYTES]}
 

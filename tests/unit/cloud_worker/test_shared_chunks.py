@@ -25,6 +25,13 @@ def test_a_wave_is_told_once_and_who_asks_later_alone() -> None:
     assert (shared.published, shared.spared, shared.repaired) == (2, 1, 2)
 
 
+def test_who_began_to_listen_after_it_was_told_need_not_wait() -> None:
+    shared = SharedChunks()
+    assert shared.claim(CHUNK, 100.0, 3.0) is Reply.WAVE
+    assert shared.claim(CHUNK, 104.0, 3.5) is Reply.NOTHING
+    assert shared.claim(CHUNK, 104.0, 2.5) is Reply.ALONE
+
+
 def test_another_range_of_the_same_blob_is_another_chunk() -> None:
     shared = SharedChunks()
     assert shared.claim(CHUNK, 0.0) is Reply.WAVE

@@ -15,7 +15,6 @@ from cloud_worker.core.shared_chunks import Reply, SharedChunks
 from edge_agent.core.wave import AskWave, Leave, Listen, WaveTurns
 
 CHUNKS = 16
-WAY_S = 0.03
 
 
 def turns(missing: Collection[int], *, chance: float = 1.0) -> WaveTurns:
@@ -28,18 +27,23 @@ def test_an_agent_listens_first_and_asks_for_one_chunk_when_nobody_did() -> None
     mine = turns(range(9))
     assert mine.next(0.0, 0.0) == Listen(1.0)
     assert mine.next(1.0, 0.0) == AskWave((0,))
-    assert mine.next(1.1, 0.0) == Listen(3.0)
+    assert mine.next(1.1, 0.0) == Listen(17.0)
 
 
-def test_who_hears_what_it_asked_for_goes_on_a_window_at_once() -> None:
-    mine = turns(range(9), chance=0.0)
+def test_who_hears_what_it_asked_for_goes_on_at_once_and_ever_faster() -> None:
+    mine = turns(range(12), chance=0.0)
     assert mine.next(0.0, 0.0) == AskWave((0,))
     mine.heard(0, 0.1, 0.0)
-    assert mine.next(0.1, 0.0) == AskWave((1, 2, 3))
+    assert mine.next(0.1, 0.0) == AskWave((1,))
     assert mine.next(0.1, 0.0) == Listen(2.1)
-    mine.heard(2, 0.2, 0.0)
-    mine.heard(8, 0.2, 0.0)
-    assert mine.next(0.2, 0.0) == AskWave((4,))
+    mine.heard(1, 0.2, 0.0)
+    assert mine.next(0.2, 0.0) == AskWave((2, 3))
+    mine.heard(2, 0.3, 0.0)
+    mine.heard(11, 0.3, 0.0)
+    assert mine.next(0.3, 0.0) == AskWave((4, 5))
+    mine.heard(3, 0.4, 0.0)
+    # A window at most.
+    assert mine.next(0.4, 0.0) == AskWave((6,))
 
 
 def test_who_hears_what_another_asked_for_keeps_quiet() -> None:
@@ -56,20 +60,18 @@ def test_who_heard_anothers_chunk_first_does_not_lead() -> None:
     assert mine.next(0.2, 0.0) == Listen(2.2)
 
 
-def test_silences_grow_until_nothing_is_to_be_had_by_listening() -> None:
+def test_who_has_asked_waits_ever_longer_until_there_is_no_point_in_it() -> None:
     mine = turns(range(9), chance=0.0)
-    found = [mine.next(at_s, 0.0) for at_s in (0.0, 2.0, 6.0, 14.0, 30.0, 62.0)]
-    assert found == [AskWave((0,))] * 5 + [Leave()]
+    found = [mine.next(at_s, 0.0) for at_s in (0.0, 16.0, 48.0, 112.0)]
+    assert found == [AskWave((0,))] * 3 + [Leave()]
 
 
 def test_what_comes_ends_a_silence() -> None:
     mine = turns(range(9), chance=0.0)
-    assert [mine.next(at_s, 0.0) for at_s in (0.0, 2.0)] == [AskWave((0,))] * 2
-    mine.heard(7, 2.1, 0.0)
-    assert mine.next(2.2, 0.0) == Listen(4.1)
-    # Of two in a row, the second.
-    assert mine.next(4.2, 0.0) == AskWave((0,))
-    assert mine.next(4.2, 0.0) == Listen(8.2)
+    assert [mine.next(at_s, 0.0) for at_s in (0.0, 16.0)] == [AskWave((0,))] * 2
+    mine.heard(7, 17.0, 0.0)
+    assert mine.next(17.1, 0.0) == Listen(19.0)
+    assert mine.next(19.0, 0.0) == AskWave((0,))
 
 
 def test_who_has_all_of_it_leaves() -> None:
@@ -85,10 +87,11 @@ Do = Callable[[], None]
 
 
 class Wave:
-    """Agents, a pool and a topic; every way takes `WAY_S`, and nothing else takes time.
+    """Agents, a pool and a topic; nothing but ways takes time.
 
     Args:
         begins_s: an agent begins at each of these times.
+        way_s: that each way takes.
         workers: members of the pool; who takes a question is a matter of chance.
         loses: whether a chunk that is told to all is lost on its way to an agent.
 
@@ -102,14 +105,17 @@ class Wave:
         begins_s: Sequence[float],
         *,
         workers: int = 1,
+        way_s: float = 0.03,
         loses: Callable[[int, int], bool] = lambda _agent, _chunk: False,
     ) -> None:
         self.to_all = self.to_one = 0
+        self._way_s = way_s
         self.came: Counter[int] = Counter()
         self._rng = random.Random(7)
         self._pool = [SharedChunks() for _ in range(workers)]
         self._loses = loses
         self._listening: dict[int, WaveTurns] = {}
+        self._since_s: dict[int, float] = {}
         self._missing = {agent: set(range(CHUNKS)) for agent in range(len(begins_s))}
         self._now_s = 0.0
         self._number = itertools.count()
@@ -129,6 +135,7 @@ class Wave:
         heapq.heappush(self._due, (at_s, next(self._number), do))
 
     def _begin(self, agent: int) -> None:
+        self._since_s[agent] = self._now_s
         self._listening[agent] = WaveTurns(
             self._rng.sample(range(CHUNKS), CHUNKS),
             window=4,
@@ -145,23 +152,25 @@ class Wave:
         match self._listening[agent].next(self._now_s, self._rng.random()):
             case AskWave(chunks):
                 for chunk in chunks:
-                    self._at(self._now_s + WAY_S, partial(self._asked, agent, chunk))
+                    listening_s = self._now_s - self._since_s[agent]
+                    asked = partial(self._asked, agent, chunk, listening_s)
+                    self._at(self._now_s + self._way_s, asked)
                 self._turn(agent)
             case Listen(until_s):
                 self._at(until_s, partial(self._turn, agent))
             case Leave():
                 del self._listening[agent]
 
-    def _asked(self, agent: int, chunk: int) -> None:
+    def _asked(self, agent: int, chunk: int, listening_s: float) -> None:
         member = self._rng.choice(self._pool)
-        reply = member.claim(("blobs/x", chunk, 1), self._now_s)
+        reply = member.claim(("blobs/x", chunk, 1), self._now_s, listening_s)
         self.to_all += reply is Reply.WAVE
         self.to_one += reply is Reply.ALONE
         hearers = [agent] if reply is Reply.ALONE else []
         if reply is Reply.WAVE:
             hearers = [e for e in self._listening if not self._loses(e, chunk)]
         for each in hearers:
-            self._at(self._now_s + WAY_S, partial(self._hear, each, chunk))
+            self._at(self._now_s + self._way_s, partial(self._hear, each, chunk))
 
     def _hear(self, agent: int, chunk: int) -> None:
         self.came[agent] += 1
@@ -175,6 +184,11 @@ def test_a_wave_that_begins_together_is_told_each_chunk_once() -> None:
     wave = Wave([0.0] * 100).run()
     assert (wave.to_all, wave.to_one) == (CHUNKS, 0)
     assert set(wave.came.values()) == {CHUNKS}
+
+
+def test_a_broker_that_takes_seconds_is_not_asked_again_by_everybody() -> None:
+    wave = Wave([0.0] * 300, way_s=3.0).run()
+    assert (wave.to_all, wave.to_one) == (CHUNKS, 0)
 
 
 def test_a_chunk_that_one_agent_missed_goes_to_that_agent() -> None:

@@ -355,7 +355,7 @@ def test_a_file_that_may_not_grow_costs_what_was_to_be_kept_and_nothing_else(
 ) -> None:
     root = tmp_path / "examples"
     with child(FULL, root, limit_bytes) as process:
-        said, _ = process.communicate(timeout=20)
+        said, _ = process.communicate(timeout=50)
     why, kept, filled = said.splitlines()[-3:]
     assert ("File too large" if what == "example" else "the index of examples") in why
     assert (kept, filled) == ("2", "3")

@@ -147,13 +147,14 @@ def test_a_newer_schema_is_refused_by_name(place: str) -> None:
         pytest.fail("opened the future")
 
 
+@pytest.mark.timeout(150)  # two interpreters start
 def test_processes_that_migrate_at_once_find_it_done_once(old: Path) -> None:
     context = multiprocessing.get_context("spawn")
     openers = [context.Process(target=open_once, args=(str(old),)) for _ in range(2)]
     for each in openers:
         each.start()
     for each in openers:
-        each.join(15)
+        each.join(60)
     assert [each.exitcode for each in openers] == [0, 0]
 
 

@@ -221,7 +221,7 @@ def test_a_build_that_is_killed_goes_on_and_comes_to_the_same(
             time.sleep(0.01)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(40)
     assert not (tmp_path / "bundle").exists()
     before = {each: each.stat().st_mtime_ns for each in finished}
     again = Build(options(folder), folder, tmp_path, Silent()).run()

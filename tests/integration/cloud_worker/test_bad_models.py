@@ -16,6 +16,7 @@ import pytest
 
 from broker.messages import Request, Status, Tensor
 from broker.node import Node
+from tests.consumed import until_consumed
 from tests.integration.cloud_worker.pool import (
     MODELS,
     Agent,
@@ -27,7 +28,7 @@ from tests.integration.cloud_worker.pool import (
 from tests.integration.cloud_worker.test_model_versions import stream
 from tests.waiting import until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 HANG, SPOIL = 99.0, 55.0
 # What a version passed over says in the log.
@@ -56,6 +57,7 @@ async def test_a_model_that_lies_loses_rows_hangs_and_crashes_fails_those_who_as
         WorkerProcess(rabbit.amqp_url("worker"), models, **quick) as worker,
     ):
         await worker.ready()
+        await until_consumed(rabbit.amqp_url("worker"), "bm-ill", "bm-well")
         async with stream(agent, "bm-well") as neighbours:
 
             async def why(bad: Request, *good: Request) -> str:

@@ -22,7 +22,7 @@ from tests.integration.cloud_worker.test_health import served_port
 from tests.integration.pages import metrics, sample
 from tests.waiting import until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 EDGE = EdgeOpinion(label="a", confidence=0.2, version="1")
 

@@ -25,7 +25,7 @@ from tests.waiting import until
 pytestmark = [
     pytest.mark.integration,
     # A RabbitMQ and several workers start.
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
 ]
 
 PER_ENVELOPE = 5

@@ -22,7 +22,7 @@ from tests.integration.cloud_worker.pool import (
 from tests.integration.pages import Sample, get, metrics, sample
 from tests.waiting import until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 async def test_a_worker_is_ready_only_when_it_is_warm_and_consumes(

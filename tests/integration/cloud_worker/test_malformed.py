@@ -26,7 +26,7 @@ from tests.integration.cloud_worker.pool import (
     request,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 FLOOD = 10_000
 GOOD = 100
@@ -111,7 +111,8 @@ async def test_a_flood_of_malformed_messages_costs_the_good_ones_nothing(
         assert resident_mb(worker.pid) < before_mb + 100
         worker.signal(signal.SIGTERM)
         assert await worker.ended() == 0
-    assert len(worker.said) < 200
+    # Some every second, however long it takes, and never one for each.
+    assert len(worker.said) < FLOOD / 10
     ledger = next(
         json.loads(line) for line in reversed(worker.said) if '"ledger"' in line
     )

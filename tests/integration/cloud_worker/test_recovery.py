@@ -24,7 +24,7 @@ from tests.integration.cloud_worker.pool import (
 )
 from tests.waiting import until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 @asynccontextmanager

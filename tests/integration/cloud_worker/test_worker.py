@@ -47,7 +47,7 @@ from tests.waiting import until
 pytestmark = [
     pytest.mark.integration,
     # A RabbitMQ and, in some, a TensorFlow start first.
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
 ]
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from broker.amqp.link import AmqpLink
-from broker.amqp.queues import NoSuchQueue
 from broker.node import Node
-from broker.topology import model_queues
 from edge_agent.settings import AgentSettings
-from tests.integration.broker.links import running
+from tests.consumed import until_consumed
 from tests.integration.edge_agent.edge import WorkerProcess, worker
 from tests.integration.examples.models import (
     EXAMPLES,
@@ -25,34 +22,12 @@ from tests.integration.examples.models import (
     pool_models,
 )
 
-LOADED_WITHIN_S = 90.0
-
 
 class Served(NamedTuple):
     """A worker with three cloud models, and the bundle that one of them taught."""
 
     worker: WorkerProcess
     words: Path
-
-
-async def until_consumed(amqp_url: str, *models: str) -> None:
-    """Return once there is a worker at every queue of these models.
-
-    A worker says that it is ready while a model that takes long still loads.
-    """
-    link = AmqpLink(amqp_url, name="looks")
-    async with asyncio.timeout(LOADED_WITHIN_S), running(link.run):
-        await link.wait_up()
-        for queue in (queue for model in models for queue in model_queues(model)):
-            while not await is_consumed(link, queue.name):  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.1)
-
-
-async def is_consumed(link: AmqpLink, queue: str) -> bool:
-    """Whether somebody takes what comes into a queue."""
-    with suppress(NoSuchQueue):
-        return (await link.look(queue)).consumers > 0
-    return False
 
 
 @pytest.fixture(scope="module")

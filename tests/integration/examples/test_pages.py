@@ -95,7 +95,7 @@ def test_what_makes_an_example_again_is_there(name: str) -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=50,
     )
     assert "--seed" in done.stdout
     for line in (build, *more):

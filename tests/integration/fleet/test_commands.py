@@ -394,7 +394,7 @@ def agent_that(home: Path, answers: Callable[[int], SlotReport]) -> Iterator[Non
     thread = threading.Thread(target=obey)
     thread.start()
     yield
-    thread.join(15)
+    thread.join(45)
 
 
 def test_waiting_ends_with_the_rollout(say: Say, source: Source, home: Path) -> None:
@@ -560,7 +560,7 @@ def test_the_daemon_outlives_an_absent_broker_and_ends_clean_on_sigterm(
                     break
             daemon.send_signal(signal.SIGTERM)
             rest = daemon.stderr.read()
-            assert daemon.wait(20) == 0
+            assert daemon.wait(45) == 0
         finally:
             daemon.kill()
     assert f"127.0.0.1:{free_port}" in lines[-1]["error"]

@@ -344,7 +344,7 @@ def test_a_passphrase_is_asked_for_on_a_terminal(home: Path, tmp_path: Path) -> 
         while not heard.endswith(prompt):
             heard += os.read(main, 1)
         os.write(main, b"open sesame\n")
-    said, _ = command.communicate(timeout=15)
+    said, _ = command.communicate(timeout=50)
     os.close(main)
     assert command.returncode == 0
     assert "made" in said

@@ -302,7 +302,7 @@ def test_a_folder_without_examples_is_said_to_be_one(tmp_path: Path) -> None:
         text=True,
         env=environment(),
         check=False,
-        timeout=20,
+        timeout=50,
     )
     assert said.returncode == 1
     assert said.stderr.startswith(f"error: no examples are kept in {nothing}: workers")

@@ -20,7 +20,7 @@ from typing import Final
 MOST_SILENCES: Final = 3
 # Who has asked is patient, and more so each time: a broker that has a chunk for a thousand
 # agents takes seconds, and what is asked for again then makes it take longer.
-PATIENCE: Final = 8
+PATIENCE: Final = 4
 # Moments are drawn for a wave of about e to the power of this, a few thousand; a smaller
 # one only waits longer.
 LN_WAVE: Final = 8.0

@@ -45,8 +45,8 @@ class FetchSettings:
 
     window: int = 4
     stall_s: float = 120.0
-    shared_first_s: float = 3.0
-    shared_silent_s: float = 0.5
+    shared_first_s: float = 5.0
+    shared_silent_s: float = 1.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,7 @@ def test_an_agent_listens_first_and_asks_for_one_chunk_when_nobody_did() -> None
     mine = turns(range(9))
     assert mine.next(0.0, 0.0) == Listen(1.0)
     assert mine.next(1.0, 0.0) == AskWave((0,))
-    assert mine.next(1.1, 0.0) == Listen(17.0)
+    assert mine.next(1.1, 0.0) == Listen(9.0)
 
 
 def test_who_hears_what_it_asked_for_goes_on_at_once_and_ever_faster() -> None:
@@ -62,16 +62,16 @@ def test_who_heard_anothers_chunk_first_does_not_lead() -> None:
 
 def test_who_has_asked_waits_ever_longer_until_there_is_no_point_in_it() -> None:
     mine = turns(range(9), chance=0.0)
-    found = [mine.next(at_s, 0.0) for at_s in (0.0, 16.0, 48.0, 112.0)]
+    found = [mine.next(at_s, 0.0) for at_s in (0.0, 8.0, 24.0, 56.0)]
     assert found == [AskWave((0,))] * 3 + [Leave()]
 
 
 def test_what_comes_ends_a_silence() -> None:
     mine = turns(range(9), chance=0.0)
-    assert [mine.next(at_s, 0.0) for at_s in (0.0, 16.0)] == [AskWave((0,))] * 2
-    mine.heard(7, 17.0, 0.0)
-    assert mine.next(17.1, 0.0) == Listen(19.0)
-    assert mine.next(19.0, 0.0) == AskWave((0,))
+    assert [mine.next(at_s, 0.0) for at_s in (0.0, 8.0)] == [AskWave((0,))] * 2
+    mine.heard(7, 9.0, 0.0)
+    assert mine.next(9.1, 0.0) == Listen(11.0)
+    assert mine.next(11.0, 0.0) == AskWave((0,))
 
 
 def test_who_has_all_of_it_leaves() -> None:
@@ -139,8 +139,8 @@ class Wave:
         self._listening[agent] = WaveTurns(
             self._rng.sample(range(CHUNKS), CHUNKS),
             window=4,
-            first_s=1.0,
-            silent_s=0.5,
+            first_s=5.0,
+            silent_s=1.5,
             now_s=self._now_s,
             chance=self._rng.random(),
         )
@@ -200,7 +200,7 @@ def test_a_chunk_that_one_agent_missed_goes_to_that_agent() -> None:
 
 
 def test_who_comes_late_costs_the_wave_nothing() -> None:
-    late_s = [5.0 + 0.2 * late for late in range(20)]
+    late_s = [10.0 + 0.2 * late for late in range(20)]
     wave = Wave([0.0] * 100 + late_s).run()
     assert (wave.to_all, wave.to_one) == (CHUNKS, 20 * CHUNKS)
     assert set(wave.came.values()) == {CHUNKS}

@@ -119,8 +119,9 @@ class ModelProcess:
                 raise
 
     def write(self, header: dict[str, Any]) -> None:
-        """Send it a frame."""
-        if self._socket is not None:
+        """Send it a frame, which nobody reads if it has died."""
+        # Its death is told in time; uvloop raises where asyncio would only warn.
+        if self._socket is not None and not self._socket.is_closing():
             self._socket.write(frames.frame(header))
 
     def kill(self) -> None:

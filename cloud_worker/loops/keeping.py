@@ -168,7 +168,13 @@ class Keeper:
             while True:
                 broken = self._broken()
                 await self._settle(begin)
-                for key in broken:
+                for key, why in broken:
+                    log.error(
+                        "model version given up, another one answers",
+                        model=key.name,
+                        version=key.version,
+                        why=why,
+                    )
                     await self._discard(key)
                 if not self._is_filling():
                     self._filled.set()
@@ -180,20 +186,10 @@ class Keeper:
                     await self._look_again()
                     look_at_s = self._clock.monotonic() + self._watch_s
 
-    def _broken(self) -> list[Key]:
-        """The versions that are given up from now on, as others can answer."""
-        broken = []
-        for name, why in self._runner.given_up().items():
-            key = Key.read(name)
-            if self._versions.broke(key, why):
-                broken.append(key)
-                log.error(
-                    "model version given up, another one answers",
-                    model=key.name,
-                    version=key.version,
-                    why=why,
-                )
-        return broken
+    def _broken(self) -> list[tuple[Key, str]]:
+        """The versions that are given up from now on, as others can answer, and why."""
+        down = [(Key.read(name), why) for name, why in self._runner.given_up().items()]
+        return [(key, why) for key, why in down if self._versions.broke(key, why)]
 
     def _is_filling(self) -> bool:
         if self.serving:

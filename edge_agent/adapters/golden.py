@@ -15,13 +15,11 @@ from edge_agent.adapters.litert import LiteRtModel
 from edge_agent.core.answers import Array
 
 MAX_GOLDEN_BYTES: Final = 256 * 1024 * 1024
-# Of a header that promises more than there is, numpy makes a MemoryError.
 UNREADABLE: Final = (
     OSError,
     ValueError,
     EOFError,
     KeyError,
-    MemoryError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -108,6 +108,8 @@ class Agent:
     ) -> None:
         """Send one envelope."""
         topic = requests(self.name, model or items[0].model, priority)
+        async with asyncio.timeout(PATIENCE_S):
+            await self._link.wait_up()
         await self._link.publish(topic, encode(*items), timeout_s=PATIENCE_S)
 
     async def send(self, topic: str, payload: bytes) -> None:

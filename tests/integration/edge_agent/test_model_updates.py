@@ -258,7 +258,9 @@ async def test_whoever_holds_broker_registry_and_one_key_gets_nothing_installed(
         assert f"{target} is not signed" in said["models"]["fashion"]["reason"]
         # What was signed once, and is older than what serves.
         operators.desire("v0", 3, epoch=1)
-        said = await until_status(agent, refused_for("epoch 3 was committed here"), 40)
+        said = await until_status(
+            agent, refused_for("nothing below epoch 3 is taken"), 40
+        )
         assert said["models"]["fashion"]["serving"] == "v1"
         kept = {each.name for each in (agent.settings.state_dir / "models").rglob("v*")}
         assert kept == {"v1"}

@@ -120,24 +120,27 @@ def _breaks_down(rollout: Rollout, slot: SlotReport) -> bool:
 
 
 def _of_success(gate: Gate, seen: Seen) -> Verdict:
-    found = _of_agents(gate, seen, FAILED_AGENT)
+    found = _of_agents(gate, seen, FAILED_AGENT, "failed")
     if found.final and {AgentState.RETURNED}.issuperset(seen.states.values()):
         # Each proved by intervals of its own that the version is worse.
-        reason = f"{found.reason} came back, each by its own probation"
+        count = len(seen.states)
+        reason = f"{count} of {count} agents came back, each by its own probation"
         return replace(found, decision=Decision.FAIL, reason=reason, final=False)
     return found
 
 
 def _of_silence(gate: Gate, seen: Seen) -> Verdict:
-    return _of_agents(gate, seen, frozenset({AgentState.SILENT}))
+    return _of_agents(gate, seen, frozenset({AgentState.SILENT}), "fell silent")
 
 
-def _of_agents(gate: Gate, seen: Seen, bad: frozenset[AgentState]) -> Verdict:
+def _of_agents(
+    gate: Gate, seen: Seen, bad: frozenset[AgentState], what: str
+) -> Verdict:
     states = list(seen.states.values())
     failed = sum(each in bad for each in states)
     answered = sum(each in FAILED_AGENT | SUCCEEDED for each in states)
     came = share(failed, len(states), gate.false_alarm)
-    reason = f"{failed} of {len(states)} agents"
+    reason = f"{failed} of {len(states)} agents {what}"
     if came.low > gate.limit and failed >= gate.min_sample:
         return _verdict(gate, Decision.FAIL, came, reason)
     if not seen.settled or not answered:
@@ -149,16 +152,20 @@ def _of_agents(gate: Gate, seen: Seen, bad: frozenset[AgentState]) -> Verdict:
 
 
 def _of_latency(gate: Gate, seen: Seen) -> Verdict:
-    return _of_votes(gate, list(_slower(seen.slots)), settled=seen.settled)
+    slower = list(_slower(seen.slots))
+    return _of_votes(gate, slower, "are slower", settled=seen.settled)
 
 
 def _of_promise(gate: Gate, seen: Seen) -> Verdict:
-    return _of_votes(gate, list(_broken(seen.slots)), settled=seen.settled)
+    broken = list(_broken(seen.slots))
+    return _of_votes(gate, broken, "broke theirs", settled=seen.settled)
 
 
-def _of_votes(gate: Gate, votes: Sequence[bool], *, settled: bool) -> Verdict:
+def _of_votes(
+    gate: Gate, votes: Sequence[bool], what: str, *, settled: bool
+) -> Verdict:
     came = share(sum(votes), len(votes), gate.false_alarm)
-    reason = f"{sum(votes)} of {len(votes)} agents"
+    reason = f"{sum(votes)} of {len(votes)} agents {what}"
     if len(votes) >= gate.min_sample and came.low > gate.limit:
         return _verdict(gate, Decision.FAIL, came, reason)
     if settled and len(votes) >= gate.min_sample and came.value <= gate.limit:
@@ -169,16 +176,17 @@ def _of_votes(gate: Gate, votes: Sequence[bool], *, settled: bool) -> Verdict:
 def _of_errors(gate: Gate, seen: Seen) -> Verdict:
     counts = [Count(each.errors, each.requests) for each in _health(seen.slots)]
     came = pooled(counts, gate.false_alarm, _enough(gate))
-    return _by_interval(gate, seen, came, came, f"of {came.sample} requests")
+    reason = f"{_percent(came)} of {came.sample} requests"
+    return _by_interval(gate, seen, came, came, reason)
 
 
 def _of_spill(gate: Gate, seen: Seen) -> Verdict:
     pairs = _pairs(seen.slots, lambda each: Count(each.spilled, each.requests))
     came = difference(pairs, gate.false_alarm, _enough(gate))
     # Spilling less than before may be overconfidence: both ways are a shift.
-    turned = Estimate(-came.value, -came.high, -came.low, came.sample)
-    worse = came if came.value >= 0 else turned
-    return _by_interval(gate, seen, came, worse, f"more, over {came.sample} requests")
+    worse = came if came.value >= 0 else _turned(came)
+    reason = f"{_by_how_much(came, 'more', 'less')}, over {came.sample} requests"
+    return _by_interval(gate, seen, came, worse, reason)
 
 
 def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
@@ -196,7 +204,8 @@ def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
         seen,
         audited,
         audited,
-        f"less, over {audited.sample} audits drawn by chance",
+        f"{_by_how_much(audited, 'less', 'more')}, over {audited.sample} audits drawn "
+        "by chance",
     )
     if fair.decision is not Decision.INCONCLUSIVE:
         return fair
@@ -211,33 +220,53 @@ def _of_agreement(gate: Gate, seen: Seen) -> Verdict:
         seen,
         compared,
         compared,
-        f"less, over {compared.sample} compared, most of them hard",
+        f"{_by_how_much(compared, 'less', 'more')}, over {compared.sample} compared, "
+        "most of them hard",
     )
     # Hard requests can prove a version bad. That it is good only a fair sample can.
     return rough if rough.decision is Decision.FAIL else fair
 
 
 def _drop(pairs: Sequence[Pair], miss: float, scale: float) -> Estimate:
-    came = difference(pairs, miss, scale)
-    return Estimate(-came.value, -came.high, -came.low, came.sample)
+    return _turned(difference(pairs, miss, scale))
 
 
 def _by_interval(
-    gate: Gate, seen: Seen, shown: Estimate, worse: Estimate, of: str
+    gate: Gate, seen: Seen, shown: Estimate, worse: Estimate, reason: str
 ) -> Verdict:
     """Fail when the limit is surely exceeded, pass when it is surely not by much."""
     if worse.sample < max(1, gate.min_sample):
         reason = f"only {worse.sample}, at least {gate.min_sample} are needed"
         return Verdict(gate.kind, Decision.INCONCLUSIVE, worse.sample, reason=reason)
-    reason = (
-        f"{PERCENT * shown.value:.1f} % ({PERCENT * shown.low:.1f} to "
-        f"{PERCENT * shown.high:.1f} %) {of}"
-    )
     if worse.low > gate.limit:
         return _verdict(gate, Decision.FAIL, shown, reason)
     if worse.high < gate.asked(seen.wave) and worse.value <= gate.limit:
         return _verdict(gate, Decision.PASS, shown, reason)
     return _verdict(gate, Decision.INCONCLUSIVE, shown, reason)
+
+
+def _by_how_much(came: Estimate, up: str, down: str) -> str:
+    """A difference in words, where `up` is what a positive one is."""
+    if came.value < 0:
+        return _by_how_much(_turned(came), down, up)
+    return f"{_of_hundred(came.value)} % {up} ({_between(came)})"
+
+
+def _percent(came: Estimate) -> str:
+    return f"{_of_hundred(came.value)} % ({_between(came)})"
+
+
+def _between(came: Estimate) -> str:
+    return f"{_of_hundred(came.low)} to {_of_hundred(came.high)} %"
+
+
+def _of_hundred(part: float) -> str:
+    # Adding nothing takes the sign off a zero.
+    return f"{round(PERCENT * part, 1) + 0.0:.1f}"
+
+
+def _turned(came: Estimate) -> Estimate:
+    return Estimate(-came.value, -came.high, -came.low, came.sample)
 
 
 def _verdict(gate: Gate, decision: Decision, came: Estimate, reason: str) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -183,6 +184,12 @@ def test_agreement_is_judged_by_audits_first(
     assert of in came.reason
 
 
+def test_a_version_that_agrees_more_is_said_to_and_by_how_much() -> None:
+    came = verdict(GateKind.AGREEMENT, [OK] * 10, {"chosen": 400, "chosen_agreed": 396})
+    assert came.decision is Decision.PASS
+    assert re.match(r"\d\.\d % more \(-?\d\.\d to \d+\.\d %\), over 4000", came.reason)
+
+
 def test_the_first_version_of_a_model_has_nothing_to_agree_less_than() -> None:
     came = verdict(GateKind.AGREEMENT, [OK] * 10, {}, served=None)
     assert (came.decision, came.reason) == (Decision.PASS, "no version to compare with")
@@ -206,6 +213,9 @@ def test_spill_may_shift_neither_way(spilled: int, decision: Decision) -> None:
         came = verdict(GateKind.SPILL, [OK] * 10, health, closer)
         assert came.decision is Decision.FAIL
         assert came.value == pytest.approx(-0.1)
+        # Which way it shifted is a word, and not a sign.
+        assert came.reason.startswith("10.0 % less (")
+        assert " -" not in came.reason
 
 
 @pytest.mark.parametrize(

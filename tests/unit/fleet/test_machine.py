@@ -336,7 +336,7 @@ def test_a_failed_gate_sends_all_back_by_itself_to_what_was_signed() -> None:
     fleet.run(looks=20, answer=bad_after("2"))
     course = fleet.course(one)
     assert course.state is R.ROLLED_BACK
-    assert course.reason == "success: 10 of 10 agents"
+    assert course.reason == "success: 10 of 10 agents failed"
     assert len(course.told) == 10
     assert course.count(AgentState.BACK) == 10
     back = fleet.desired(next(iter(course.told)))["fashion"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -27,6 +28,7 @@ from bundle.pack import pack
 from examples.diamonds import rows
 from examples.packaged import MissingPackage, packaged_file
 from examples.spoken import recordings
+from tests.consumed import until_consumed
 from tests.integration.examples.models import EXAMPLES, ROOT
 
 pytestmark = [
@@ -150,6 +152,8 @@ def test_the_commands_of_the_pages_give_the_answers_they_tell_of(
     with ExitStack() as stack:
         # Both at once: what takes its time is that TensorFlow is imported.
         pages = [stack.enter_context(_page(name, rabbit, tmp_path)) for name in NAMES]
+        # The worker of one page answers for the pool that nobody serves the other yet.
+        asyncio.run(until_consumed(rabbit.amqp_url("worker"), *NAMES))
         for page in pages:
             found = page.ask()
             answer = json.loads(found.stdout)

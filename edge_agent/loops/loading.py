@@ -146,7 +146,8 @@ class Loading:
                     return slots
                 return await self._fell_back(slots, why)
         if why and slots.state is State.PROBATION:
-            return await self._fell_back(slots, why)
+            # On the disk the way back stays: it may have been unreadable only once.
+            return replace(await self._fell_back(slots, why), active=None, epoch=0)
         return _fell_back(replace(slots, previous=None), why) if why else slots
 
     async def _count_start(self, slots: Slots) -> Slots:

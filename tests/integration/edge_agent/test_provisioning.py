@@ -41,8 +41,12 @@ def came_with(tmp_path: Path, short_tmp: Path) -> Made:
     manifest = pack(tiny(tmp_path / "sure", threshold=0.0), packed)
     seal = make_seal(packed, manifest.name, manifest.version)
     published = seal.model_copy(update={"epoch": 2})
-    way_back = seal.model_copy(update={"epoch": 5, "way_back": True})
-    seals = [(published, False), (way_back, True)]
+    # Every publish of another version since has signed the way back to this one.
+    ways_back = [
+        seal.model_copy(update={"epoch": epoch, "way_back": True})
+        for epoch in (5, 7, 9, 11)
+    ]
+    seals = [(published, False), *((each, True) for each in ways_back)]
     fleet.repository.draft_seals(manifest.name, seals)
     fleet.sign()
     copied = short_tmp / "registry"

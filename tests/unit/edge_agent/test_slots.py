@@ -196,6 +196,15 @@ def test_what_an_earlier_release_had_on_probation_raises_the_floor_to_its_epoch(
     assert slots.went_back(9, 3, way_back=True).floor == 3
 
 
+def test_what_returned_under_an_earlier_release_is_barred_by_its_way_back() -> None:
+    stored = json.loads(on_probation().returned("bad").to_json())
+    del stored["floor_after"], stored["seen"]
+    slots = Slots.from_json(json.dumps(stored))
+    assert slots.seen == slots.staged_epoch > slots.epoch
+    way_back = slots.staged_epoch + 1
+    assert slots.adopted(9, way_back, way_back=True).floor == way_back
+
+
 def test_a_way_back_that_was_taken_in_advance_bars_what_came_and_failed_since() -> None:
     slots = Slots("fashion", active="4", epoch=8, floor=8, seen=8)
     slots = slots.adopted(2, 11, way_back=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +21,8 @@ from typing_extensions import override
 from bundle import layout
 from bundle.folder_tree import FolderTree
 from bundle.pack import BundleRejected
-from bundle.seal import Seal, SealRejected
-from bundle.source import SourceUnavailable
+from bundle.seal import MAX_SEAL_BYTES, Seal, SealRejected, read_seal
+from bundle.source import NotThere, SourceUnavailable
 from bundle.tree_source import TreeSource
 from bundle.trust.errors import NotSigned, Stale, Untrusted
 from edge_agent.adapters.trusted_seals import TrustedSeals
@@ -102,7 +103,7 @@ class ProvisionedSeals:
             )
         why, tree = "there is no seal of it", FolderTree(self._registry)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".seen-") as seen:
-            for epoch in self._epochs(tree, model, version)[:MAX_LOOKS]:
+            for epoch in islice(self._epochs(tree, model, version), MAX_LOOKS):
                 look = _Look(self._root, Path(seen), tree, self._clock)
                 try:
                     seal = await look.seal(model, version, epoch)
@@ -120,12 +121,27 @@ class ProvisionedSeals:
         )
 
     @staticmethod
-    def _epochs(tree: FolderTree, model: str, version: str) -> list[int]:
-        """In which epochs there are seals, the newest first; nothing is believed yet."""
+    def _epochs(tree: FolderTree, model: str, version: str) -> Iterator[int]:
+        """In which epochs it was published, the newest first; nothing is believed yet.
+
+        Each publish of another version may have signed a way back to this one: those
+        that say so themselves cost no look.
+        """
+        folder = f"{layout.TARGETS}/{model}"
         named = re.compile(rf"[0-9a-f]+\.{re.escape(version)}\.(\d{{1,16}})\.json")
-        names = tree.names(f"{layout.TARGETS}/{model}")
-        found = [match for name in names if (match := named.fullmatch(name))]
-        return sorted((int(match[1]) for match in found), reverse=True)
+        found = [
+            match for name in tree.names(folder) if (match := named.fullmatch(name))
+        ]
+        for match in sorted(found, key=lambda each: int(each[1]), reverse=True):
+            if not _says_way_back(tree, f"{folder}/{match[0]}"):
+                yield int(match[1])
+
+
+def _says_way_back(tree: FolderTree, path: str) -> bool:
+    try:
+        return read_seal(tree.read(path, max_bytes=MAX_SEAL_BYTES)).way_back
+    except (SealRejected, NotThere, OSError):
+        return False  # A look says what is wrong with it.
 
 
 @dataclass(frozen=True, slots=True)

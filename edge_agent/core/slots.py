@@ -307,6 +307,9 @@ class Slots:
         if now != self.epoch:
             floor = self._floor_by(now, way_back=way_back)
             seen = seen if way_back else max(seen, now)
+        elif proved and seen == now - 1:
+            # A way back that was taken in advance; what it leads back from came since.
+            floor = now
         return replace(
             self,
             state=self._after(Event.ADOPTED),
@@ -374,7 +377,12 @@ class Slots:
             read = _Stored.model_validate_json(text)
         except ValidationError as error:
             raise BadSlots(f"stored slots: {explain(error)}") from error
-        return cls(**{each.name: getattr(read, each.name) for each in fields(cls)})
+        slots = cls(**{each.name: getattr(read, each.name) for each in fields(cls)})
+        if "seen" in read.model_fields_set:
+            return slots
+        # An earlier release did not note it: what returned has served too.
+        came_back = slots.staged_epoch if slots.state is State.RETURNED else 0
+        return replace(slots, seen=max(slots.floor, slots.epoch, came_back))
 
 
 class _Stored(Message):

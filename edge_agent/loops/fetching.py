@@ -215,10 +215,23 @@ class Fetch:
     async def _keep_heard(self) -> None:
         while True:
             index, data = await self._heard.get()
-            if self._part.has(index):
-                continue
-            if not await self._keep(index, data):
+            if not self._part.has(index) and not await self._keep(index, data):
                 log.warning("shared_chunk_refused", path=self._chunks.path, index=index)
+            if self._heard.empty():
+                await self._check_day()
+
+    async def _check_day(self) -> None:
+        """Return if what is missing may still come today: others' chunks cost too.
+
+        Raises:
+            BudgetSpent: it may not.
+        """
+        while self._left and self._part.has(self._left[0]):
+            self._left.popleft()
+        if self._left:
+            _, length = self._chunks.span(self._left[0])
+            await self._meter.take(length)
+            self._meter.give_back(length)
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()

@@ -80,23 +80,46 @@ class Loading:
         for path in bundles:
             brought = await asyncio.to_thread(self._store.peek, path)
             name = brought.name
-            if name in slots and (active := slots[name].active) is not None:
+            held = slots.get(name) or Slots(name)
+            if held.active is not None:
                 # What the fleet has pushed since wins over what came along.
-                if active != brought.version:
-                    log.info("bundle_passed_over", bundle=str(path), active=active)
+                if held.active != brought.version:
+                    log.info("bundle_passed_over", bundle=str(path), active=held.active)
                 continue
-            seal = await vouch(name, brought.version)
-            stored = await asyncio.to_thread(self._store.provision, path, seal)
-            epoch = 0 if seal is None else seal.epoch
-            slots[name] = Slots(
-                name,
-                active=stored.manifest.version,
-                epoch=epoch,
-                floor=epoch,
-                seen=epoch,
-            )
-            await asyncio.to_thread(self._store.save, slots[name])
+            try:
+                slots[name] = await self._take_in(path, brought.version, held, vouch)
+            except BundleRejected as error:
+                if held.is_empty:
+                    raise
+                # It has served for long, and the cloud can be asked instead.
+                log.error("bundle_passed_over", bundle=str(path), reason=str(error))
         return {name: await self._restore(each) for name, each in slots.items()}
+
+    async def _take_in(
+        self, path: Path, version: str, held: Slots, vouch: Vouch
+    ) -> Slots:
+        """Provision what the settings bring of a model that has nothing to serve.
+
+        Raises:
+            BundleRejected: it cannot be used, or an update has barred it since.
+        """
+        seal = await vouch(held.model, version)
+        epoch = 0 if seal is None else seal.epoch
+        if seal is not None and epoch < held.floor:
+            raise BundleRejected(
+                f"{held.model} {version} came with the agent in epoch {epoch}, and "
+                f"nothing below epoch {held.floor} is taken here any more"
+            )
+        stored = await asyncio.to_thread(self._store.provision, path, seal)
+        slots = Slots(
+            held.model,
+            active=stored.manifest.version,
+            epoch=epoch,
+            floor=max(held.floor, epoch),
+            seen=max(held.seen, epoch),
+        )
+        await asyncio.to_thread(self._store.save, slots)
+        return slots
 
     async def _restore(self, slots: Slots) -> Slots:
         """Serve the active version or else the previous; gives what came of it."""
@@ -123,7 +146,8 @@ class Loading:
                     return slots
                 return await self._fell_back(slots, why)
         if why and slots.state is State.PROBATION:
-            return await self._fell_back(slots, why)
+            # On the disk the way back stays: it may have been unreadable only once.
+            return replace(await self._fell_back(slots, why), active=None, epoch=0)
         return _fell_back(replace(slots, previous=None), why) if why else slots
 
     async def _count_start(self, slots: Slots) -> Slots:

@@ -41,7 +41,10 @@ class VisitTally(Tally):
         if slot["state"] in {"idle", "swapped"}:
             there = self.version in {"", slot["active"]}
             return Fate(Became.CONVERGED, at_s) if there else Fate(Became.UNREACHED)
-        return fate_of_state(slot, at_s)
+        fate = fate_of_state(slot, at_s)
+        if fate.became in SETTLED and self.version not in {"", slot["staged"]}:
+            return Fate(Became.UNREACHED)  # That was said of another version.
+        return fate
 
     @property
     @override

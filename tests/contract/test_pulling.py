@@ -474,6 +474,7 @@ class Wave:
         self._source = source
         self._listeners: list[Callable[[int, bytes], None]] = []
         self.published: set[int] = set()
+        self.heard = asyncio.Event()
         self.spoil = False
         self.deaf = False
         self.mute = False
@@ -486,6 +487,7 @@ class Wave:
         if self.deaf:
             raise SourceUnavailable("not granted")
         self._listeners.append(heard)
+        self.heard.set()
         try:
             yield
         finally:
@@ -552,6 +554,28 @@ async def test_an_agent_that_listens_leaves_off_when_something_else_is_desired(
     puller = stage.puller(sharing=wave, shared_first_s=60.0)
     with pytest.raises(Superseded):
         await pull(puller, stage.seal, superseded=superseded, shared=True)
+
+
+async def test_an_agent_that_only_listens_keeps_to_its_days_budget(
+    stage: Stage,
+) -> None:
+    wave = Wave(stage.source())
+    metering = stage.metering()
+    puller = stage.puller(sharing=wave, metering=metering, shared_first_s=60.0)
+
+    async def others_ask() -> None:
+        await wave.heard.wait()
+        for index in range(len(stage.seal.chunks)):
+            offset, length = stage.seal.chunk_span(index)
+            await wave.ask_shared(layout.blob(stage.seal.sha256), offset, length, 0.0)
+            await asyncio.sleep(0.01)
+
+    budget = 10 * CHUNK_BYTES
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(others_ask())
+        with pytest.raises(BudgetSpent):
+            await pull(puller, stage.seal, shared=True, bytes_per_day=budget)
+    assert metering.spent_bytes <= budget + CHUNK_BYTES
 
 
 def test_what_is_claimed_by_a_bitmap_is_checked(stage: Stage, tmp_path: Path) -> None:

@@ -303,6 +303,19 @@ async def test_a_version_on_probation_that_the_disk_has_damaged_returns(
         assert "cannot be loaded any more" in shown["reason"]
 
 
+async def test_a_start_with_nothing_but_damaged_versions_says_that_none_is_active(
+    crashed: Callable[[int], AgentSettings],
+) -> None:
+    settings = crashed(1)
+    for version in ("1", "2"):
+        model = settings.state_dir / "models" / "fashion" / version / "model.tflite"
+        model.write_bytes(model.read_bytes()[:-8] + b"damaged!")
+    async with Agent(settings) as agent:
+        shown = (await agent.status())["models"]["fashion"]
+        assert (shown["serving"], shown["active"]) == (None, None)
+        assert shown["state"] == State.RETURNED
+
+
 async def test_a_start_that_cannot_be_counted_serves_the_proved_version(
     crashed: Callable[[int], AgentSettings],
 ) -> None:

@@ -12,7 +12,9 @@ from typing_extensions import override
 
 from bundle.pack import BundleRejected, pack
 from bundle.seal import make_seal
+from edge_agent.adapters.model_store import ModelStore
 from edge_agent.app import Agent
+from edge_agent.core.slots import Slots, State
 from edge_agent.settings import AgentSettings
 from lifecycle.clock import SystemClock
 from tests.integration.edge_agent.edge import SHIRT, tiny
@@ -39,8 +41,12 @@ def came_with(tmp_path: Path, short_tmp: Path) -> Made:
     manifest = pack(tiny(tmp_path / "sure", threshold=0.0), packed)
     seal = make_seal(packed, manifest.name, manifest.version)
     published = seal.model_copy(update={"epoch": 2})
-    way_back = seal.model_copy(update={"epoch": 5, "way_back": True})
-    seals = [(published, False), (way_back, True)]
+    # Every publish of another version since has signed the way back to this one.
+    ways_back = [
+        seal.model_copy(update={"epoch": epoch, "way_back": True})
+        for epoch in (5, 7, 9, 11)
+    ]
+    seals = [(published, False), *((each, True) for each in ways_back)]
     fleet.repository.draft_seals(manifest.name, seals)
     fleet.sign()
     copied = short_tmp / "registry"
@@ -98,3 +104,55 @@ async def test_what_nobody_signed_does_not_serve_unless_that_is_allowed(
     allowed = came_with(provisioned_registry=None, unsigned_bundles=True)
     async with Agent(allowed) as agent:
         assert (await agent.infer("fashion", SHIRT)).version == "1"
+
+
+def nothing_serves(settings: AgentSettings, floor: int) -> None:
+    """An update has failed its probation, and the disk had damaged its way back."""
+    slots = Slots(
+        "fashion",
+        staged="3",
+        state=State.RETURNED,
+        staged_epoch=6,
+        floor=floor,
+        seen=6,
+        generation=9,
+    )
+    ModelStore(settings.state_dir / "models").save(slots)
+
+
+async def test_what_an_update_has_barred_does_not_serve_again_after_a_restart(
+    came_with: Made,
+) -> None:
+    async with Agent(came_with()):
+        pass
+    nothing_serves(came_with(), floor=5)
+    async with Agent(came_with()) as agent:
+        slots = (await agent.status())["models"]["fashion"]
+        assert (slots["serving"], slots["floor"], slots["seen"]) == (None, 5, 6)
+
+
+async def test_what_serves_in_place_of_nothing_keeps_the_floor(came_with: Made) -> None:
+    async with Agent(came_with()):
+        pass
+    nothing_serves(came_with(), floor=2)
+    async with Agent(came_with()) as agent:
+        slots = (await agent.status())["models"]["fashion"]
+        assert (slots["serving"], slots["floor"], slots["seen"]) == ("1", 2, 6)
+    # Taken as it is, it bars nothing, and what was barred stays so.
+    nothing_serves(came_with(), floor=5)
+    allowed = came_with(provisioned_registry=None, unsigned_bundles=True)
+    async with Agent(allowed) as agent:
+        slots = (await agent.status())["models"]["fashion"]
+        assert (slots["serving"], slots["floor"], slots["seen"]) == ("1", 5, 6)
+
+
+async def test_an_agent_that_has_nothing_left_to_serve_starts_without_the_registry(
+    came_with: Made,
+) -> None:
+    async with Agent(came_with()):
+        pass
+    nothing_serves(came_with(), floor=5)
+    async with Agent(came_with(provisioned_registry=None)) as agent:
+        # There is no cloud here; with one it would be asked.
+        answer = await agent.infer("fashion", SHIRT)
+        assert "no_local_model" in (answer.reason or "")

@@ -196,6 +196,26 @@ def test_what_an_earlier_release_had_on_probation_raises_the_floor_to_its_epoch(
     assert slots.went_back(9, 3, way_back=True).floor == 3
 
 
+def test_what_returned_under_an_earlier_release_is_barred_by_its_way_back() -> None:
+    stored = json.loads(on_probation().returned("bad").to_json())
+    del stored["floor_after"], stored["seen"]
+    slots = Slots.from_json(json.dumps(stored))
+    assert slots.seen == slots.staged_epoch > slots.epoch
+    way_back = slots.staged_epoch + 1
+    assert slots.adopted(9, way_back, way_back=True).floor == way_back
+
+
+def test_a_way_back_that_was_taken_in_advance_bars_what_came_and_failed_since() -> None:
+    slots = Slots("fashion", active="4", epoch=8, floor=8, seen=8)
+    slots = slots.adopted(2, 11, way_back=True)
+    assert (slots.epoch, slots.floor) == (11, 10)
+    assert slots.adopted(3, 11).floor == 10
+    failed = slots.pulling("5", 4, 10).pulled().passed().returned("bad")
+    assert decide(want("4", 5, 11), failed) == Adopt(5, 11)
+    assert failed.adopted(5, 11).floor == 11
+    assert isinstance(decide(want("5", 6, 10), failed.adopted(5, 11)), Refuse)
+
+
 def test_without_a_way_back_what_was_on_probation_serves_until_a_newer_comes() -> None:
     slots = on_probation().stranded("the way back is damaged")
     assert (slots.active, slots.previous, slots.floor) == ("3", None, 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from overspill.simulate.plan import Fault, Persona, Plan, Trouble, cast
 from overspill.simulate.tally import Became, Tally, compare
 from overspill.simulate.visit import VisitTally
@@ -21,10 +23,17 @@ def said(**slots: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def slot(state: str, active: str = "1", generation: int = 7, reason: str = "") -> Any:
+def slot(
+    state: str,
+    active: str = "1",
+    generation: int = 7,
+    reason: str = "",
+    staged: str | None = None,
+) -> Any:
     return {
         "state": state,
         "active": active,
+        "staged": staged,
         "generation": generation,
         "reason": reason or None,
     }
@@ -154,7 +163,7 @@ def test_visitors_have_come_to_what_is_waited_for_whatever_the_generation() -> N
             sim_00000=slot("swapped", "3", generation=57),
             sim_00001=slot("idle", "2", generation=56),
             sim_00002=slot("idle", "1", generation=0),
-            sim_00003=slot("refused", "2", generation=57, reason="too large"),
+            sim_00003=slot("refused", "2", 57, reason="too large", staged="3"),
         ),
         1.0,
     )
@@ -173,3 +182,14 @@ def test_visitors_that_wait_for_nothing_come_to_whatever_is_desired() -> None:
     found = VisitTally(cast(PLAN), "")
     found.take(0, said(sim_00000=slot("swapped", "9", generation=3)), 1.0)
     assert found.counts() == {Became.CONVERGED: 1, Became.UNREACHED: 3}
+
+
+@pytest.mark.parametrize("state", ["refused", "returned"])
+def test_what_visitors_said_of_another_version_ends_no_waiting(state: str) -> None:
+    found = VisitTally(cast(PLAN), "3")
+    names = ("sim_00000", "sim_00001", "sim_00002", "sim_00003")
+    found.take(0, said(**{each: slot(state, staged="2") for each in names}), 1.0)
+    assert found.counts() == {Became.UNREACHED: 4}
+    assert not found.settled
+    found.take(0, said(**{each: slot(state, staged="3") for each in names}), 2.0)
+    assert found.settled

@@ -307,8 +307,9 @@ class Slots:
         if now != self.epoch:
             floor = self._floor_by(now, way_back=way_back)
             seen = seen if way_back else max(seen, now)
-        elif proved and seen == now - 1:
-            # A way back that was taken in advance; what it leads back from came since.
+        elif proved and seen != now and seen >= now - 1:
+            # A way back that was taken in advance; what it leads back from, or something
+            # newer, came since.
             floor = now
         return replace(
             self,

@@ -214,6 +214,9 @@ def test_a_way_back_that_was_taken_in_advance_bars_what_came_and_failed_since() 
     assert decide(want("4", 5, 11), failed) == Adopt(5, 11)
     assert failed.adopted(5, 11).floor == 11
     assert isinstance(decide(want("5", 6, 10), failed.adopted(5, 11)), Refuse)
+    # Nor does it matter that something newer was tried in between.
+    newer = failed.pulling("6", 5, 12).pulled().passed().returned("bad")
+    assert newer.adopted(6, 11).floor == 11
 
 
 def test_without_a_way_back_what_was_on_probation_serves_until_a_newer_comes() -> None:

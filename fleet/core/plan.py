@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from broker.messages import SlotReport
 from fleet.core.cohorts import cut, in_order, is_last, wave_of
 from fleet.core.devices import Device
 from fleet.core.following import Now
@@ -279,13 +280,19 @@ def _why_not(rollout: Rollout, device: Device, needs: Needs) -> str | None:
             f"it takes no epoch under {slot.floor}; this version is of {rollout.epoch}: "
             "publish it under a new version"
         )
-    if slot is not None and slot.active == rollout.version:
+    if slot is not None and _holds(rollout, slot):
         return None
     free_mb = _number(facts.get("free_disk_mb"))
     needed_mb = SPACE_FACTOR * needs.size_bytes / MB
     if free_mb is not None and free_mb < needed_mb:
         return f"its disk has {free_mb:g} MB free; the bundle needs {needed_mb:.0f}"
     return None
+
+
+def _holds(rollout: Rollout, slot: SlotReport) -> bool:
+    """Whether the version is on its disk, so that it asks for no more room."""
+    shadow = slot.state == "shadow" and slot.staged == rollout.version
+    return shadow or slot.active == rollout.version
 
 
 def _number(text: str | None) -> float | None:

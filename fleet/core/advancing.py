@@ -54,7 +54,7 @@ class View:
         eligible: who may be told, in the rollout's order (`cohorts.in_order`).
         taken: agents that a newer rollout of the same model has or will have.
         now: the time.
-        excluded: why others among its agents may not be told.
+        excluded: why others among its agents will not be told, whatever is waited for.
     """
 
     devices: Mapping[str, Device]

@@ -247,6 +247,19 @@ def test_only_a_rollback_that_would_bring_nobody_back_is_refused_with_what_to_do
     assert "start a rollout of the version to serve" in followed
 
 
+def test_a_rollout_that_ended_as_it_began_is_told_as_a_failure(
+    say: Say, source: Source, home: Path
+) -> None:
+    for version in ("1", "2"):
+        say("model", "publish", source(version))
+    report(home, "agent-1", slot("1", floor=99))
+    came = say("rollout", "start", "fashion", "2", "--agents", "agent-1")
+    assert came.exit_code == 1
+    assert (
+        "was aborted: none of its agents is left: agent-1 (it takes no" in came.stderr
+    )
+
+
 def test_what_was_stored_and_not_recorded_is_on_record_after_the_next_try(
     source: Source, home: Path
 ) -> None:

@@ -17,6 +17,7 @@ from fleet.core.machine import (
     WrongMove,
     order,
 )
+from fleet.core.plan import Needs
 from fleet.core.rollouts import (
     LIVE,
     AgentState,
@@ -271,6 +272,17 @@ def test_a_rollout_whose_named_agents_are_all_gone_ends_and_says_why(
     reason = fleet.course(one).reason or ""
     assert reason.startswith("none of its agents is left: a0 (retired), a1 (")
     assert ("it takes no epoch under 9" in reason) is not told
+
+
+def test_a_rollout_whose_named_agents_lack_room_waits_for_it() -> None:
+    fleet = Small(["a0"], needs={("fashion", "2"): Needs(size_bytes=10_000_000)})
+    fleet.knows("a0", free_disk_mb="1")
+    one = fleet.start(targets=frozenset({"a0"}))
+    fleet.run(looks=3)
+    assert (state(fleet, one), fleet.told(one)) == (R.RUNNING, set())
+    fleet.knows("a0", free_disk_mb="900")
+    fleet.run(looks=3)
+    assert state(fleet, one) is R.DONE
 
 
 def test_a_rollout_whose_agents_several_newer_ones_took_is_superseded() -> None:

@@ -148,6 +148,9 @@ def test_a_database_with_something_in_it_is_not_written_over(
         copied_to(source, str(tmp_path / "other.db"))
     with pytest.raises(BadOrder, match="is where the state is already"):
         copied_to(source, str(tmp_path / "old.db"))
+    (tmp_path / "by-another-name.db").symlink_to(tmp_path / "old.db")
+    with pytest.raises(BadOrder, match="is where the state is already"):
+        copied_to(source, str(tmp_path / "by-another-name.db"))
     with source.reading() as ledger:
         assert ledger.row_counts()["audit"] == 20
 

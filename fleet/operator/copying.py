@@ -62,6 +62,9 @@ def copy_state(
     # The target commits first: what is on record in the source has happened.
     with source.writing() as there, target.writing() as here:
         _check_empty(here, target.place)
+        # Each waits while the other is read, and the source while all is compared.
+        there.take_time()
+        here.take_time()
         place = {"from": source.place, "to": target.place}
         there.record(who, "state.copy", target.place, place, at_ms=now_ms)
         written = _copy(there, here, moved)

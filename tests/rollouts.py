@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from fleet.core.devices import Device
 from fleet.core.fleetwide import Fleet, advance_all, relevant
 from fleet.core.following import Now
 from fleet.core.machine import Event, Step, order
+from fleet.core.plan import Needs
 from fleet.core.rollouts import (
     Course,
     Rollout,
@@ -63,6 +64,7 @@ class Small:
     rollouts: list[Rollout] = field(default_factory=list)
     courses: dict[int, Course] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+    needs: Mapping[tuple[str, str], Needs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for each in self.agents:
@@ -90,7 +92,9 @@ class Small:
     def look(self, *, listening_since_ms: int = 0) -> list[Step]:
         """What every rollout decides; they are as they say from now on."""
         states = {each: course.state for each, course in self.courses.items()}
-        fleet = Fleet(self.devices, {}, {}, Now(self.now_ms, listening_since_ms))
+        fleet = Fleet(
+            self.devices, {}, self.needs, Now(self.now_ms, listening_since_ms)
+        )
         came = advance_all(relevant(self.rollouts, states), states, self.courses, fleet)
         for each in came:
             self.courses[each.rollout.generation] = each.step.course

@@ -44,6 +44,9 @@ def start(
         terminal.print_json({**document(seen), "hint_error": hint_error})
     elif wait is not None:
         terminal.tables().print(table([seen]))
+    if seen.state is RolloutState.ABORTED:
+        # By itself: none of the agents that were named can take the version.
+        terminal.fail(undone(seen, 0))
     if wait is not None and seen.state is not RolloutState.DONE:
         terminal.fail(undone(seen, wait))
 

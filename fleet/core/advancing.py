@@ -54,7 +54,7 @@ class View:
         eligible: who may be told, in the rollout's order (`cohorts.in_order`).
         taken: agents that a newer rollout of the same model has or will have.
         now: the time.
-        excluded: why others among its agents may not be told.
+        excluded: why others among its agents will not be told, whatever is waited for.
     """
 
     devices: Mapping[str, Device]
@@ -312,18 +312,23 @@ class _Look:
         """Whether nobody of the wave is still to be told or to be waited for."""
         if any(self._at(agent) in MOVING for agent in self.told):
             return False
-        if not self._answered() and (self._last() or not self._counted()):
+        if not self._answered(shadow=shadow) and (self._last() or not self._counted()):
             # Nothing has happened yet, so nothing can be said; unless nobody serves
             # any version that a shadow could run beside.
             return shadow and not self.told and any(map(self._here, self.eligible))
         if self._in_wave(wave) >= cut(self.rollout, wave, self._population()):
             return True
         return not any(
-            self._can_be_told(agent, shadow=shadow) for agent in self.eligible
+            self._can_be_told(agent, shadow=shadow) or self._may_be_here(agent)
+            for agent in self.eligible
         )
 
-    def _answered(self) -> bool:
-        return any(self._at(agent) in SUCCEEDED | FAILED_AGENT for agent in self.told)
+    def _answered(self, *, shadow: bool = True) -> bool:
+        """Whether anybody has; without `shadow` only of those that were to serve it."""
+        return any(
+            self._at(agent) in SUCCEEDED | FAILED_AGENT and (shadow or not each.shadow)
+            for agent, each in self.told.items()
+        )
 
     def _failed(self) -> list[str]:
         return [each for each in self.told if self._at(each) in FAILED_AGENT]
@@ -354,6 +359,14 @@ class _Look:
 
     def _here(self, agent: str) -> bool:
         return self.view.now.heard(self.view.devices.get(agent))
+
+    def _may_be_here(self, agent: str) -> bool:
+        """Whether an agent that nothing was asked of may only not have been heard yet."""
+        return (
+            agent not in self.told
+            and not self._here(agent)
+            and not self.view.now.long_enough
+        )
 
     def _fresh(self, agent: str, wave: int, *, shadow: bool) -> Told:
         device = self.view.devices.get(agent)

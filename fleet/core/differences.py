@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from shlex import quote
 from typing import Final
 
 from fleet.core.amounts import percent, seconds, window
@@ -189,6 +190,11 @@ def _stopped(
     rollout, course = tried[-1]
     why = f" ({course.reason})" if course.reason else ""
     again = f"overspill rollout start {declared.model} {declared.version}"
+    # Without these it would be for every agent.
+    if declared.agents is not None:
+        again += f" --agents {','.join(sorted(declared.agents))}"
+    if declared.where is not None:
+        again += f" --where {quote(declared.where)}"
     return RolloutChange(
         declared,
         Change.BLOCKED,

@@ -134,9 +134,7 @@ def advance_all(
         chosen = choose(rollout, fleet.devices if live else mine, fleet.labels, needs)
         step = _superseded(rollout, before, newer, fleet.now.now_ms)
         if step is None:
-            view = View(
-                fleet.devices, chosen.eligible, fleet.now, gone, chosen.excluded
-            )
+            view = View(fleet.devices, chosen.eligible, fleet.now, gone, _unfit(chosen))
             step = advance(rollout, before, view)
         done.append(Advanced(rollout, before, step, chosen))
         news = taken_by(done[-1:]) - gone
@@ -154,6 +152,15 @@ def taken_by(newer: Collection[Advanced]) -> frozenset[str]:
         if each.step.course.state in WIDENS:
             taken.update(each.chosen.eligible)
     return frozenset(taken)
+
+
+def _unfit(chosen: Chosen) -> Mapping[str, str]:
+    """Who cannot take the version, and not only for want of room now."""
+    return {
+        agent: why
+        for agent, why in chosen.excluded.items()
+        if agent not in chosen.crowded
+    }
 
 
 def _superseded(

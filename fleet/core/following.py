@@ -63,6 +63,12 @@ class Now:
     listening_since_ms: int = 0
     silent_after_s: float = 90.0
 
+    @property
+    def long_enough(self) -> bool:
+        """Whether reports have come in for so long that who is not heard is away."""
+        listened_ms = self.now_ms - self.listening_since_ms
+        return listened_ms >= self.silent_after_s * 1000
+
     def heard(self, device: Device | None) -> bool:
         """Whether the agent is there now, as far as one can know."""
         return device is not None and not device.silent(

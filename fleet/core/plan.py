@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from broker.messages import SlotReport
 from fleet.core.cohorts import cut, in_order, is_last, wave_of
 from fleet.core.devices import Device
 from fleet.core.following import Now
@@ -56,11 +57,13 @@ class Costs:
 class Chosen:
     """Who may be told, in the rollout's order, and why others may not.
 
-    `excluded` has agents that are among the targets but could not take the version.
+    `excluded` has agents that are among the targets but could not take the version;
+    `crowded` are those of them that only lack room on their disk, which may come.
     """
 
     eligible: tuple[str, ...]
     excluded: Mapping[str, str] = field(default_factory=dict)
+    crowded: frozenset[str] = frozenset()
 
     @property
     def anybody(self) -> bool:
@@ -127,18 +130,21 @@ def choose(
         BadQuery: the rollout's query cannot be read.
     """
     query = None if rollout.query is None else read_query(rollout.query)
-    eligible, excluded = [], {}
+    eligible, excluded, crowded = [], {}, set()
     named = devices if rollout.targets is None else rollout.targets & devices.keys()
     for agent in sorted(named):
         device = devices[agent]
         if not _matches(query, device, labels):
             continue
-        reason = _why_not(rollout, device, needs)
+        unfit = _why_not(rollout, device, needs)
+        reason = unfit or _why_no_room(rollout, device, needs)
         if reason is None:
             eligible.append(agent)
-        else:
-            excluded[agent] = reason
-    return Chosen(tuple(in_order(rollout, eligible)), excluded)
+            continue
+        excluded[agent] = reason
+        if unfit is None:
+            crowded.add(agent)
+    return Chosen(tuple(in_order(rollout, eligible)), excluded, frozenset(crowded))
 
 
 def plan(
@@ -279,13 +285,25 @@ def _why_not(rollout: Rollout, device: Device, needs: Needs) -> str | None:
             f"it takes no epoch under {slot.floor}; this version is of {rollout.epoch}: "
             "publish it under a new version"
         )
-    if slot is not None and slot.active == rollout.version:
+    return None
+
+
+def _why_no_room(rollout: Rollout, device: Device, needs: Needs) -> str | None:
+    """Why there is no room for it on the disk now, or None."""
+    slot = device.slot(rollout.model)
+    if slot is not None and _holds(rollout, slot):
         return None
-    free_mb = _number(facts.get("free_disk_mb"))
+    free_mb = _number(device.facts.get("free_disk_mb"))
     needed_mb = SPACE_FACTOR * needs.size_bytes / MB
     if free_mb is not None and free_mb < needed_mb:
         return f"its disk has {free_mb:g} MB free; the bundle needs {needed_mb:.0f}"
     return None
+
+
+def _holds(rollout: Rollout, slot: SlotReport) -> bool:
+    """Whether the version is on its disk, so that it asks for no more room."""
+    shadow = slot.state == "shadow" and slot.staged == rollout.version
+    return shadow or slot.active == rollout.version
 
 
 def _number(text: str | None) -> float | None:

@@ -151,9 +151,11 @@ class Inventory:
                 return
 
     def _record(self, said: Sequence[Said]) -> None:
-        now_ms = self._clock.wall_ms()
         reporting = {each.agent for each in said}
         with self._database.writing() as ledger:
+            # Not before: whoever waits for the lock may wait while the clock is set back,
+            # and what is of another time would be brought to now by nobody any more.
+            now_ms = self._clock.wall_ms()
             known = ledger.devices_named(reporting)
             for agent in sorted(reporting - known.keys()):
                 log.info("new agent", agent=agent)

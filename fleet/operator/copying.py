@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fleet.adapters.state.database import FleetDatabase
 from fleet.adapters.state.ledger import Ledger
@@ -56,11 +57,14 @@ def copy_state(
         BadOrder: the target is the source, or is not empty; nothing was changed.
         DatabaseUnavailable: one of them cannot be used; the target is as it was.
     """
-    if source.place == target.place:
+    if _are_same(source.place, target.place):
         raise BadOrder(f"{source.place} is where the state is already: copy elsewhere")
     # The target commits first: what is on record in the source has happened.
     with source.writing() as there, target.writing() as here:
         _check_empty(here, target.place)
+        # Each waits while the other is read, and the source while all is compared.
+        there.take_time()
+        here.take_time()
         place = {"from": source.place, "to": target.place}
         there.record(who, "state.copy", target.place, place, at_ms=now_ms)
         written = _copy(there, here, moved)
@@ -74,6 +78,12 @@ def copy_state(
             tuple(faults(here.audit())),
             max((each.last_seen_ms for each in devices), default=None),
         )
+
+
+def _are_same(one: str, other: str) -> bool:
+    """Whether both are one place, or one file by two names."""
+    here, there = Path(one), Path(other)
+    return one == other or (here.exists() and there.exists() and here.samefile(there))
 
 
 def _check_empty(here: Ledger, place: str) -> None:

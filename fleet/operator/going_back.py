@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fleet.adapters.registry import Registry
 from fleet.adapters.state.ledger import Ledger
+from fleet.core.machine import NEXT, Event
 from fleet.core.orders import BadOrder
 from fleet.core.rollouts import Course, Rollout
 
@@ -28,11 +29,17 @@ def check_way_back(ledger: Ledger, registry: Registry, rollout: Rollout) -> None
     newer = _newer_of_all(ledger, rollout, course)
     name = f"rollout {rollout.generation} of {rollout.model} {rollout.version}"
     if newer is not None:
+        state = ledger.rollout_states()[newer.generation]
+        # Nothing leads back from one that has gone back itself.
+        instead = (
+            f"roll that one back (overspill rollout rollback {newer.generation}), or "
+            if (state, Event.ROLL_BACK) in NEXT
+            else ""
+        )
         raise BadOrder(
             f"{name}: its agents follow rollout {newer.generation} of {newer.model} "
-            f"{newer.version} by now, so nobody would go back: roll that one back "
-            f"(overspill rollout rollback {newer.generation}), or start a rollout of "
-            "the version to serve"
+            f"{newer.version} ({state.value.replace('_', ' ')}) by now, so nobody would "
+            f"go back: {instead}start a rollout of the version to serve"
         )
     back = rollout.way_back
     if back is None or all(each.shadow for each in course.told.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,6 +140,26 @@ def test_a_copy_comes_back_the_same(
         assert len(ledger.devices()) == 1199
 
 
+def test_a_server_that_ends_idle_transactions_waits_for_the_comparison(
+    tmp_path: Path, source: FleetDatabase, postgres: PrivatePostgres
+) -> None:
+    place = postgres.fresh()
+    copied_to(source, place)
+    impatient = f"{place}{'&' if '?' in place else '?'}options=-c%20idle_in_transaction_session_timeout%3D200"
+
+    def compares(done: int, of: int) -> None:
+        if done == of:
+            time.sleep(0.5)  # what millions of rows take
+
+    with (
+        FleetDatabase(impatient) as there,
+        FleetDatabase(tmp_path / "back.db") as back,
+    ):
+        copied = copy_state(there, back, who="a", now_ms=NOW_MS, moved=compares)
+        with there.reading() as ledger:
+            assert ledger.audit_head() == copied.head
+
+
 def test_a_database_with_something_in_it_is_not_written_over(
     tmp_path: Path, source: FleetDatabase
 ) -> None:
@@ -148,6 +169,9 @@ def test_a_database_with_something_in_it_is_not_written_over(
         copied_to(source, str(tmp_path / "other.db"))
     with pytest.raises(BadOrder, match="is where the state is already"):
         copied_to(source, str(tmp_path / "old.db"))
+    (tmp_path / "by-another-name.db").symlink_to(tmp_path / "old.db")
+    with pytest.raises(BadOrder, match="is where the state is already"):
+        copied_to(source, str(tmp_path / "by-another-name.db"))
     with source.reading() as ledger:
         assert ledger.row_counts()["audit"] == 20
 

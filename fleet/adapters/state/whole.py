@@ -23,6 +23,13 @@ class WholePages:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    def take_time(self) -> None:
+        """Let this transaction wait for what is done elsewhere, however long."""
+        if self._connection.dialect.name == "postgresql":
+            self._connection.exec_driver_sql(
+                "SET LOCAL idle_in_transaction_session_timeout = 0"
+            )
+
     def row_counts(self) -> dict[str, int]:
         """How many rows each table has, by its name."""
         return {

@@ -237,8 +237,27 @@ def test_only_a_rollback_that_would_bring_nobody_back_is_refused_with_what_to_do
     say("rollout", "start", "fashion", "7", "--agents", "agent-1", *at_once)
     say("rollout", "abort", "fashion")
     followed = failure(say("rollout", "rollback", "1"))
-    assert "its agents follow rollout 5 of fashion 7 by now" in followed
+    assert "its agents follow rollout 5 of fashion 7 (aborted) by now" in followed
     assert "overspill rollout rollback 5" in followed
+    # From one that has gone back itself nothing leads back: that is not offered.
+    say("rollout", "rollback", "5")
+    followed = failure(say("rollout", "rollback", "1"))
+    assert "follow rollout 5 of fashion 7 (rolling back) by now" in followed
+    assert "overspill rollout rollback" not in followed
+    assert "start a rollout of the version to serve" in followed
+
+
+def test_a_rollout_that_ended_as_it_began_is_told_as_a_failure(
+    say: Say, source: Source, home: Path
+) -> None:
+    for version in ("1", "2"):
+        say("model", "publish", source(version))
+    report(home, "agent-1", slot("1", floor=99))
+    came = say("rollout", "start", "fashion", "2", "--agents", "agent-1")
+    assert came.exit_code == 1
+    assert (
+        "was aborted: none of its agents is left: agent-1 (it takes no" in came.stderr
+    )
 
 
 def test_what_was_stored_and_not_recorded_is_on_record_after_the_next_try(

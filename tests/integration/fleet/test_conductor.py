@@ -264,6 +264,26 @@ async def test_a_clock_that_was_set_back_holds_no_rollout_up(
     assert home.course(one).state is not RolloutState.RUNNING
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_clock_that_was_set_forward_ends_no_rollout_before_its_agents(
+    home: Home, restarted: bool
+) -> None:
+    home.reports(*AGENTS)
+    one = home.start(gates=(SUCCESS,), max_parallel=1)
+    conductor = home.conductor()
+    await conductor.look()
+    home.reports(*home.course(one).told)
+    home.clock.jump_wall(86_400)
+    conductor = home.conductor() if restarted else conductor
+    await conductor.look()
+    assert home.course(one).state is RolloutState.RUNNING
+    assert len(home.course(one).told) == 1
+    home.reports(*AGENTS)
+    conductor.heard(AGENTS)
+    await conductor.look()
+    assert len(home.course(one).told) == 2
+
+
 def test_a_command_after_an_outage_blames_nobody_and_sends_nobody_back(
     home: Home,
 ) -> None:

@@ -115,6 +115,13 @@ def test_what_was_taken_back_is_never_begun_again_by_itself(
     assert changes(one, there=[gone, begun(3, one)]) == [Change.NONE]
 
 
+def test_what_is_said_to_begin_it_again_is_for_the_same_agents() -> None:
+    one = declared(agents=["b", "a"], where="site=lyon and has x")
+    gone = begun(1, one, RolloutState.ABORTED)
+    (change,) = compare(DeclaredFleet(rollouts=(one,)), {}, (), [gone]).rollouts
+    assert "--agents a,b --where 'site=lyon and has x'`" in change.reason
+
+
 def test_what_a_newer_rollout_for_more_agents_took_is_begun_again() -> None:
     canary = declared(where="group=canary", version="3")
     there = [begun(1, canary), begun(2, declared())]

@@ -17,6 +17,7 @@ from fleet.core.machine import (
     WrongMove,
     order,
 )
+from fleet.core.plan import Needs
 from fleet.core.rollouts import (
     LIVE,
     AgentState,
@@ -273,6 +274,17 @@ def test_a_rollout_whose_named_agents_are_all_gone_ends_and_says_why(
     assert ("it takes no epoch under 9" in reason) is not told
 
 
+def test_a_rollout_whose_named_agents_lack_room_waits_for_it() -> None:
+    fleet = Small(["a0"], needs={("fashion", "2"): Needs(size_bytes=10_000_000)})
+    fleet.knows("a0", free_disk_mb="1")
+    one = fleet.start(targets=frozenset({"a0"}))
+    fleet.run(looks=3)
+    assert (state(fleet, one), fleet.told(one)) == (R.RUNNING, set())
+    fleet.knows("a0", free_disk_mb="900")
+    fleet.run(looks=3)
+    assert state(fleet, one) is R.DONE
+
+
 def test_a_rollout_whose_agents_several_newer_ones_took_is_superseded() -> None:
     fleet = Small(TEN)
     one = fleet.start(targets=frozenset({"a0", "a1", "a2"}))
@@ -313,6 +325,27 @@ def test_no_wave_soaks_while_nobody_is_heard() -> None:
     fleet.passes(600)
     fleet.look(listening_since_ms=since_ms)
     assert len(fleet.told(one)) == 10
+
+
+def test_whom_there_was_no_time_to_hear_is_waited_for_before_it_is_done() -> None:
+    """The fleet itself was away, or its clock was set forward: nobody seems to be there."""
+    fleet = Small(TEN)
+    one = fleet.start(max_parallel=1)
+    fleet.look()
+    fleet.obey(*fleet.told(one))
+    fleet.passes(3600, heard=[])
+    since_ms = fleet.now_ms
+    for _ in range(3):
+        fleet.look(listening_since_ms=since_ms)
+        fleet.passes(29, heard=[])
+    assert (state(fleet, one), len(fleet.told(one))) == (R.RUNNING, 1)
+    here = sorted(set(TEN) - fleet.told(one))[:2]
+    for _ in range(4):
+        fleet.passes(1, heard=here)
+        fleet.look(listening_since_ms=since_ms)
+        fleet.obey(*fleet.told(one))
+    # Who has not reported by now is away, and holds nobody up.
+    assert (state(fleet, one), len(fleet.told(one))) == (R.DONE, 3)
 
 
 def bad_after(version: str) -> Any:
@@ -457,6 +490,20 @@ def test_a_shadow_runs_first_and_the_same_agents_then_serve() -> None:
     fleet.run(looks=10)
     assert state(fleet, one) is R.DONE
     assert fleet.told(one) == set(TEN)
+
+
+def test_a_rollout_that_nobody_serves_after_its_shadow_is_not_done() -> None:
+    fleet = Small(TEN)
+    one = fleet.start(waves=(Wave(shadow=True, soak_s=100), Wave()))
+    fleet.look()
+    fleet.obey()
+    fleet.look()
+    fleet.passes(101, heard=[])
+    fleet.look()
+    assert (state(fleet, one), fleet.course(one).wave) == (R.RUNNING, 1)
+    fleet.run(looks=3)
+    assert state(fleet, one) is R.DONE
+    assert not any(each.shadow for each in fleet.course(one).told.values())
 
 
 def test_an_aborted_shadow_leaves_agents_with_what_they_served() -> None:

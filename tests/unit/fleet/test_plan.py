@@ -57,6 +57,9 @@ TOO_OLD = (
         ({"free_disk_mb": "29"}, {}, "its disk has 29 MB free; the bundle needs 30"),
         ({"free_disk_mb": "30"}, {}, None),
         ({"free_disk_mb": "0"}, {"active": "2"}, None),
+        # It is there already, and nobody would ever serve it after its shadow.
+        ({"free_disk_mb": "0"}, {"staged": "2", "state": "shadow"}, None),
+        ({"free_disk_mb": "0"}, {"staged": "3", "state": "shadow"}, "its disk has 0 MB free; the bundle needs 30"),
         ({}, {"floor": 4}, TOO_OLD),
         ({}, {"floor": 3}, None),
     ],

@@ -17,6 +17,7 @@ from broker.node import Node, NodeInfo
 from broker.node_info import save_info
 from broker.ports import free_port as choose_port
 from tests.acceptance.processes import agent, one_line, said
+from tests.consumed import until_consumed
 from tests.integration.edge_agent.edge import (
     ROOT,
     SHIRT,
@@ -104,6 +105,10 @@ async def test_rabbitmq_may_come_late_and_go_at_any_time_and_every_spill_is_answ
             await answered_by_the_cloud(cam, before)
             drained = await daemon.until_status(lambda each: not each["outbox"]["open"])
             assert drained["cloud"] == {"configured": True, "up": True, "error": None}
+
+            # After a kill while a worker was just declaring a quorum queue, RabbitMQ 3.10
+            # was seen to leave that queue without a leader, and its consumers waiting.
+            await until_consumed(planned.amqp_url("worker"), "copy", "fashion")
 
             # It goes as in a power cut, with requests and results on their way.
             during = [f"during-{number}" for number in range(60)]

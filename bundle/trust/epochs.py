@@ -2,7 +2,7 @@
 
 TUF keeps anybody from replaying old metadata, but newer metadata may still name an
 older model. Each seal therefore carries an epoch, which only grows for a model; a
-device keeps the epoch of what it last committed as its floor.
+device keeps a floor, which rises with what it commits (`edge_agent/core/slots.py`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,3 @@ def next_epochs(last: int, *, way_back: bool) -> Epochs:
     """
     own = last + 1
     return Epochs(own, own + 1 if way_back else None)
-
-
-def below_floor(epoch: int, floor: int) -> bool:
-    """Whether a seal of this epoch would be a downgrade."""
-    return epoch < floor
-
-
-def raised(floor: int, committed: int) -> int:
-    """The floor after a version of epoch `committed` has passed its probation."""
-    return max(floor, committed)

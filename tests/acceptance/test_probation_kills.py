@@ -10,30 +10,21 @@ import pytest
 
 from broker.messages import UpdatePolicy
 from edge_agent.adapters.model_store import ModelStore
-from edge_agent.core.slots import Slots, State
+from edge_agent.core.slots import State
 from tests.acceptance.processes import agent
-from tests.integration.edge_agent.edge import tiny
+from tests.integration.edge_agent.edge import on_probation
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(60)]
 
 
 @pytest.fixture
-def on_probation(short_tmp: Path) -> None:
+def swapped(short_tmp: Path) -> None:
     """Version 2 was swapped in by a process that did not outlive it."""
-    store = ModelStore(short_tmp / "agent" / "models")
-    store.prepare()
-    for version in ("1", "2"):
-        folder = tiny(short_tmp / version, threshold=0.0)
-        path = folder / "manifest.json"
-        manifest = json.loads(path.read_text())
-        path.write_text(json.dumps({**manifest, "version": version}))
-        store.provision(folder)
-    slots = Slots("fashion", active="1", epoch=1, floor=1, state=State.SWAPPED)
-    watched = UpdatePolicy(probation_s=3600.0)
-    store.save(slots.pulling("2", 2, 2).pulled().passed(watched))
+    store, slots = on_probation(short_tmp, UpdatePolicy(probation_s=3600.0))
+    store.save(slots)
 
 
-@pytest.mark.usefixtures("on_probation")
+@pytest.mark.usefixtures("swapped")
 async def test_an_agent_that_is_killed_on_probation_comes_back_with_the_version_before(
     short_tmp: Path,
 ) -> None:

@@ -18,9 +18,12 @@ from typing import Any
 import msgpack
 
 from broker.backoff import Backoff
+from broker.messages import UpdatePolicy
 from broker.mqtt.link import MqttLink
 from broker.mqtt.target import MqttTarget
+from edge_agent.adapters.model_store import ModelStore
 from edge_agent.app import Agent
+from edge_agent.core.slots import Slots, State
 from edge_agent.settings import AgentSettings
 from tests.waiting import until
 
@@ -44,6 +47,23 @@ def pool_models(folder: Path) -> Path:
     sidecar = {name: manifest[name] for name in ("preprocess", "labels", "decision")}
     (version / "model.json").write_text(json.dumps(sidecar))
     return folder
+
+
+def on_probation(folder: Path, policy: UpdatePolicy) -> tuple[ModelStore, Slots]:
+    """Versions 1 and 2 in the store of the agent at `folder`, the second on probation.
+
+    Its slots are not saved.
+    """
+    store = ModelStore(folder / "agent" / "models")
+    store.prepare()
+    for version in ("1", "2"):
+        bundle = tiny(folder / version, threshold=0.0)
+        path = bundle / "manifest.json"
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({**manifest, "version": version}))
+        store.provision(bundle)
+    slots = Slots("fashion", active="1", epoch=1, floor=1, state=State.SWAPPED)
+    return store, slots.pulling("2", 2, 2).pulled().passed(policy)
 
 
 def tiny(folder: Path, *, threshold: float) -> Path:

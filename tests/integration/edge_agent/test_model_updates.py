@@ -32,8 +32,8 @@ from lifecycle.clock import SystemClock
 from tests.integration.edge_agent.edge import (
     SHIRT,
     SMALL,
+    on_probation,
     pool_models,
-    tiny,
     until_status,
     worker,
 )
@@ -201,16 +201,7 @@ def crashed(short_tmp: Path) -> Callable[[int], AgentSettings]:
     """The settings of an agent that crashed so often with version 2 on probation."""
 
     def made(starts: int) -> AgentSettings:
-        store = ModelStore(short_tmp / "agent" / "models")
-        store.prepare()
-        for version in ("1", "2"):
-            folder = tiny(short_tmp / version, threshold=0.0)
-            path = folder / "manifest.json"
-            manifest = json.loads(path.read_text())
-            path.write_text(json.dumps({**manifest, "version": version}))
-            store.provision(folder)
-        slots = Slots("fashion", active="1", epoch=1, floor=1, state=State.SWAPPED)
-        slots = slots.pulling("2", 2, 2).pulled().passed(UpdatePolicy(probation_s=99.0))
+        store, slots = on_probation(short_tmp, UpdatePolicy(probation_s=99.0))
         for _ in range(starts - 1):
             slots = slots.started()
         store.save(slots)

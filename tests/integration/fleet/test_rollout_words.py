@@ -136,9 +136,9 @@ def test_history_says_what_happened_who_did_it_and_why() -> None:
 def test_what_cannot_be_done_in_a_state_is_one_sentence_that_says_what_can() -> None:
     say("rollout", "start", "fashion", "1")
     why = say("rollout", "approve", exit_code=1).stderr
-    assert why.startswith(
+    assert why == (
         "error: rollout 1 of fashion 1 is running, so it cannot approve; "
-        "what you can do: overspill rollout abort | pause | rollback"
+        "what you can do: overspill rollout abort | pause | rollback\n"
     )
 
 

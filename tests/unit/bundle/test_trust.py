@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bundle.source import SourceUnavailable
 from bundle.trust import NotSigned, Stale, Untrusted, roles
-from bundle.trust.epochs import below_floor, next_epochs, raised
+from bundle.trust.epochs import next_epochs
 from bundle.trust.looks import Failure, Look
 from bundle.trust.moment import RELEASED_S, TimeFloor
 
@@ -29,19 +29,6 @@ def test_epochs_only_grow_and_none_is_used_twice(publishes: list[bool]) -> None:
         if epochs.way_back is not None:
             used.append(epochs.way_back)
     assert used == sorted(set(used))
-
-
-@given(st.lists(st.integers(0, 2**53), min_size=1))
-def test_a_floor_is_never_lowered_and_refuses_what_is_below(
-    committed: list[int],
-) -> None:
-    floor = 0
-    for epoch in committed:
-        after = raised(floor, epoch)
-        assert after >= floor
-        floor = after
-    assert not below_floor(floor, floor)
-    assert floor == 0 or below_floor(floor - 1, floor)
 
 
 @given(
@@ -112,9 +99,9 @@ def test_no_model_can_take_the_name_of_a_role() -> None:
 def test_a_look_tells_the_gravest_refusal_and_silence_only_when_nobody_spoke() -> None:
     silent = Failure("mqtt", "no link", None)
     Look("https", b"", [silent]).check()
-    with pytest.raises(SourceUnavailable, match="mqtt: no link") as raised_:
+    with pytest.raises(SourceUnavailable, match="mqtt: no link") as raised:
         Look(None, None, [silent]).check(7.0)
-    assert raised_.value.retry_after_s == 7.0
+    assert raised.value.retry_after_s == 7.0
     for refusal in (Stale, Untrusted):
         with pytest.raises(refusal, match="https: no"):
             Look(None, None, [silent, Failure("https", "no", refusal)]).check()
